@@ -71,7 +71,7 @@ def _statement(world: World, rng: random.Random) -> str:
 
 
 def _table_line(rng: random.Random) -> str:
-    a, b = rng.randint(0, 2 * LARGEST_DIGIT), rng.randint(0, LARGEST_DIGIT)
+    a, b = rng.randint(0, LARGEST_DIGIT), rng.randint(0, LARGEST_DIGIT)
     return f"{a}+{b}={a + b}." if rng.random() < 0.7 or b > a else f"{a}-{b}={a - b}."
 
 
