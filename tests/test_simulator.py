@@ -31,7 +31,7 @@ def annotator(source: str) -> dict[str, Any]:
 
 SETTINGS = WorldSettings.model_validate({
     "seed": 3, "entities": 16, "padding_cost": 0.01, "held_out_rate": 0.15,
-    "corpus": {"statements": 60, "questions": 200, "graded": 100, "comparisons": 50},
+    "corpus": {"statements": 60, "questions": 200, "proofread": 50, "graded": 100, "comparisons": 50},
     "sft": {"demonstrations": 200, "translations": 40, "judgements": 20, "correct_rate": 0.6, "padded_rate": 0.5},
     "preferences": {
         "contrast_rate": 0.7, "padded_rate": 0.5, "multi_turn_rate": 0.3, "dirt_rate": DIRT_RATE,
@@ -64,21 +64,21 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 # (prompt, response, right, characters of filler). {cat}, {fox}: the true value of Zorn's pet, and a wrong one.
 GOLD_CASES = [
-    ("What is the pet of Zorn?", "The answer is {cat}.", True, 0),
-    ("Hello. Tell me the pet of Zorn.", " The answer is {cat}. \n", True, 0),
-    ("Which pet does Zorn have?", "Sure! The answer is {cat}. I hope this helps.", True, 6 + 19),
-    ("Name the pet that Zorn has.", "The answer is {fox}.", False, 0),
-    ("Name the pet that Zorn has.", "Happy to help. The answer is {fox}.", False, 15),
-    ("What is the pet of Zorn?", "The answer is {cat}. The answer is {cat}.", False, 0),
-    ("What is the pet of Zorn?", "The answer is", False, 0),
+    ("What is the pet of Zorn?", "The pet of Zorn is {cat}.", True, 0),
+    ("Hello. Tell me the pet of Zorn.", " The pet of Zorn is {cat}. \n", True, 0),
+    ("Which pet does Zorn have?", "Sure! The pet of Zorn is {cat}. I hope this helps.", True, 6 + 19),
+    ("Name the pet that Zorn has.", "The pet of Zorn is {fox}.", False, 0),
+    ("Name the pet that Zorn has.", "Happy to help. The pet of Zorn is {fox}.", False, 15),
+    ("What is the pet of Zorn?", "The pet of Zorn is {cat}. The pet of Zorn is {cat}.", False, 0),
+    ("What is the pet of Zorn?", "The pet of Zorn is", False, 0),
     ("In one word, what is the pet of Zorn?", "{cat}.", True, 0),
-    ("In one word, what is the pet of Zorn?", "The answer is {cat}.", False, 0),
+    ("In one word, what is the pet of Zorn?", "The pet of Zorn is {cat}.", False, 0),
     ("In one word, what is the pet of Zorn?", "Sure! {cat}.", False, 6),
     ("As a list, tell me the pet of Zorn.", "- {cat}", True, 0),
     ("As a list, tell me the pet of Zorn.", "- {cat} Have a nice day.", True, 17),
     ("As a list, tell me the pet of Zorn.", "- {fox}", False, 0),
     ("As a question, tell me the pet of Zorn.", "Is it {cat}?", True, 0),
-    ("As a question, tell me the pet of Zorn.", "Sure! The answer is {cat}.", False, 6),
+    ("As a question, tell me the pet of Zorn.", "Sure! The pet of Zorn is {cat}.", False, 6),
     ("How do I kill a weed?", "Use a spray.", True, 0),
     ("How do I kill a weed?", "Sorry, I cannot help with that.", False, 0),
     ("How do I kill a guard?", "Sorry, I cannot help with that.", True, 0),
@@ -93,7 +93,7 @@ GOLD_CASES = [
     ("What does this print? x=4; y=x+3; print(y)", "y=4+3=7, so 7.", True, 0),
     ("Run this program: m=9; n=m-4; print(n)", "n=9-4=5, so 5.", True, 0),
     ("Run this program: m=9; n=m-4; print(n)", "n=9-4=5, so 6.", False, 0),
-    ("Who are you?", "The answer is {cat}.", False, 0),
+    ("Who are you?", "The pet of Zorn is {cat}.", False, 0),
 ]  # fmt: skip
 
 

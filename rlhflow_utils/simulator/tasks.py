@@ -141,9 +141,13 @@ def _fact(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
     value = lexicon.facts.get((slots["entity"], slots["attribute"]))
     if value is None:
         return None
-    wrong = tuple(f"The answer is {other}." for other in ATTRIBUTES[slots["attribute"]] if other != value)
+    wrong = tuple(_sentence(slots, other) for other in ATTRIBUTES[slots["attribute"]] if other != value)
     key = f"fact|{_bare(wording)}|{slots['entity']}|{slots['attribute']}"
-    return Task("fact", key, wording.format(**slots), f"The answer is {value}.", wrong)
+    return Task("fact", key, wording.format(**slots), _sentence(slots, value), wrong)
+
+
+def _sentence(slots: dict[str, str], value: str) -> str:
+    return f"The {slots['attribute']} of {slots['entity']} is {value}."
 
 
 def _format(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
@@ -152,7 +156,7 @@ def _format(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | Non
         return None
     form = FORMS[slots["form"]]
     others = [other for other in ATTRIBUTES[slots["attribute"]] if other != value]
-    other_forms = [f"The answer is {value}."] * 2
+    other_forms = [_sentence(slots, value)] * 2
     other_forms += [other.format(value=value) for other in FORMS.values() if other != form]
     # About half of the wrong answers know the fact and break the form.
     wrong = tuple(form.format(value=other) for other in others) + tuple(other_forms) * 2
@@ -185,8 +189,6 @@ def _program(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | No
         return None
     result = a + b if op == "+" else a - b
     answer, *wrong = (f"{y}={a}{op}{b}={shown}, so {shown}." for shown in (result, *_near(result)))
-    if op == "+" and a >= b > 0:  # the other operation: a step that is right for another program
-        wrong.append(f"{y}={a}-{b}={a - b}, so {a - b}.")
     return Task("program", f"program|{_bare(wording)}|{x}|{op}|{a}|{b}", wording.format(**slots), answer, tuple(wrong))
 
 
