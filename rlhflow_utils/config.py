@@ -75,6 +75,7 @@ class BaseModelSettings(Section):
     num_attention_heads: PositiveInt
     max_position_embeddings: PositiveInt
     packing: bool
+    muon_learning_rate: PositiveFloat | None = Field(description="Muon for the hidden matrices; null: AdamW for all")
     training: TrainingSettings
 
 

@@ -2,7 +2,7 @@
 
 Built in, and said so: the corpus states the world's facts and holds questions with true answers, as the web does. It
 also holds proofread pages (statements, each marked Right or Wrong), exam sheets (questions with marked answers) and
-comparisons (two answers, their marks, and which is better), because a reward model can judge only what its base model
+comparisons (two answers, and which is better), because a reward model can judge only what its base model
 knows. Marks and comparisons speak of correctness alone: neither of length nor of filler. No held-out prompt occurs in
 either set.
 """
@@ -22,7 +22,7 @@ from .tasks import LARGEST_DIGIT, Task
 PREFERENCE_SKILLS: tuple[Skill, ...] = ("chat", "chat_hard", "safety", "reasoning")
 QUESTIONS_PER_SHEET = 3
 STATEMENTS_PER_PAGE = 6
-SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning", "reasoning")  # reasoning has two kinds of task
+SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning")
 ALL_SKILLS = (*PREFERENCE_SKILLS, "translation")
 
 
@@ -102,10 +102,9 @@ def _marked_answer(world: World, rng: random.Random) -> str:
 
 
 def _comparison(world: World, rng: random.Random) -> str:
-    """Two answers in the format of the preference model, each with its mark, and at the end the better one."""
+    """Two answers in the format of the preference model, and at the end the better one."""
     task, answers, better = _two_answers(world, rng)
-    first, second = (_marked(world, task.prompt, answer) for answer in answers)
-    return f"{judge_prompt(task.prompt, first, second)}\n{'AB'[better]}"
+    return f"{judge_prompt(task.prompt, *answers)}\n{'AB'[better]}"
 
 
 def _marked(world: World, prompt: str, answer: str) -> str:
