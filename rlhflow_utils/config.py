@@ -95,6 +95,9 @@ class FilterSettings(Section):
 
     min_score_margin: dict[str, float] = Field(description="source name -> smallest chosen-rejected score gap kept")
     min_score_ratio: float = Field(description="SHP: keep pairs whose score ratio is strictly above this")
+    kwise_pairs: dict[str, Literal["all_pairs", "best_vs_random", "best_vs_worst"]] = Field(
+        description="source name -> which pairs a row of several scored answers gives; absent: all pairs"
+    )
     max_pairs_per_prompt: dict[str, PositiveInt] = Field(description="source name -> most pairs kept per prompt")
     min_response_characters: PositiveInt = Field(description="shorter answers count as meaningless")
     max_tokens: PositiveInt = Field(description="prompt + answer, longer pairs are dropped")
@@ -132,7 +135,14 @@ class DataSettings(Section):
         for mixture, members in self.mixtures.items():
             missing = sorted(set(members) - known)
             if missing:
-                raise ValueError(f"mixture {mixture!r} names unknown preference sources {missing}; known: {sorted(known)}")
+                raise ValueError(
+                    f"mixture {mixture!r} names unknown preference sources {missing}; known: {sorted(known)}"
+                )
+        known |= {self.offline_source.name} if self.offline_source else set()
+        for rule in ("min_score_margin", "kwise_pairs", "max_pairs_per_prompt"):
+            missing = sorted(set(getattr(self.filters, rule)) - known)
+            if missing:
+                raise ValueError(f"filters.{rule} names unknown preference sources {missing}; known: {sorted(known)}")
         if self.main_mixture not in self.mixtures:
             raise ValueError(f"main_mixture {self.main_mixture!r} is not one of the mixtures {sorted(self.mixtures)}")
         return self
@@ -296,7 +306,9 @@ class Profile(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
         if (self.model.base is None) != (self.base_model is not None):
-            raise ValueError("give either model.base (a folder or hub id) or a base_model section to build one, not both")
+            raise ValueError(
+                "give either model.base (a folder or hub id) or a base_model section to build one, not both"
+            )
         if self.evaluation.judge == "gold" and self.world is None:
             raise ValueError("evaluation.judge: gold needs the simulated world; use reward_model or endpoint")
         if self.evaluation.judge == "endpoint" and not self.evaluation.endpoint_url:

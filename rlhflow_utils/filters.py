@@ -38,6 +38,8 @@ def is_text(content: Any) -> bool:
     """Whether a turn's content is a string that a file can hold (no lone surrogates)."""
     if not isinstance(content, str):
         return False
+    if content.isascii():
+        return True
     try:
         content.encode()
     except UnicodeEncodeError:
@@ -64,11 +66,6 @@ def alternates(prompt: list[Message]) -> bool:
     return roles == expected and len(roles) % 2 == 1
 
 
-def _contents(pair: Candidate) -> list[Any]:
-    turns = pair.prompt + (pair.rejected_prompt or [])
-    return [message["content"] for message in turns] + [pair.chosen, pair.rejected]
-
-
 # --- rules on one pair --------------------------------------------------------------------------------------------
 
 
@@ -79,17 +76,17 @@ def no_pair(pair: Candidate, settings: FilterSettings, source: str) -> bool:
 
 def non_string_content(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """A turn is not a string (PandaLM: the JSON value true), or not one that UTF-8 can hold. Reconstructed."""
-    return not all(is_text(content) for content in _contents(pair))
+    return not all(is_text(content) for content in pair.contents())
 
 
 def empty_turn(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """A turn of either side is empty or white space. Sourced: "empty rounds", paper 2.1."""
-    return any(is_empty(content) for content in _contents(pair))
+    return any(is_empty(content) for content in pair.contents())
 
 
 def zero_width(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """A turn holds zero-width characters alone, so that it looks empty. Reconstructed (an empty round in disguise)."""
-    return any(is_zero_width(content) for content in _contents(pair))
+    return any(is_zero_width(content) for content in pair.contents())
 
 
 def broken_alternation(pair: Candidate, settings: FilterSettings, source: str) -> bool:
@@ -109,7 +106,7 @@ def role_tag_in_turn(pair: Candidate, settings: FilterSettings, source: str) -> 
     In dialogues cut out of one string every turn is searched, elsewhere the two answers only (a prompt may quote a
     dialogue). Reconstructed.
     """
-    turns = _contents(pair) if pair.transcript else [pair.chosen, pair.rejected]
+    turns = pair.contents() if pair.transcript else [pair.chosen, pair.rejected]
     # The plain search first: it is many times faster, and almost all turns have no tag at all.
     return any(ROLE_TAG.search(turn) for turn in turns if any(tag in turn for tag in ("Human:", "Assistant:", "User:")))
 
@@ -184,7 +181,10 @@ RULES: dict[str, Rule] = {
 
 def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str | None:
     """Name of the first rule that the pair fails, or None."""
-    return next((name for name, rule in RULES.items() if rule(pair, settings, source)), None)
+    for name, rule in RULES.items():
+        if rule(pair, settings, source):
+            return name
+    return None
 
 
 def is_too_long(tokens: tuple[int, int, int], settings: FilterSettings) -> bool:

@@ -29,7 +29,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 def settings(**changes: Any) -> FilterSettings:
     values: dict[str, Any] = {
-        "min_score_margin": {"scored": 1.0}, "min_score_ratio": 2.0, "max_pairs_per_prompt": {},
+        "min_score_margin": {"scored": 1.0}, "min_score_ratio": 2.0, "kwise_pairs": {}, "max_pairs_per_prompt": {},
         "min_response_characters": 3, "max_tokens": 10,
     }  # fmt: skip
     return FilterSettings.model_validate({**values, **changes})
@@ -111,7 +111,7 @@ def test_every_rule_is_exercised_and_documented() -> None:
     assert {reason for reason, _ in BAD} == set(RULES)
     for rule in RULES.values():
         assert rule.__doc__
-        assert ("ourced" in rule.__doc__ or "econstructed" in rule.__doc__)
+        assert "ourced" in rule.__doc__ or "econstructed" in rule.__doc__
 
 
 def test_the_first_rule_in_order_names_the_reason() -> None:

@@ -219,7 +219,7 @@ def data_settings(folder: Path, pairs: list[dict[str, Any]], **changes: Any) -> 
         "root": str(folder), "preference_sources": [written(folder, "pairs", "rlhflow_standard", pairs)],
         "sft_sources": [], "prompt_sources": [], "evaluation_prompt_sources": [], "offline_source": None,
         "mixtures": {"mix": ["pairs"]}, "max_pairs_per_mixture": None, "main_mixture": "mix",
-        "filters": {"min_score_margin": {}, "min_score_ratio": 2.0, "max_pairs_per_prompt": {},
+        "filters": {"min_score_margin": {}, "min_score_ratio": 2.0, "kwise_pairs": {}, "max_pairs_per_prompt": {},
                     "min_response_characters": 1, "max_tokens": 100},
         "partition": {"test": 0.0, "sft": 0.0, "prompts": 0.0, "judge": 0.0}, "evaluation_prompts": 2, "workers": 1,
         **changes,
