@@ -1,4 +1,4 @@
-"""Command line: `python -m rlhflow_utils run|check|notebooks`."""
+"""Command line: `python -m rlhflow_utils run|check|data|pin|notebooks`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 from rlhflow_utils.config import ConfigError, parse_override
 from rlhflow_utils.runner import ChapterError, run_guide
+from rlhflow_utils.sources.reading import SourceError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ConfigError, ChapterError, RuntimeError, FileNotFoundError) as error:
+    except (ConfigError, SourceError, ChapterError, RuntimeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -33,6 +34,21 @@ def _check(options: argparse.Namespace) -> None:
     from rlhflow_utils.dry_run import check_profile
 
     check_profile(options.profile, dict(parse_override(text) for text in options.set))
+
+
+def _data(options: argparse.Namespace) -> None:
+    from rlhflow_utils.data_command import run_data
+
+    overrides = dict(parse_override(text) for text in options.set)
+    if options.data_root:
+        overrides["data.root"] = options.data_root
+    run_data(options.profile, options.out, overrides, options.published)
+
+
+def _pin(options: argparse.Namespace) -> None:
+    from rlhflow_utils.pinning import pin_profile
+
+    pin_profile(options.profile)
 
 
 def _notebooks(options: argparse.Namespace) -> None:
@@ -61,6 +77,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--profile", required=True)
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     check.set_defaults(command=_check)
+    data = commands.add_parser("data", help="build the preference data alone; print the funnel and Table 1")
+    data.add_argument("--profile", default="tiny")
+    data.add_argument("--data-root", help="folder of local data files (sets data.root)")
+    data.add_argument("--out", help="folder to write into (default: runs/<profile>-data)")
+    data.add_argument("--published", choices=("standard", "700k"), help="read the authors' filtered sets instead")
+    data.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    data.set_defaults(command=_data)
+    pin = commands.add_parser("pin", help="write the hub's commits into a profile's open revisions (online)")
+    pin.add_argument("--profile", required=True)
+    pin.set_defaults(command=_pin)
     notebooks = commands.add_parser("notebooks", help="rebuild notebooks/*.ipynb from notebooks/source/*.py")
     notebooks.add_argument("--run-dir", help="also take over the executed cells of this run")
     notebooks.set_defaults(command=_notebooks)

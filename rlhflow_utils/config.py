@@ -112,6 +112,14 @@ class PartitionSettings(Section):
     judge: float = Field(ge=0, lt=1, description="pairs for a judge RM held apart from the one that trains")
 
 
+class DecontaminationSettings(Section):
+    """How prompts that train are compared with evaluation prompts (not in the paper)."""
+
+    ngram: PositiveInt = Field(description="words of an n-gram; shorter evaluation prompts must be repeated whole")
+    min_overlap: float = Field(gt=0, le=1, description="share of an evaluation prompt's words in shared n-grams")
+    sources: list[SourceSettings] = Field(description="benchmarks held out besides the run's evaluation prompts")
+
+
 class DataSettings(Section):
     """Everything chapter 01 loads, filters, mixes and splits."""
 
@@ -127,6 +135,7 @@ class DataSettings(Section):
     filters: FilterSettings
     partition: PartitionSettings
     evaluation_prompts: PositiveInt
+    decontamination: DecontaminationSettings
     workers: PositiveInt = Field(description="processes for converting and filtering")
 
     @model_validator(mode="after")
@@ -331,7 +340,7 @@ def load_profile(name_or_path: str, overrides: dict[str, Any] | None = None, see
     Raises:
         ConfigError: the file is missing or malformed, a key is unknown, or a value has the wrong type.
     """
-    path = _profile_path(name_or_path)
+    path = profile_path(name_or_path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -382,7 +391,12 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _profile_path(name_or_path: str) -> Path:
+def profile_path(name_or_path: str) -> Path:
+    """The file of a profile, by its name in ``profiles/`` or its path.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
         path = PROFILES_FOLDER / f"{name_or_path}.yaml"

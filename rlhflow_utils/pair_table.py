@@ -37,10 +37,14 @@ EXCERPT = 200  # characters of an example
 
 @dataclass(frozen=True)
 class Measuring:
-    """What lengths are counted with: a tokenizer's folder or id, or words where there is none."""
+    """What lengths are counted with: a tokenizer's folder or id, or words where there is none.
+
+    `name` is what a reader is told: no path of this machine.
+    """
 
     tokenizer: str | None
     settings: ModelSettings | None = None
+    name: str | None = None
 
     @property
     def unit(self) -> str:
