@@ -1,9 +1,10 @@
-"""Command line: `python -m rlhflow_utils run|check|data|pin|notebooks`."""
+"""Command line: `python -m rlhflow_utils run|check|data|push-data|pin|notebooks`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from rlhflow_utils.config import ConfigError, parse_override
 from rlhflow_utils.runner import ChapterError, run_guide
@@ -45,10 +46,18 @@ def _data(options: argparse.Namespace) -> None:
     run_data(options.profile, options.out, overrides, options.published)
 
 
-def _pin(options: argparse.Namespace) -> None:
-    from rlhflow_utils.pinning import pin_profile
+def _push_data(options: argparse.Namespace) -> None:
+    from rlhflow_utils.config import HubSettings
+    from rlhflow_utils.hub import push_mixture
 
-    pin_profile(options.profile)
+    settings = HubSettings(push=True, namespace=options.namespace, private=not options.public)
+    print(push_mixture(Path(options.folder), options.mixture, settings))
+
+
+def _pin(options: argparse.Namespace) -> None:
+    from rlhflow_utils.pinning import pin
+
+    pin(options.profile)
 
 
 def _notebooks(options: argparse.Namespace) -> None:
@@ -84,8 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--published", choices=("standard", "700k"), help="read the authors' filtered sets instead")
     data.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     data.set_defaults(command=_data)
-    pin = commands.add_parser("pin", help="write the hub's commits into a profile's open revisions (online)")
-    pin.add_argument("--profile", required=True)
+    push = commands.add_parser("push-data", help="upload a finished mixture with its dataset card (online)")
+    push.add_argument("folder", help="finished folder of chapter 01, for example runs/tiny/01_preference_data")
+    push.add_argument("--mixture", required=True)
+    push.add_argument("--namespace", required=True, help="your user or organisation on the hub")
+    push.add_argument("--public", action="store_true")
+    push.set_defaults(command=_push_data)
+    pin = commands.add_parser("pin", help="write the hub's commits into every open revision (online)")
+    pin.add_argument("--profile", action="append", default=[], help="only this one (may be repeated)")
     pin.set_defaults(command=_pin)
     notebooks = commands.add_parser("notebooks", help="rebuild notebooks/*.ipynb from notebooks/source/*.py")
     notebooks.add_argument("--run-dir", help="also take over the executed cells of this run")

@@ -82,13 +82,14 @@ def with_published_sets(profile: Profile, which: str) -> Profile:
     """
     facts = load_facts()
     if which == "700k":
-        sets = {"preference_700K": facts["published"]["preference_700K"]["hub_id"]}
+        sets = {"preference_700K": facts["published"]["preference_700K"]["sets"][0]}
     else:
         sets = {name: fact["standard"] for name, fact in facts["sources"].items() if fact.get("standard")}
     sources = [
-        {"name": name, "schema": "rlhflow_standard", "hub_id": hub_id, "hub_config": None, "revision": None,
-         "split": "train", "files": [f"{hub_id.partition('/')[2]}/*"] if profile.data.root else None}
-        for name, hub_id in sets.items()
+        {"name": name, "schema": "rlhflow_standard", "hub_id": found["hub_id"], "revision": found["revision"],
+         "hub_config": None, "split": "train",
+         "files": [f"{found['hub_id'].partition('/')[2]}/*"] if profile.data.root else None}
+        for name, found in sets.items()
     ]  # fmt: skip
     filters = profile.data.filters.model_copy(update={"min_score_margin": {}, "max_pairs_per_prompt": {}})
     changes = {

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # U+200B..U+200D, U+2060 and U+FEFF take no space on the page and survive str.strip().
 ZERO_WIDTH = re.compile("[\u200b-\u200d\u2060\ufeff]")
 ROLE_TAG = re.compile(r"\b(?:Human|Assistant):|^[ \t]*User:", re.MULTILINE)
+PLACEHOLDER = re.compile(r"<\s*no\s*(?:in|out)put\s*>", re.IGNORECASE)  # left by self-instruct; found by the audit
 SHORT_WORDS = frozenset({"no", "ok", "hi"})
 
 # A rule: True where the pair must go. Arguments: the pair, the settings, the source's name.
@@ -147,7 +148,7 @@ def small_margin(pair: Candidate, settings: FilterSettings, source: str) -> bool
 
 
 def meaningless(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """An answer has no letter or digit, or is a scrap of a word ("Ye") shorter than `min_response_characters`.
+    """An answer has no letter or digit, is a scrap of a word shorter than `min_response_characters`, or a placeholder.
 
     Sourced as an aim ("meaningless samples", paper 2.1); the test is reconstructed.
     """
@@ -155,7 +156,7 @@ def meaningless(pair: Candidate, settings: FilterSettings, source: str) -> bool:
 
 
 def _is_meaningless(text: str, shortest: int) -> bool:
-    if not any(character.isalnum() for character in text):
+    if not any(character.isalnum() for character in text) or PLACEHOLDER.fullmatch(text):
         return True
     # Length alone would also take whole answers: numbers, options ("C"), abbreviations, words of other scripts, "No".
     is_scrap = len(text) > 1 and text.isascii() and text.isalpha() and not text.isupper()

@@ -4,21 +4,23 @@ A revision is never invented. Where a profile has ``revision: null``, loading wa
 writes the commit into the file, so that later runs read the same rows and weights. Only the `null` is replaced:
 comments and layout stay. ::
 
+    python -m rlhflow_utils pin                       # every profile, and the published sets named in data_cards/
     python -m rlhflow_utils pin --profile llama3-8b
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from rlhflow_utils.config import load_profile, profile_path
+from rlhflow_utils.config import PROFILES_FOLDER, load_profile, profile_path
 
 Kind = Literal["dataset", "model"]
+FACTS = PROFILES_FOLDER.parent / "data_cards" / "facts.yaml"
 
 
 @dataclass(frozen=True, order=True)
@@ -93,14 +95,15 @@ def resolve(repositories: Iterable[Repository]) -> dict[Repository, str]:
         RuntimeError: the hub cannot be reached, or a repository is missing or gated; the message names it.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    from rlhflow_utils.hub import hub_errors
 
     api, found = HfApi(), dict[Repository, str]()
     for repository in repositories:
         ask: Any = api.dataset_info if repository.kind == "dataset" else api.model_info
         try:
             found[repository] = str(ask(repository.hub_id).sha)
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        except hub_errors() as error:
             reason = " ".join(str(error).split())[:160]
             raise RuntimeError(
                 f"cannot resolve the {repository.kind} {repository.hub_id} ({type(error).__name__}: {reason}); "
@@ -109,25 +112,42 @@ def resolve(repositories: Iterable[Repository]) -> dict[Repository, str]:
     return found
 
 
-def pin_profile(name_or_path: str) -> Path:
-    """Resolve every open revision of a profile and write them into its file.
+def pin_files(paths: Sequence[Path]) -> int:
+    """Resolve every open revision of some YAML files and write the commits into them; returns how many repositories.
 
-    All are resolved before anything is written, so that a profile is pinned as a whole or not at all.
+    All are resolved before anything is written, so that the files are pinned together or not at all.
 
     Raises:
-        ConfigError: the profile is not valid.
         RuntimeError: a repository cannot be resolved.
     """
-    load_profile(name_or_path)
-    path = profile_path(name_or_path)
-    text = path.read_text(encoding="utf-8")
-    repositories = list(dict.fromkeys(place.repository for place in open_revisions(text)))
-    revisions = resolve(repositories)
-    path.write_text(pin_text(text, revisions), encoding="utf-8")
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
+    places = [place.repository for text in texts.values() for place in open_revisions(text)]
+    revisions = resolve(dict.fromkeys(places))
+    for path, text in texts.items():
+        path.write_text(pin_text(text, revisions), encoding="utf-8")
+        left = [line for line in (_shared_revision(text),) if line]
+        print(f"{path.name}: {len(open_revisions(text))} revisions pinned", *left, sep="; ")
     for repository, commit in revisions.items():
-        print(f"{repository.kind} {repository.hub_id}: {commit}")
-    print(f"{path.name}: {len(revisions)} repositories pinned")
-    model = yaml.safe_load(text)["model"]
-    if model["revision"] is None and model["base"] is not None and model["base"] != model["reward_base"]:
-        print("model.revision stays open: base and reward_base are two repositories and share this one key")
-    return path
+        print(f"  {repository.kind} {repository.hub_id}: {commit}")
+    return len(revisions)
+
+
+def _shared_revision(text: str) -> str | None:
+    model = (yaml.safe_load(text) or {}).get("model")
+    if not model or model["revision"] is not None or model["base"] in (None, model["reward_base"]):
+        return None
+    return "model.revision stays open: base and reward_base are two repositories and share this one key"
+
+
+def pin(names: Sequence[str]) -> int:
+    """Pin the named profiles; without names, every profile and the published sets of ``data_cards/facts.yaml``.
+
+    Raises:
+        ConfigError: a profile is not valid.
+        RuntimeError: a repository cannot be resolved.
+    """
+    paths = [profile_path(name) for name in names] or [*sorted(PROFILES_FOLDER.glob("*.yaml")), FACTS]
+    for path in paths:
+        if path != FACTS:
+            load_profile(str(path))
+    return pin_files(paths)

@@ -77,6 +77,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("meaningless", {"rejected": "..."}),
     ("meaningless", {"chosen": "| | |"}),
     ("meaningless", {"rejected": "Ye"}),
+    ("meaningless", {"rejected": "<nooutput>"}),
+    ("meaningless", {"chosen": " < No Input >\n"}),
 ]
 
 GOOD: list[dict[str, Any]] = [
@@ -88,6 +90,7 @@ GOOD: list[dict[str, Any]] = [
     {"prompt": [{"role": "user", "content": "Go on: Human: hi"}]},  # a prompt may quote a dialogue
     {"chosen": "class Administrator:\n  pass"},
     {"chosen": "63"},
+    {"chosen": "It prints <nooutput> twice."},
     {"chosen": "C"},
     {"chosen": "No"},
     {"chosen": "UK"},
