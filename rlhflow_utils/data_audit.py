@@ -73,7 +73,7 @@ def _write_sheet(
     with path.open("w", encoding="utf-8") as file:
         for pair in read_candidates(source, root):
             if pair.row_id in wanted:
-                line = {"row_id": pair.row_id, "fate": wanted[pair.row_id], "prompt": pair.prompt}
+                line: dict[str, Any] = {"row_id": pair.row_id, "fate": wanted[pair.row_id], "prompt": pair.prompt}
                 line |= {"chosen": pair.chosen, "rejected": pair.rejected, "chosen_score": pair.chosen_score,
                          "rejected_score": pair.rejected_score, "evidence": pair.evidence}  # fmt: skip
                 file.write(json.dumps(line, ensure_ascii=True) + "\n")

@@ -29,9 +29,11 @@ from rlhflow_utils.prompt_data import (
     keep_chosen,
     prompts_of_pairs,
     prompts_of_sources,
+    seeded_order,
     write_prompts,
     write_sft,
 )
+from rlhflow_utils.prompt_map import prompt_map
 from rlhflow_utils.source_statistics import table1_of
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from rlhflow_utils.config import DataSettings, PartitionSettings
     from rlhflow_utils.manifest import Stage
 
+MAP_PROMPTS = 1500  # points of the prompt map
 PARTITIONS = ("test", "sft", "prompts", "judge", "train")
 TRAINS = ("sft", "judge", "train")  # partitions whose texts enter a loss: evaluation prompts must not be among them
 
@@ -118,7 +121,7 @@ def build_preference_data(stage: Stage) -> None:
     hub) and `base` (a stage with `model/`, whose tokenizer measures lengths; else the one of `model.base`; else lengths
     are words and `max_tokens` is not enforced). Writes a Dataset per mixture, `test`, `judge` (where its share is above
     0), `sft`, `prompts`, `evaluation_prompts`, `nectar` (where there is an offline source), and `funnel.json`,
-    `table1.json`, `decontamination.json`, `dropped.jsonl`, `examples.json`.
+    `table1.json`, `decontamination.json`, `prompt_map.json`, `dropped.jsonl`, `examples.json`.
 
     Raises:
         ValueError: a source cannot be read, or a mixture or the prompts come out empty.
@@ -142,6 +145,7 @@ def build_preference_data(stage: Stage) -> None:
     mixtures = _write_mixtures(stage, settings, splits)
     _write_nectar(stage, measuring, root, work, held_out, flows["nectar"])
     write_json(stage.out / "decontamination.json", held_out.to_json())
+    write_json(stage.out / "prompt_map.json", _prompt_map(splits, stage.seed))
     _report(stage, sources, splits, flows, mixtures, measuring)
     shutil.rmtree(work)
 
@@ -258,6 +262,21 @@ def _write_nectar(
     kept = keep_apart(pairs, range(len(pairs.openings)), held_out, funnel, "nectar")
     funnel.keep(source.name, len(kept))
     _save(stage, "nectar", pairs.load().select(kept))
+
+
+def _prompt_map(splits: Splits, seed: int) -> list[dict[str, Any]]:
+    """Fig. 7 over at most `MAP_PROMPTS` prompts, as many from each source."""
+    prompts: list[tuple[str, str]] = []
+    for source in splits.sources:
+        held = splits.positions[source.name]["train"]
+        drawn = sorted(seeded_order([source.row_ids[i] for i in held], seed)[: MAP_PROMPTS // len(splits.sources)])
+        if drawn:
+            rows = source.load().select_columns("prompt").select([held[i] for i in drawn])
+            prompts += [(source.name, row["prompt"][-1]["content"]) for row in rows]
+    try:
+        return prompt_map(prompts, seed)
+    except ValueError:
+        return []  # a handful of hand-written prompts: nothing to draw
 
 
 def _report(
