@@ -80,8 +80,10 @@ class NgramIndex:
         if short is not None:
             return self._texts[short][0], 1.0, " ".join(words)[:EXCERPT]
         covered: dict[int, set[int]] = defaultdict(set)
-        for start in range(len(words) - self._size + 1):
-            for number, position in self._places.get(tuple(words[start : start + self._size]), ()):
+        # Each n-gram once: a text that repeats one word thousands of times would take minutes.
+        starts = range(len(words) - self._size + 1)
+        for gram in dict.fromkeys(tuple(words[start : start + self._size]) for start in starts):
+            for number, position in self._places.get(gram, ()):
                 covered[number].update(range(position, position + self._size))
         if not covered:
             return None

@@ -32,7 +32,7 @@ def llmbar(row_id: str, row: Row) -> list[Candidate]:
 
 def humanevalpack(row_id: str, row: Row) -> list[Candidate]:
     """bigcode/humanevalpack: the canonical solution against the buggy one; the subset is the file's name (language)."""
-    prompt = get(row, "prompt")
+    prompt = get_text(row, "prompt")
     texts = get_text(row, "canonical_solution"), get_text(row, "buggy_solution")
     chosen, rejected = (f"{prompt}{text}" for text in texts)  # RewardBench's answers repeat the declaration
     extra = {"subset": f"hep-{row_id.rpartition(':')[0]}", "id": get(row, "task_id")}

@@ -21,6 +21,7 @@ from rlhflow_utils.sources.records import (
     get,
     get_list,
     get_one_of,
+    joined,
     number,
     user_turn,
 )
@@ -119,8 +120,9 @@ def fine_grained_rlhf(row_id: str, row: Row) -> list[Candidate]:
 
     All six are candidates. The prompt is the passages the answer must rest on, then the question.
     """
-    passages = ["\n".join(str(line) for line in _as_list(passage)) for passage in get_list(row, "passages")]
-    prompt = user_turn("\n\n".join([*passages, f"Question: {get(row, 'question')}"]))
+    passages = [joined("\n", _as_list(passage)) for passage in get_list(row, "passages")]
+    question = joined("", ["Question: ", get(row, "question")])
+    prompt = user_turn(joined("\n\n", [*passages, question]))
     preferences = get_list(row, "preference")
     if len(preferences) != len(COMPARISONS):
         raise FieldError(f"field 'preference' must hold 6 comparisons, found {len(preferences)}")

@@ -153,9 +153,15 @@ def number(value: Any) -> float | None:
         return None
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # OverflowError: an integer of hundreds of digits
         return None
     return result if abs(result) < float("inf") else None  # also refuses NaN
+
+
+def joined(separator: str, parts: Sequence[Any]) -> Any:
+    """The parts as one string; where one of them is no string, that part instead, for the filters to count."""
+    odd = [part for part in parts if not isinstance(part, str)]
+    return odd[0] if odd else separator.join(parts)
 
 
 def user_turn(content: Any) -> list[Message]:
