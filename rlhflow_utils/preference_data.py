@@ -265,10 +265,10 @@ def _write_nectar(
 
 
 def _prompt_map(splits: Splits, seed: int) -> list[dict[str, Any]]:
-    """Fig. 7 over at most `MAP_PROMPTS` prompts, as many from each source."""
+    """Fig. 7 over at most `MAP_PROMPTS` prompts, as many from each source, each opening once."""
     prompts: list[tuple[str, str]] = []
     for source in splits.sources:
-        held = splits.positions[source.name]["train"]
+        held = list({source.openings[i]: i for i in reversed(splits.positions[source.name]["train"])}.values())
         drawn = sorted(seeded_order([source.row_ids[i] for i in held], seed)[: MAP_PROMPTS // len(splits.sources)])
         if drawn:
             rows = source.load().select_columns("prompt").select([held[i] for i in drawn])

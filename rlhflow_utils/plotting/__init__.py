@@ -26,8 +26,8 @@ from rlhflow_utils.plotting.policies import (
 )
 
 __all__ = [
-    "ablation_forest", "calibration_curves", "chapter_times", "funnel", "label_noise", "length_bias", "length_distributions",
-    "loss_curves", "mixture_composition", "pair_length_change", "policy_bars", "prompt_map", "proxy_against_gold", "response_lengths",
-    "reward_gap_histogram", "reward_histogram", "rewardbench_bars", "rewardbench_subsets", "win_rate_against_length",
-    "win_rate_over_iterations",
+    "ablation_forest", "calibration_curves", "chapter_times", "funnel", "label_noise", "length_bias",
+    "length_distributions", "loss_curves", "mixture_composition", "pair_length_change", "policy_bars", "prompt_map",
+    "proxy_against_gold", "response_lengths", "reward_gap_histogram", "reward_histogram", "rewardbench_bars",
+    "rewardbench_subsets", "win_rate_against_length", "win_rate_over_iterations",
 ]  # fmt: skip
