@@ -119,10 +119,19 @@ def _json(stream: IO[bytes]) -> Iterator[Any]:
 
 def _csv(stream: IO[bytes]) -> Iterator[Any]:
     csv.field_size_limit(sys.maxsize)
-    for row in csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True):
+    for row in csv.DictReader(_csv_lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")), strict=True):
         if None in row or None in row.values():
             raise ValueError("a line has more or fewer fields than the header")
         yield row
+
+
+def _csv_lines(stream: io.TextIOWrapper) -> Iterator[str]:
+    # A last field that was cut short looks like a whole one; published files do lack the line break that would tell.
+    for line in stream:
+        if not line.endswith(("\n", "\r")):
+            name = Path(stream.name).name
+            logging.getLogger(__name__).warning("%s ends without a line break: its last row may be cut short", name)
+        yield line
 
 
 def _parquet(stream: IO[bytes]) -> Iterator[Any]:
