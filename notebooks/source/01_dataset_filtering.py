@@ -19,6 +19,8 @@ OVERRIDES = {}
 # %%
 import inspect
 import json
+from collections import Counter
+from pathlib import Path
 
 from datasets import load_from_disk
 from IPython.display import Markdown, display
@@ -85,6 +87,8 @@ by_hand.add([("question", [{"role": "user", "content": "How many legs has a spid
 for text in ("how many legs has a spider with ONE leg missing?", "Say: how many legs has a spider with one leg missing",
              "How many legs has a beetle?", "Has a spider eyes?"):  # fmt: skip
     print(by_hand.reason("by hand", "example", "0", [{"role": "user", "content": text}]) or "kept", "|", text)
+for match in by_hand.matches:
+    print(f"{match.overlap:.0%} of the {match.evaluation_id}: {match.shared!r}")
 
 # %% [markdown]
 # ## The full run
@@ -192,9 +196,13 @@ print("all checks hold")
 
 # %%
 if run.profile.world:
-    planted = json.loads((root / "planted_dirt.json").read_text(encoding="utf-8"))
-    dropped_rows = [json.loads(line) for line in (data.path / "dropped.jsonl").read_text(encoding="utf-8").splitlines()]
-    print(f"{len(planted)} rows planted as dirt; {len(dropped_rows)} rows dropped over all flows, all listed in dropped.jsonl")
+    planted = Counter()
+    for entry in json.loads((root / "planted_dirt.json").read_text(encoding="utf-8")):
+        planted[entry["source"], entry["reason"]] += entry["pairs"]
+    files = {source.name: Path(source.files[0]).stem for source in settings.preference_sources}
+    found = {(files[name], reason): n for name, row in funnel["pairs"].items() for reason, n in row["dropped"].items() if n}
+    assert found == {place: n for place, n in planted.items() if place[0] in files.values()}
+    print(f"{sum(found.values())} pairs planted as dirt, and dropped for the reason they were planted for; no other was dropped")
 
 # %% [markdown]
 # ## Where we differ
