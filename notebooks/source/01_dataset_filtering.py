@@ -33,6 +33,7 @@ from rlhflow_utils.inputs import base_model, local_files
 from rlhflow_utils.manifest import StageFolder, open_run
 from rlhflow_utils.preference_data import build_preference_data
 
+# %%
 run = open_run("01_dataset_filtering", PROFILE, RUN_DIR, SEED, OVERRIDES)
 settings, caption = run.profile.data, tables.world_caption(run.profile)
 
