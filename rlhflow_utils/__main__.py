@@ -1,12 +1,14 @@
-"""Command line: `python -m rlhflow_utils run|check|notebooks`."""
+"""Command line: `python -m rlhflow_utils run|check|data|push-data|pin|notebooks`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from rlhflow_utils.config import ConfigError, parse_override
 from rlhflow_utils.runner import ChapterError, run_guide
+from rlhflow_utils.sources.reading import SourceError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ConfigError, ChapterError, RuntimeError, FileNotFoundError) as error:
+    except (ConfigError, SourceError, ChapterError, RuntimeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -33,6 +35,29 @@ def _check(options: argparse.Namespace) -> None:
     from rlhflow_utils.dry_run import check_profile
 
     check_profile(options.profile, dict(parse_override(text) for text in options.set))
+
+
+def _data(options: argparse.Namespace) -> None:
+    from rlhflow_utils.data_command import run_data
+
+    overrides = dict(parse_override(text) for text in options.set)
+    if options.data_root:
+        overrides["data.root"] = options.data_root
+    run_data(options.profile, options.out, overrides, options.published)
+
+
+def _push_data(options: argparse.Namespace) -> None:
+    from rlhflow_utils.config import HubSettings
+    from rlhflow_utils.hub import push_mixture
+
+    settings = HubSettings(push=True, namespace=options.namespace, private=not options.public)
+    print(push_mixture(Path(options.folder), options.mixture, settings))
+
+
+def _pin(options: argparse.Namespace) -> None:
+    from rlhflow_utils.pinning import pin
+
+    pin(options.profile)
 
 
 def _notebooks(options: argparse.Namespace) -> None:
@@ -61,6 +86,22 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--profile", required=True)
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     check.set_defaults(command=_check)
+    data = commands.add_parser("data", help="build the preference data alone; print the funnel and Table 1")
+    data.add_argument("--profile", default="tiny")
+    data.add_argument("--data-root", help="folder of local data files (sets data.root)")
+    data.add_argument("--out", help="folder to write into (default: runs/<profile>-data)")
+    data.add_argument("--published", choices=("standard", "700k"), help="read the authors' filtered sets instead")
+    data.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    data.set_defaults(command=_data)
+    push = commands.add_parser("push-data", help="upload a finished mixture with its dataset card (online)")
+    push.add_argument("folder", help="finished folder of chapter 01, for example runs/tiny/01_preference_data")
+    push.add_argument("--mixture", required=True)
+    push.add_argument("--namespace", required=True, help="your user or organisation on the hub")
+    push.add_argument("--public", action="store_true")
+    push.set_defaults(command=_push_data)
+    pin = commands.add_parser("pin", help="write the hub's commits into every open revision (online)")
+    pin.add_argument("--profile", action="append", default=[], help="only this one (may be repeated)")
+    pin.set_defaults(command=_pin)
     notebooks = commands.add_parser("notebooks", help="rebuild notebooks/*.ipynb from notebooks/source/*.py")
     notebooks.add_argument("--run-dir", help="also take over the executed cells of this run")
     notebooks.set_defaults(command=_notebooks)

@@ -96,6 +96,9 @@ class FilterSettings(Section):
 
     min_score_margin: dict[str, float] = Field(description="source name -> smallest chosen-rejected score gap kept")
     min_score_ratio: float = Field(description="SHP: keep pairs whose score ratio is strictly above this")
+    kwise_pairs: dict[str, Literal["all_pairs", "best_vs_random", "best_vs_worst"]] = Field(
+        description="source name -> which pairs a row of several scored answers gives; absent: all pairs"
+    )
     max_pairs_per_prompt: dict[str, PositiveInt] = Field(description="source name -> most pairs kept per prompt")
     min_response_characters: PositiveInt = Field(description="shorter answers count as meaningless")
     max_tokens: PositiveInt = Field(description="prompt + answer, longer pairs are dropped")
@@ -108,6 +111,14 @@ class PartitionSettings(Section):
     sft: float = Field(ge=0, lt=1, description="chosen answers become SFT rows")
     prompts: float = Field(ge=0, lt=1, description="prompts for generation")
     judge: float = Field(ge=0, lt=1, description="pairs for a judge RM held apart from the one that trains")
+
+
+class DecontaminationSettings(Section):
+    """How prompts that train are compared with evaluation prompts (not in the paper)."""
+
+    ngram: PositiveInt = Field(description="words of an n-gram; shorter evaluation prompts must be repeated whole")
+    min_overlap: float = Field(gt=0, le=1, description="share of an evaluation prompt's words in shared n-grams")
+    sources: list[SourceSettings] = Field(description="benchmarks held out besides the run's evaluation prompts")
 
 
 class DataSettings(Section):
@@ -125,6 +136,7 @@ class DataSettings(Section):
     filters: FilterSettings
     partition: PartitionSettings
     evaluation_prompts: PositiveInt
+    decontamination: DecontaminationSettings
     workers: PositiveInt = Field(description="processes for converting and filtering")
 
     @model_validator(mode="after")
@@ -133,7 +145,14 @@ class DataSettings(Section):
         for mixture, members in self.mixtures.items():
             missing = sorted(set(members) - known)
             if missing:
-                raise ValueError(f"mixture {mixture!r} names unknown preference sources {missing}; known: {sorted(known)}")
+                raise ValueError(
+                    f"mixture {mixture!r} names unknown preference sources {missing}; known: {sorted(known)}"
+                )
+        known |= {self.offline_source.name} if self.offline_source else set()
+        for rule in ("min_score_margin", "kwise_pairs", "max_pairs_per_prompt"):
+            missing = sorted(set(getattr(self.filters, rule)) - known)
+            if missing:
+                raise ValueError(f"filters.{rule} names unknown preference sources {missing}; known: {sorted(known)}")
         if self.main_mixture not in self.mixtures:
             raise ValueError(f"main_mixture {self.main_mixture!r} is not one of the mixtures {sorted(self.mixtures)}")
         return self
@@ -297,7 +316,9 @@ class Profile(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
         if (self.model.base is None) != (self.base_model is not None):
-            raise ValueError("give either model.base (a folder or hub id) or a base_model section to build one, not both")
+            raise ValueError(
+                "give either model.base (a folder or hub id) or a base_model section to build one, not both"
+            )
         if self.evaluation.judge == "gold" and self.world is None:
             raise ValueError("evaluation.judge: gold needs the simulated world; use reward_model or endpoint")
         if self.evaluation.judge == "endpoint" and not self.evaluation.endpoint_url:
@@ -320,7 +341,7 @@ def load_profile(name_or_path: str, overrides: dict[str, Any] | None = None, see
     Raises:
         ConfigError: the file is missing or malformed, a key is unknown, or a value has the wrong type.
     """
-    path = _profile_path(name_or_path)
+    path = profile_path(name_or_path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -371,7 +392,12 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _profile_path(name_or_path: str) -> Path:
+def profile_path(name_or_path: str) -> Path:
+    """The file of a profile, by its name in ``profiles/`` or its path.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
         path = PROFILES_FOLDER / f"{name_or_path}.yaml"
