@@ -57,6 +57,7 @@ class TrainingSettings(Section):
     warmup_ratio: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     adam_beta2: float = Field(gt=0, lt=1, description="AdamW's second-moment decay; 0.999 is the usual default")
+    muon_learning_rate: PositiveFloat | None = Field(description="Muon for the hidden matrices; null: AdamW for all")
     max_length: PositiveInt = Field(description="tokens; longer rows are dropped and counted, never truncated")
     group_by_length: bool = Field(description="batch rows of similar length together")
     gradient_checkpointing: bool
@@ -75,7 +76,6 @@ class BaseModelSettings(Section):
     num_attention_heads: PositiveInt
     max_position_embeddings: PositiveInt
     packing: bool
-    muon_learning_rate: PositiveFloat | None = Field(description="Muon for the hidden matrices; null: AdamW for all")
     training: TrainingSettings
 
 
