@@ -230,6 +230,9 @@ class EvaluationSettings(Section):
     judge: Literal["gold", "reward_model", "endpoint"]
     judge_model: str | None = Field(description="folder or id of a judge RM, or model name at the endpoint")
     endpoint_url: str | None = Field(description="OpenAI-compatible base URL (judge: endpoint)")
+    endpoint_prices: list[float] | None = Field(
+        min_length=2, max_length=2, description="dollars per million prompt and completion tokens; null: not known"
+    )
     temperature: PositiveFloat
     translation_sources: list[SourceSettings] = Field(description="exact-match task outside preferences and prompts")
     clean_margin: float = Field(ge=0, description="smallest gold gap of a test pair with a clean label (judge: gold)")

@@ -108,7 +108,9 @@ def build_judge(
         return RewardModelJudge(folder, batch_tokens)
     if not evaluation.endpoint_url or not evaluation.judge_model:
         raise ValueError("evaluation.judge: endpoint needs evaluation.endpoint_url and evaluation.judge_model")
-    return EndpointJudge(evaluation.endpoint_url, evaluation.judge_model, cache_file)
+    return EndpointJudge(
+        evaluation.endpoint_url, evaluation.judge_model, cache_file, prices=evaluation.endpoint_prices
+    )
 
 
 def judge_pairs(

@@ -206,7 +206,8 @@ def _stage_judge(stage: Stage) -> Judge:
         stage.profile.world,
         own / "model" if own else None,
         stage.profile.reward_model.batch_tokens,
-        cache_file=stage.out / "judge_cache.jsonl",
+        # Beside the stages, not in this one's folder: a stage that runs again asks nothing that was asked before.
+        cache_file=stage.inputs["policy"].parent / "judge_cache.jsonl",
     )
 
 
