@@ -132,7 +132,9 @@ class DataSettings(Section):
         for mixture, members in self.mixtures.items():
             missing = sorted(set(members) - known)
             if missing:
-                raise ValueError(f"mixture {mixture!r} names unknown preference sources {missing}; known: {sorted(known)}")
+                raise ValueError(
+                    f"mixture {mixture!r} names unknown preference sources {missing}; known: {sorted(known)}"
+                )
         if self.main_mixture not in self.mixtures:
             raise ValueError(f"main_mixture {self.main_mixture!r} is not one of the mixtures {sorted(self.mixtures)}")
         return self
@@ -299,7 +301,9 @@ class Profile(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
         if (self.model.base is None) != (self.base_model is not None):
-            raise ValueError("give either model.base (a folder or hub id) or a base_model section to build one, not both")
+            raise ValueError(
+                "give either model.base (a folder or hub id) or a base_model section to build one, not both"
+            )
         if self.evaluation.judge == "gold" and self.world is None:
             raise ValueError("evaluation.judge: gold needs the simulated world; use reward_model or endpoint")
         if self.evaluation.judge == "endpoint" and not self.evaluation.endpoint_url:

@@ -38,9 +38,7 @@ class EndpointJudge:
         max_retries: int = 5,
         workers: int = 8,
     ) -> None:
-        self.endpoint = ChatEndpoint(
-            url, model, cache_file, timeout=timeout, max_retries=max_retries, workers=workers
-        )
+        self.endpoint = ChatEndpoint(url, model, cache_file, timeout=timeout, max_retries=max_retries, workers=workers)
         self.prices = prices
 
     @property

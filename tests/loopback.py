@@ -56,7 +56,14 @@ def _response(reply: tuple[int, str] | str | dict[str, Any]) -> tuple[int, dict[
     message = {"role": "assistant", "content": reply}
     choice = reply if isinstance(reply, dict) else {"index": 0, "message": message, "finish_reason": "stop"}
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-    return 200, {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+    return 200, {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
 def _send(handler: BaseHTTPRequestHandler, status: int, body: dict[str, Any]) -> None:

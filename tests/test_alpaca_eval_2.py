@@ -81,7 +81,12 @@ def _verdict(likeliest: dict[str, float]) -> dict[str, Any]:
     tops = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in likeliest.items()]
     message = {"role": "assistant", "content": tops[0]["token"]}
     content = [{**tops[0], "top_logprobs": tops}]
-    return {"index": 0, "message": message, "finish_reason": "length", "logprobs": {"content": content, "refusal": None}}
+    return {
+        "index": 0,
+        "message": message,
+        "finish_reason": "length",
+        "logprobs": {"content": content, "refusal": None},
+    }
 
 
 def _prefers_good(number: int, prompt: str) -> Reply:
