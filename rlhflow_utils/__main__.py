@@ -1,4 +1,4 @@
-"""Command line: `python -m rlhflow_utils run|check|notebooks`."""
+"""Command line: `python -m rlhflow_utils run|check|academic|notebooks`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,29 @@ def _check(options: argparse.Namespace) -> None:
     check_profile(options.profile, dict(parse_override(text) for text in options.set))
 
 
+def _academic(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from rlhflow_utils.academic import evaluate_academic
+    from rlhflow_utils.config import load_profile
+    from rlhflow_utils.manifest import PROJECT, write_json
+
+    profile = load_profile(options.profile, {"data.root": options.data_root} if options.data_root else None)
+    results = evaluate_academic(
+        options.model,
+        PROJECT / profile.data.root if profile.data.root else None,
+        limit=options.limit,
+        dtype=profile.model.dtype,
+        confidence=profile.evaluation.confidence,
+        seed=profile.seed,
+    )
+    write_json(Path(options.out), {"profile": profile.name, "model": options.model, **results})
+    for name, task in results["tasks"].items():
+        print(f"{name}: {task['value']:.3f} ({task['ci_low']:.3f} … {task['ci_high']:.3f}), n = {task['n']}")
+    for name, reason in results["absent"].items():
+        print(f"{name}: not run here, {reason}")
+
+
 def _notebooks(options: argparse.Namespace) -> None:
     from rlhflow_utils.notebooks import publish, sync
     from rlhflow_utils.results import publish_results
@@ -61,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--profile", required=True)
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     check.set_defaults(command=_check)
+    academic = commands.add_parser("academic", help="GSM8K, MMLU, HumanEval, TruthfulQA, ARC, MBPP through lm-eval")
+    academic.add_argument("--profile", required=True)
+    academic.add_argument("--model", required=True, help="folder or hub id of the policy")
+    academic.add_argument("--out", required=True, help="JSON file for the results")
+    academic.add_argument("--data-root", help="folder of local data files (sets data.root)")
+    academic.add_argument("--limit", type=int, help="rows per task, for a smoke run")
+    academic.set_defaults(command=_academic)
     notebooks = commands.add_parser("notebooks", help="rebuild notebooks/*.ipynb from notebooks/source/*.py")
     notebooks.add_argument("--run-dir", help="also take over the executed cells of this run")
     notebooks.set_defaults(command=_notebooks)

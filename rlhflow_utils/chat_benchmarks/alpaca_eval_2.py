@@ -15,7 +15,6 @@ which is also what `summarise` reports.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

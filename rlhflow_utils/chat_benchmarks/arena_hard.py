@@ -1,12 +1,12 @@
 """Arena-Hard: 500 hard prompts, every answer judged against a baseline's in both orders (Li et al. 2024; paper 4.1).
 
 A verdict is one of five, from ``A>>B`` to ``B>>A``. As in the benchmark, a clear verdict counts as three battles, a
-tie as half a battle won and half lost, and Bradley-Terry strengths over all battles give each policy's chance of beating
-the baseline. Its score is that chance in per cent.
+tie as half a battle won and half lost, and Bradley-Terry strengths over all battles give each policy's chance of
+beating the baseline. Its score is that chance in per cent.
 
-A judge that prefers the same *place* in both orders contradicts itself. Such pairs stay in (their two battles cancel out,
-where both are clear or neither is) and are counted. Intervals come from a bootstrap over questions, a question's two
-games kept together; the benchmark resamples single battles, which makes its intervals a little too narrow.
+A judge that prefers the same *place* in both orders contradicts itself. Such pairs stay in (their two battles cancel
+out, where both are clear or neither is) and are counted. Intervals come from a bootstrap over questions, a question's
+two games kept together; the benchmark resamples single battles, which makes its intervals a little too narrow.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ MAX_TOKENS = 4096  # of a verdict with its explanation
 # The benchmark's own wording is not among our files; this asks for the same verdicts in our words.
 SYSTEM_PROMPT = (
     "You compare two assistants' answers to a user prompt. First answer the prompt yourself. Then compare both answers "
-    "with yours: find mistakes, ask whether they help, keep to the point and say what is needed; do not let the order of "
-    "the answers decide. End with one verdict in exactly one of these forms: [[A>>B]] (A is clearly better), [[A>B]] (A "
-    "is slightly better), [[A=B]] (equal), [[B>A]] (B is slightly better), [[B>>A]] (B is clearly better)."
+    "with yours: find mistakes, ask whether they help, keep to the point and say what is needed; do not let the order "
+    "of the answers decide. End with one verdict in exactly one of these forms: [[A>>B]] (A is clearly better), [[A>B]] "
+    "(A is slightly better), [[A=B]] (equal), [[B>A]] (B is slightly better), [[B>>A]] (B is clearly better)."
 )
 
 
