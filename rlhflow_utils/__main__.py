@@ -1,4 +1,4 @@
-"""Command line: `python -m rlhflow_utils run|check|academic|notebooks`."""
+"""Command line: `python -m rlhflow_utils run|check|chat|academic|notebooks`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def _check(options: argparse.Namespace) -> None:
     from rlhflow_utils.dry_run import check_profile
 
     check_profile(options.profile, dict(parse_override(text) for text in options.set))
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from rlhflow_utils.chat_benchmarks.command import run_benchmark
+    from rlhflow_utils.config import load_profile
+
+    profile = load_profile(options.profile, dict(parse_override(text) for text in options.set))
+    out = Path(options.out)
+    results = run_benchmark(options.benchmark, profile, options.model, Path(options.questions), out, options.limit)
+    for name in ("score", "win_rate", "lc_win_rate"):
+        if name in results:
+            score = results[name]
+            print(f"{options.benchmark} {name}: {score['value']:.3f} ({score['ci_low']:.3f} … {score['ci_high']:.3f})")
+    print(f"judge: {results['judge_counts']}; everything: {out / 'results.json'}")
 
 
 def _academic(options: argparse.Namespace) -> None:
@@ -84,6 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--profile", required=True)
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     check.set_defaults(command=_check)
+    chat = commands.add_parser("chat", help="AlpacaEval-2, MT-Bench or Arena-Hard with a judge behind an endpoint")
+    chat.add_argument("--benchmark", required=True, choices=["alpaca_eval", "mt_bench", "arena_hard"])
+    chat.add_argument("--profile", required=True)
+    chat.add_argument("--model", required=True, help="folder or hub id of the policy")
+    chat.add_argument("--questions", required=True, help="folder with the benchmark's files")
+    chat.add_argument("--out", required=True, help="folder for answers, verdicts and results.json")
+    chat.add_argument("--limit", type=int, help="the first so many questions")
+    chat.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a profile value")
+    chat.set_defaults(command=_chat)
     academic = commands.add_parser("academic", help="GSM8K, MMLU, HumanEval, TruthfulQA, ARC, MBPP through lm-eval")
     academic.add_argument("--profile", required=True)
     academic.add_argument("--model", required=True, help="folder or hub id of the policy")

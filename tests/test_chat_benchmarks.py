@@ -261,3 +261,78 @@ def test_arena_hard_judges_both_orders(serve: Any, capsys: pytest.CaptureFixture
     assert "4 requests (0 more are cached)" in capsys.readouterr().out
     with pytest.raises(ValueError, match="answer '9' has no question"):
         ah.judge_answers(questions, {"9": "x"}, {}, ChatEndpoint(server.url, "judge", None))
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def _questions(folder: Path) -> Path:
+    """Every benchmark's files, with two short questions each."""
+    row: dict[str, Any]
+    for name, rows in {
+        "mt-bench/question.jsonl": [{"question_id": i, "category": "stem", "turns": ["red", "blue"]} for i in (1, 2)],
+        "mt-bench/reference_answer_gpt-4.jsonl": [],
+        "mt-bench/judge_prompts.jsonl": [
+            {"name": name, "system_prompt": "s", "prompt_template": template}
+            for name, template in {
+                "single-v1": "{question} {answer}", "single-v1-multi-turn": "second {question_2} {answer_2}"
+            }.items()
+        ],
+        "arena-hard/question.jsonl": [{"question_id": i, "turns": [{"content": f"one {i}"}]} for i in "ab"],
+        "arena-hard/model_answer_gpt-4-0314.jsonl": [
+            {"question_id": i, "choices": [{"turns": [{"content": "baseline"}]}]} for i in "ab"
+        ],
+    }.items():  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reference = [{"instruction": f"poem {i}", "output": "baseline", "generator": "gpt4", "dataset": "x"} for i in "ab"]
+    (folder / "alpaca_eval").mkdir()
+    (folder / "alpaca_eval/alpaca_eval_gpt4_baseline.json").write_text(json.dumps(reference))
+    return folder
+
+
+def _judge(number: int, prompt: str) -> Reply:
+    """Prefers the policy everywhere: grade 9, then 7; never the answer that says baseline."""
+    if "Best Model Identifier" in prompt:
+        first = prompt.split('"model_identifier": "m"')[1].split('"model_identifier": "M"')[0]
+        token = "M" if "baseline" in first else "m"
+        top = {"token": token, "logprob": -0.1, "bytes": None}
+        content = [{**top, "top_logprobs": [top]}]
+        return {"index": 0, "message": {"role": "assistant", "content": token}, "finish_reason": "length",
+                "logprobs": {"content": content, "refusal": None}}  # fmt: skip
+    if "User Prompt" in prompt:
+        return "[[B>>A]]" if "Assistant A's Answer|>\nbaseline" in prompt else "[[A>>B]]"
+    return "Rating: [[7]]" if prompt.startswith("second") else "Rating: [[9]]"
+
+
+@pytest.mark.parametrize("benchmark", ["mt_bench", "arena_hard", "alpaca_eval"])
+def test_one_command_answers_judges_and_scores(
+    serve: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, benchmark: str, capsys: Any
+) -> None:
+    from rlhflow_utils.__main__ import main
+
+    if benchmark == "alpaca_eval":
+        pytest.importorskip("alpaca_eval")
+    server = serve(_judge)
+    policy, questions = save_policy(tmp_path / "policy"), _questions(tmp_path / "questions")
+    arguments = ["chat", "--benchmark", benchmark, "--profile", "slices", "--model", str(policy)]
+    arguments += ["--questions", str(questions), "--out", str(tmp_path / "out")]
+    for change in (f"endpoint_url={server.url}", "judge_model=judge", "judge=endpoint", "bootstrap_samples=20"):
+        arguments += ["--set", f"evaluation.{change}"]
+    arguments += ["--set", "generation.max_new_tokens=8", "--set", "generation.max_prompt_tokens=150"]
+    assert main(arguments) == 0
+    asked = len(server.prompts)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert (results["questions"], results["dropped"]) == (2, {"prompt_too_long": 0})
+    if benchmark == "mt_bench":
+        assert (results["score"]["value"], results["turns"]["2"]["value"], asked) == (8.0, 7.0, 4)
+    elif benchmark == "arena_hard":
+        assert results["score"]["value"] == pytest.approx(1.0, abs=0.01)
+        assert (results["verdicts"], results["contradictory"], asked) == ({"B>>A": 2, "A>>B": 2}, 0, 4)
+    else:
+        assert (results["win_rate"]["value"], results["n"], asked) == (pytest.approx(1.0), 2, 2)
+        outputs = json.loads((tmp_path / "out/model_outputs.json").read_text())
+        assert [set(row) for row in outputs] == [{"instruction", "output", "generator"}] * 2
+    assert main(arguments) == 0
+    assert len(server.prompts) == asked  # everything was cached
+    assert "judge endpoint" in capsys.readouterr().out

@@ -18,7 +18,7 @@ import inspect
 
 from IPython.display import Markdown, display
 
-from rlhflow_utils import hub, paper, plotting, policy_evaluation, statistics, tables
+from rlhflow_utils import hub, paper, plotting, policy_evaluation, side_by_side, statistics, tables
 from rlhflow_utils.generation import generate_responses
 from rlhflow_utils.inputs import judge_model, local_files
 from rlhflow_utils.iterative_dpo import Setting, evaluate
@@ -135,6 +135,19 @@ plotting.policy_bars(bars, caption=tables.world_caption(run.profile))
 plotting.win_rate_against_length(rows, caption=tables.world_caption(run.profile))
 
 # %% [markdown]
+# **The judge and the proxy.** The reward model that trained the policy looks at the same answers. Where it is more
+# pleased than the judge, the policy has learned what the RM likes and the judge does not: over-optimisation.
+
+# %%
+if all("proxy_win_rate" in row for row in rows.values()):
+    table = [
+        {"policy": name, "win rate, judge": row["win_rate"]["value"], "95 % interval": tables.interval(row["win_rate"]),
+         "win rate, proxy RM": row["proxy_win_rate"]["value"], "interval (proxy)": tables.interval(row["proxy_win_rate"])}
+        for name, row in rows.items()
+    ]  # fmt: skip
+    display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+
+# %% [markdown]
 # Which skills gain? (Gold judge only.)
 
 # %%
@@ -146,6 +159,38 @@ if results["iterative_dpo"]["skills"]:
         for skill, part in results["iterative_dpo"]["skills"].items()
     ]  # fmt: skip
     display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+
+# %% [markdown]
+# ## The paper's tables beside ours
+#
+# Read from `results/`, where reference runs of all profiles are kept (this run is among them once it is published). Every
+# cell of the paper that this guide means to reproduce has a line; *not run here* means what it says. The scales differ, as
+# the column *setting* tells: what can be compared is the order of the rows.
+#
+# **Table 2**, RewardBench (%):
+
+# %%
+published = side_by_side.read_results()
+display(Markdown(tables.markdown_table(side_by_side.table_2(published))))
+
+# %% [markdown]
+# **Table 4**, chat benchmarks. `rlhflow_utils.chat_benchmarks` runs all three against any OpenAI-compatible judge.
+
+# %%
+display(Markdown(tables.markdown_table(side_by_side.table_4(published))))
+
+# %% [markdown]
+# **Table 5**, the academic suite (%): `python -m rlhflow_utils academic --profile ... --model ... --out ...` runs it through
+# lm-eval.
+
+# %%
+display(Markdown(tables.markdown_table(side_by_side.table_5(published))))
+
+# %% [markdown]
+# **Table 6**, the ablations of chapter 11:
+
+# %%
+display(Markdown(tables.markdown_table(side_by_side.table_6(published))))
 
 # %% [markdown]
 # ## Publishing
@@ -176,7 +221,7 @@ print("all checks hold")
 #
 # * The paper's judges are GPT-4 on three benchmarks. In the tiny world the judge is the gold reward, which the paper
 #   could not have; `evaluation.judge: endpoint` asks any OpenAI-compatible model instead.
-# * The academic suite of Table 5 is not run here. Its place is taken by one untouched skill.
+# * The tiny model cannot sit the academic suite of Table 5. Its place is taken by one untouched skill.
 #
 # ## Summary and exercises
 #
