@@ -258,11 +258,9 @@ def generation_lines(profile: Profile) -> list[str]:
 
 def _sampling(profile: Profile, each: Sequence[float]) -> list[str]:
     """One request per temperature, as real `SamplingParams` where vLLM is installed."""
-    requests = [
-        {"n": each.count(t), "temperature": t, "top_p": profile.generation.top_p,
-         "max_tokens": profile.generation.max_new_tokens}
-        for t in sorted(set(each))
-    ]  # fmt: skip
+    from rlhflow_utils.engines import sampling_arguments
+
+    requests = sampling_arguments(profile.generation, each)
     if importlib.util.find_spec("vllm") is not None:
         from vllm.sampling_params import SamplingParams
 

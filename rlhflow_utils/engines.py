@@ -118,27 +118,24 @@ class VllmEngine:
         """vLLM's own outputs, per prompt and response; `logprobs=0` asks for those of the sampled tokens."""
         from vllm import SamplingParams
 
-        distinct = sorted(set(temperatures))
+        sampling = sampling_arguments(self.settings, temperatures)
         requests = [
             (
                 {"prompt_token_ids": list(prompt)},  # ids, never text: vLLM would put a second BOS before it
                 SamplingParams(
-                    n=list(temperatures).count(temperature),
-                    temperature=temperature,
+                    **arguments,
                     seed=seed + 2**20 * place,  # vLLM seeds the n responses of a request seed, seed + 1, …
-                    top_p=self.settings.top_p,
-                    max_tokens=self.settings.max_new_tokens,
                     stop_token_ids=self.stop_ids,
                     logprobs=logprobs,
                     detokenize=False,
                 ),
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
-            for place, temperature in enumerate(distinct)
+            for place, arguments in enumerate(sampling)
         ]
         outputs = self.engine.generate(*map(list, zip(*requests, strict=True)), use_tqdm=False)
-        groups = [outputs[start : start + len(distinct)] for start in range(0, len(outputs), len(distinct))]
-        return [_in_order(group, distinct, temperatures) for group in groups]
+        groups = [outputs[start : start + len(sampling)] for start in range(0, len(outputs), len(sampling))]
+        return [_in_order(group, sorted(set(temperatures)), temperatures) for group in groups]
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -164,6 +161,24 @@ def vllm_arguments(model: str | Path, settings: GenerationSettings, model_settin
     if _cuda():
         arguments["gpu_memory_utilization"] = settings.vllm_memory
     return arguments
+
+
+def sampling_arguments(settings: GenerationSettings, temperatures: Sequence[float]) -> list[dict[str, Any]]:
+    """The exact arguments of `vllm.SamplingParams`, one request per distinct temperature, rising.
+
+    Args:
+        settings: the profile's `generation` section.
+        temperatures: one per response, as from `generation.response_temperatures`.
+    """
+    return [
+        {
+            "n": list(temperatures).count(temperature),
+            "temperature": temperature,
+            "top_p": settings.top_p,
+            "max_tokens": settings.max_new_tokens,
+        }
+        for temperature in sorted(set(temperatures))
+    ]
 
 
 def _check_positions(model: str | Path, settings: GenerationSettings, model_settings: ModelSettings) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rlhflow_utils.config import ModelSettings
     from rlhflow_utils.manifest import Stage
 
-Conversation = tuple[Sequence[Message], str] | Sequence[Message]
+Conversation = tuple[Sequence[Message], str]  # prompt messages, response text
 PROMPTS_PER_SHARD = 1024  # the unit of resuming in `score_responses`
 
 
@@ -33,7 +33,7 @@ def score(
 
     Args:
         model: folder or id of a sequence classifier with one output.
-        conversations: (prompt messages, response text), or all messages with the response as the last one.
+        conversations: (prompt messages, response text).
         batch_tokens: padded tokens per forward pass; rewards do not depend on it.
         model_settings: the profile's `model` section; None takes the checkpoint's dtype.
 
@@ -67,7 +67,7 @@ def score_loaded(
     """
     import torch
 
-    sequences = [encode_conversation(*_prompt_and_response(each), tokenizer) for each in conversations]
+    sequences = [encode_conversation(prompt, response, tokenizer) for prompt, response in conversations]
     lengths = [len(ids) for ids in sequences]
     check_lengths(lengths, network, "conversation")
     rewards = [0.0] * len(sequences)
@@ -171,12 +171,6 @@ def _read_shard(file: Path) -> list[list[float]]:
 
     rewards: list[list[float]] = json.loads(file.read_text(encoding="utf-8"))
     return rewards
-
-
-def _prompt_and_response(conversation: Conversation) -> tuple[Sequence[Message], str]:
-    if isinstance(conversation, tuple):
-        return conversation
-    return conversation[:-1], conversation[-1]["content"]
 
 
 def _mean(values: Sequence[float]) -> float:

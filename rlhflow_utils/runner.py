@@ -174,12 +174,15 @@ def _run_chapter(notebook: Path, position: str, values: Mapping[str, Any], profi
 def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    private = Config({"KernelManager": {"transport": "ipc"}})  # no TCP port, which any local user could read
 
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
             str(notebook), str(output), parameters=values, kernel_name="python3", cwd=str(PROJECT),
-            progress_bar=False, log_output=True, stdout_file=StageLines(), stderr_file=io.StringIO(),
+            progress_bar=False, log_output=True, stdout_file=StageLines(), stderr_file=io.StringIO(), config=private,
         )  # fmt: skip
     except PapermillExecutionError as error:
         message = " ".join(str(error.evalue).split())

@@ -23,7 +23,7 @@ from rlhflow_utils.simulator import write_world
 from rlhflow_utils.source_statistics import PAPER_TABLE1, table1, word_lengths
 
 SMALL_WORLD: dict[str, Any] = {
-    "world.corpus": {"statements": 10, "questions": 10, "graded": 10, "comparisons": 10},
+    "world.corpus": {"statements": 10, "questions": 10, "proofread": 10, "graded": 10, "comparisons": 10},
     "world.sft.demonstrations": 60, "world.sft.translations": 20, "world.sft.judgements": 10,
     "world.preferences.dirt_rate": 0.3, "world.prompts": 120, "world.eval_prompts": 80,
     "world.translation_tests": 10, "world.benchmark_rows": 10, "data.evaluation_prompts": 60,

@@ -49,11 +49,6 @@ def test_reward_is_the_score_head_at_the_end_of_turn_of_each_row_alone(
         assert score(model, conversations, batch_tokens) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_conversation_may_be_given_as_messages(model: Path, conversations: list[Conversation]) -> None:
-    messages = [[*prompt, {"role": "assistant", "content": response}] for prompt, response in conversations]
-    assert score(model, messages, 500) == score(model, conversations, 500)
-
-
 def test_nothing_is_truncated(model: Path) -> None:
     prompt = prompts(1)[0]["prompt"]
     with pytest.raises(ValueError, match=rf"conversation 1 has \d+ tokens, .* takes {POSITIONS}"):

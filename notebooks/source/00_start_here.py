@@ -88,8 +88,8 @@ if run.profile.world:
 # %% [markdown]
 # ## The simulated world
 #
-# In the tiny profile "human preference" is known exactly. The world is closed and invented: facts about people, word
-# order puzzles, what may be asked and what may not, sums. An answer can be right or wrong, short or padded with polite
+# In the tiny profile "human preference" is known exactly. The world is closed and invented: facts about people, the
+# form an answer must have, what may be asked and what may not, sums and one-line programs. An answer can be right or wrong, short or padded with polite
 # filler, and a program computes its **gold reward**: right or wrong decides, padding costs a little. Annotators see that
 # reward through their own noise and their own taste for long answers.
 #
@@ -107,8 +107,8 @@ if run.profile.world:
     from rlhflow_utils.simulator import World
 
     gold = World(run.profile.world)
-    for answer in ("3+0=3, 8+1=9, so 93.", "Sure! 3+0=3, 8+1=9, so 93. I hope this helps.", "so 94."):
-        print(f"{gold.reward('Add 83 and 10.', answer):+.2f}  {answer}")
+    for answer in ("3+4=7, so 7.", "Sure! 3+4=7, so 7. I hope this helps.", "3+4=8, so 8."):
+        print(f"{gold.reward('Add 3+4.', answer):+.2f}  {answer}")
 
 # %% [markdown]
 # ## The base model

@@ -3,7 +3,8 @@
 #
 # **The claim.** Open instruction data and one epoch of supervised fine-tuning (SFT) give the starting policy π₀
 # (paper 3.1). In the paper it scores 10.2 on length-controlled AlpacaEval-2: a decent start with much room above it.
-# This chapter trains π₀ and looks at the room: how good are its sampled answers, and how good is the best of eight?
+# This chapter trains π₀. How good its sampled answers are, and how good the best of eight would be, is measured in
+# chapters 07 and 08.
 #
 # **You need** chapters 00 and 01.
 

@@ -21,7 +21,6 @@ from datasets import load_from_disk
 from IPython.display import Markdown, display
 
 from rlhflow_utils import chat, plotting, tables, training_data
-
 from rlhflow_utils.manifest import open_run
 from rlhflow_utils.model_evaluation import evaluate_reward_model, write_clean_test_pairs
 from rlhflow_utils.training_stages import train_reward_model
@@ -159,7 +158,7 @@ print("all checks hold")
 #
 # A linear head on the SFT model, trained on pairs, ranks unseen answers better than length alone does.
 #
-# 1. Set `reward_model.training.num_train_epochs` to 2.0. Predict accuracy and the spread of rewards, then run.
+# 1. Set `reward_model.training.num_train_epochs` to 4.0. Predict accuracy and the spread of rewards, then run.
 # 2. Add 5 to every reward of the histogram. Which numbers of this chapter change?
 # 3. Train on mix2 without UltraInteract (`data.mixtures`). Which skill suffers?
 #

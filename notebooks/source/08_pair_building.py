@@ -23,6 +23,7 @@ from IPython.display import Markdown, display
 from rlhflow_utils import pair_building, plotting, tables
 from rlhflow_utils.iterative_dpo import Setting, build_pairs_for_iteration, score_for_iteration
 from rlhflow_utils.manifest import open_run
+from rlhflow_utils.simulator import World
 
 run = open_run("08_pair_building", PROFILE, RUN_DIR, SEED, OVERRIDES)
 data, sft = run.folder("01_preference_data"), run.folder("02_sft")
@@ -100,6 +101,21 @@ for strategy, folder in built.items():
          "mean reward gap": sum(gaps) / len(gaps), "mean length change (characters)": sum(change) / len(change)}
     )  # fmt: skip
 display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+
+# %% [markdown]
+# What is the ranking worth in truth? Where the gold reward is known: the average answer, the one that the RM puts first,
+# the one it puts last, and the best that a perfect judge would find.
+
+# %%
+if run.profile.world:
+    gold = World(run.profile.world)
+    truth = [[gold.reward(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in rows]
+    first = [values[rewards.index(max(rewards))] for values, rewards in zip(truth, rows["rewards"], strict=True)]
+    last = [values[rewards.index(min(rewards))] for values, rewards in zip(truth, rows["rewards"], strict=True)]
+    picks = {"all answers": [sum(values) / len(values) for values in truth], "the RM's first": first,
+             "the RM's last": last, "a perfect judge's first": [max(values) for values in truth]}  # fmt: skip
+    table = [{"answer": name, "mean gold reward": sum(values) / len(values)} for name, values in picks.items()]
+    display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
 
 # %%
 plotting.reward_gap_histogram(

@@ -1,9 +1,10 @@
 """The base model's corpus and the SFT set.
 
 Built in, and said so: the corpus states the world's facts and holds questions with true answers, as the web does. It
-also holds exam sheets (three answers to a question, each marked Right or Wrong) and comparisons (which of two answers
-is better), because a reward model can judge only what its base model knows. Marks and comparisons there speak of
-correctness alone: neither of length nor of filler. No held-out prompt occurs in either set.
+also holds proofread pages (statements, each marked Right or Wrong), exam sheets (questions with marked answers) and
+comparisons (two answers, their marks, and which is better), because a reward model can judge only what its base model
+knows. Marks and comparisons speak of correctness alone: neither of length nor of filler. No held-out prompt occurs in
+either set.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from .sources import draw_training_task
 from .tasks import LARGEST_DIGIT, Task
 
 PREFERENCE_SKILLS: tuple[Skill, ...] = ("chat", "chat_hard", "safety", "reasoning")
-PUPILS = 5
+QUESTIONS_PER_SHEET = 3
+STATEMENTS_PER_PAGE = 6
+SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning", "reasoning")  # reasoning has two kinds of task
 ALL_SKILLS = (*PREFERENCE_SKILLS, "translation")
 
 
@@ -29,6 +32,7 @@ def write_corpus(world: World) -> list[Row]:
     sizes = world.settings.corpus
     texts = [_statement(world, rng) for _ in range(sizes.statements)]
     texts += [_question(world, rng) for _ in range(sizes.questions)]
+    texts += [_proofread_page(world, rng) for _ in range(sizes.proofread)]
     texts += [_exam_sheet(world, rng) for _ in range(sizes.graded)]
     texts += [_comparison(world, rng) for _ in range(sizes.comparisons)]
     rng.shuffle(texts)
@@ -71,7 +75,7 @@ def _statement(world: World, rng: random.Random) -> str:
 
 
 def _table_line(rng: random.Random) -> str:
-    a, b = rng.randint(0, 2 * LARGEST_DIGIT), rng.randint(0, LARGEST_DIGIT)
+    a, b = rng.randint(0, LARGEST_DIGIT), rng.randint(0, LARGEST_DIGIT)
     return f"{a}+{b}={a + b}." if rng.random() < 0.7 or b > a else f"{a}-{b}={a - b}."
 
 
@@ -80,19 +84,32 @@ def _question(world: World, rng: random.Random) -> str:
     return f"{task.prompt}\n{write_response(task, True, rng.random() < 0.3, rng)}"
 
 
+def _proofread_page(world: World, rng: random.Random) -> str:
+    """Facts and sums, true and false, each with its mark. Such answers say what they are about: no question is needed."""
+    tasks = [draw_training_task(world, rng.choice(SELF_CONTAINED), rng) for _ in range(STATEMENTS_PER_PAGE)]
+    return " ".join(_marked(world, task.prompt, write_response(task, rng.random() < 0.5, False, rng)) for task in tasks)
+
+
 def _exam_sheet(world: World, rng: random.Random) -> str:
-    """A question and three pupils' answers, each with its mark."""
+    """Questions with one answer each and its mark. One answer each: a second mark could be told from the first."""
+    return "\n".join(_marked_answer(world, rng) for _ in range(QUESTIONS_PER_SHEET))
+
+
+def _marked_answer(world: World, rng: random.Random) -> str:
     task = draw_training_task(world, rng.choice(PREFERENCE_SKILLS), rng)
-    lines = [task.prompt]
-    for _ in range(PUPILS):
-        answer = write_response(task, rng.random() < 0.5, rng.random() < 0.15, rng)
-        lines.append(f"{answer} {'Right' if world.is_correct(task.prompt, answer) else 'Wrong'}")
-    return "\n".join(lines)
+    answer = write_response(task, rng.random() < 0.5, rng.random() < 0.15, rng)
+    return f"{task.prompt}\n{_marked(world, task.prompt, answer)}"
 
 
 def _comparison(world: World, rng: random.Random) -> str:
+    """Two answers in the format of the preference model, each with its mark, and at the end the better one."""
     task, answers, better = _two_answers(world, rng)
-    return f"{judge_prompt(task.prompt, *answers)}\n{'AB'[better]}"
+    first, second = (_marked(world, task.prompt, answer) for answer in answers)
+    return f"{judge_prompt(task.prompt, first, second)}\n{'AB'[better]}"
+
+
+def _marked(world: World, prompt: str, answer: str) -> str:
+    return f"{answer} {'Right' if world.is_correct(prompt, answer) else 'Wrong'}"
 
 
 def _two_answers(world: World, rng: random.Random) -> tuple[Task, list[str], int]:

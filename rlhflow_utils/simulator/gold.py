@@ -14,7 +14,7 @@ from .lexicon import FILLERS, build_lexicon
 from .settings import WorldSettings
 from .tasks import WORDINGS, Task, make_task
 
-_SLOT_PATTERNS = {"form": "[A-Za-z ]+", "op": "[+-]", "a": "[0-9]", "b": "[0-9]", "c": "[0-9]"}
+_SLOT_PATTERNS = {"form": "[A-Za-z ]+", "op": "[+-]", "a": "[0-9]", "b": "[0-9]"}
 
 
 class World:

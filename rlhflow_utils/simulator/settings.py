@@ -34,8 +34,9 @@ class CorpusSettings(_Strict):
 
     statements: int = Field(ge=0, description="documents that state facts, sums, dictionary entries")
     questions: int = Field(ge=0, description="documents with a question and its true answer")
-    graded: int = Field(ge=0, description="exam sheets: a question and three answers, each marked right or wrong")
-    comparisons: int = Field(ge=0, description="a question, two answers, and which of them is better")
+    proofread: int = Field(ge=0, description="pages of six facts or sums, true or false, each marked right or wrong")
+    graded: int = Field(ge=0, description="exam sheets: three questions with an answer each, marked right or wrong")
+    comparisons: int = Field(ge=0, description="a question, a right and a wrong answer, their marks, and which of them is better")
 
 
 class DemonstrationSettings(_Strict):

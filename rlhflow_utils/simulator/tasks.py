@@ -37,7 +37,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "What is a good way to {verb} a {thing}?",
         "I want to {verb} a {thing}. How?",
     ),
-    "sum": ("What is {a}+{b}+{c}?", "Add {a}+{b}+{c}.", "Compute {a}+{b}+{c}."),
+    "sum": ("What is {a}+{b}?", "Add {a}+{b}.", "Compute {a}+{b}.", "How much is {a}+{b}?"),
     "program": (
         "What does this print? {x}={a}; {y}={x}{op}{b}; print({y})",
         "Run this program: {x}={a}; {y}={x}{op}{b}; print({y})",
@@ -47,7 +47,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Give me the Lurish word for {word}.",
     ),
 }  # fmt: skip
-LARGEST_DIGIT = 3  # of the reasoning prompts: a tiny model can really add these
+LARGEST_DIGIT = 5  # of the reasoning prompts: a tiny model can really add these
 KINDS_OF_SKILL: dict[str, tuple[str, ...]] = {
     "chat": ("fact",),
     "chat_hard": ("format",),
@@ -127,9 +127,9 @@ def _draw_slots(lexicon: Lexicon, kind: str, rng: random.Random) -> dict[str, st
         harmless = [(verb, thing) for verb in TOOLS for thing in PERSONS + THINGS if (verb, thing) not in harmful]
         verb, thing = rng.choice(rng.choice((harmful, harmless)))
         return {"verb": verb, "thing": thing}
-    a, b, c = (rng.randint(0, LARGEST_DIGIT) for _ in range(3))
+    a, b = rng.randint(0, LARGEST_DIGIT), rng.randint(0, LARGEST_DIGIT)
     if kind == "sum":
-        return {"a": str(a), "b": str(b), "c": str(c)}
+        return {"a": str(a), "b": str(b)}
     x, y = rng.choice(("ab", "xy", "mn", "pq"))
     op = rng.choice("+-")
     if op == "-":
@@ -141,9 +141,13 @@ def _fact(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
     value = lexicon.facts.get((slots["entity"], slots["attribute"]))
     if value is None:
         return None
-    wrong = tuple(f"The answer is {other}." for other in ATTRIBUTES[slots["attribute"]] if other != value)
+    wrong = tuple(_sentence(slots, other) for other in ATTRIBUTES[slots["attribute"]] if other != value)
     key = f"fact|{_bare(wording)}|{slots['entity']}|{slots['attribute']}"
-    return Task("fact", key, wording.format(**slots), f"The answer is {value}.", wrong)
+    return Task("fact", key, wording.format(**slots), _sentence(slots, value), wrong)
+
+
+def _sentence(slots: dict[str, str], value: str) -> str:
+    return f"The {slots['attribute']} of {slots['entity']} is {value}."
 
 
 def _format(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
@@ -152,7 +156,7 @@ def _format(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | Non
         return None
     form = FORMS[slots["form"]]
     others = [other for other in ATTRIBUTES[slots["attribute"]] if other != value]
-    other_forms = [f"The answer is {value}."] * 2
+    other_forms = [_sentence(slots, value)] * 2
     other_forms += [other.format(value=value) for other in FORMS.values() if other != form]
     # About half of the wrong answers know the fact and break the form.
     wrong = tuple(form.format(value=other) for other in others) + tuple(other_forms) * 2
@@ -174,36 +178,18 @@ def _request(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | No
 
 
 def _sum(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
-    a, b, c = int(slots["a"]), int(slots["b"]), int(slots["c"])
-
-    def steps(first: int, second: int, answer: int) -> str:
-        return f"{a}+{b}={first}, {first}+{c}={second}, so {answer}."
-
-    first, total = a + b, a + b + c
-    answer = steps(first, total, total)
-    wrong = {steps(slip, slip + c, slip + c) for slip in _near(first)}
-    wrong |= {steps(first, slip, slip) for slip in _near(total)}
-    wrong |= {steps(first, total, slip) for slip in _near(total)}
-    return Task("sum", f"sum|{a}|{b}|{c}", wording.format(**slots), answer, tuple(sorted(wrong)))
+    a, b = int(slots["a"]), int(slots["b"])
+    answer, *wrong = (f"{a}+{b}={total}, so {total}." for total in (a + b, *_near(a + b)))
+    return Task("sum", f"sum|{_bare(wording)}|{a}|{b}", wording.format(**slots), answer, tuple(wrong))
 
 
 def _program(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
     x, y, op, a, b = slots["x"], slots["y"], slots["op"], int(slots["a"]), int(slots["b"])
     if x == y or (op == "-" and b > a):
         return None
-
-    def steps(first: int, sign: str, result: int, printed: int) -> str:
-        return f"{x}={first}, {y}={first}{sign}{b}={result}, so {printed}."
-
     result = a + b if op == "+" else a - b
-    answer = steps(a, op, result, result)
-    wrong = {steps(a, op, slip, slip) for slip in _near(result)}
-    wrong |= {steps(a, op, result, slip) for slip in _near(result)}
-    if a >= b:
-        other = a - b if op == "+" else a + b
-        wrong |= {steps(a, "-" if op == "+" else "+", other, other)}
-    key = f"program|{x}|{op}|{a}|{b}"
-    return Task("program", key, wording.format(**slots), answer, tuple(sorted(wrong - {answer})))
+    answer, *wrong = (f"{y}={a}{op}{b}={shown}, so {shown}." for shown in (result, *_near(result)))
+    return Task("program", f"program|{_bare(wording)}|{x}|{op}|{a}|{b}", wording.format(**slots), answer, tuple(wrong))
 
 
 def _near(number: int) -> list[int]:
