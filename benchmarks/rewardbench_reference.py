@@ -2,8 +2,8 @@
 
     python benchmarks/rewardbench_reference.py --data-root FOLDER [--env .rewardbench_env]
 
-The package pins transformers 4.51, so it lives in an environment of its own, which this script builds. The model is made
-here from a seed and committed (`tests/fixtures/rewardbench/model`); the rows come from local files and stay there: the
+The package pins transformers 4.51, so it lives in an environment of its own, which this script builds. The model is
+made here from a seed and committed (`tests/fixtures/rewardbench/model`); the rows come from local files and stay there: the
 fixture holds scores, subsets and row ids, no texts.
 """
 
@@ -43,7 +43,7 @@ def build_environment(folder: Path) -> Path:
 
 
 def make_model(folder: Path, seed: int = 0) -> None:
-    """A reward model of about 37 thousand parameters whose scores spread widely; its weights depend on the seed alone."""
+    """A reward model of about 37 thousand parameters whose scores spread widely; the seed alone decides its weights."""
     import torch
     from transformers import LlamaForSequenceClassification
 

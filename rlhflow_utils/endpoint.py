@@ -189,6 +189,8 @@ def _read_cache(path: Path | None) -> dict[str, dict[str, str]]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        path.write_text(whole, encoding="utf-8")
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(whole, encoding="utf-8")
+        os.replace(temporary, path)
     rows = [json.loads(line) for line in whole.splitlines()]
     return {row["key"]: row for row in rows}

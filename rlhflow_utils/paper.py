@@ -39,7 +39,7 @@ ABLATIONS = {
     "concise (lambda = 0.001)": (41.9, 22.1, 382),
     "with UltraRM-13B": (20.7, 24.3, 745),
 }
-# The academic columns of Table 6. TruthfulQA of "ours" is 60.4 in Table 5 and 62.2 here: the paper disagrees with itself.
+# The academic columns of Table 6. TruthfulQA of "ours" is 60.4 in Table 5 and 62.2 here: the paper contradicts itself.
 ABLATIONS_ACADEMIC = {
     "ours": (80.7, 65.3, 64.6, 62.2, 64.3, 60.8),
     "concise (lambda = 0.001)": (78.8, 65.5, 66.5, 60.4, 65.1, 62.4),

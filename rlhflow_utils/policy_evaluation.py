@@ -40,8 +40,9 @@ def compare_policies(
     Returns:
         JSON values. `estimates` maps a metric's name to its value and interval (`win_rate`, the length-controlled
         `lc_win_rate`, `reward` where the judge scores, `proxy_reward` and `proxy_win_rate` where rows carry the
-        training RM's rewards, `mean_length` in characters, `truncated_share`); `counts` has wins, ties and losses; `judge_counts` what an endpoint reported;
-        `skills` the breakdown by skill (gold judge only); `prompts` the arrays behind it all, one entry per prompt.
+        training RM's rewards, `mean_length` in characters, `truncated_share`); `counts` has wins, ties and losses;
+        `judge_counts` what an endpoint reported; `skills` the breakdown by skill (gold judge only); `prompts` the
+        arrays behind it all, one entry per prompt.
     """
     rows = _pair_up(policy, reference)
     prompts = [row["prompt"] for row, _ in rows]

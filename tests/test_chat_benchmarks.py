@@ -268,8 +268,7 @@ def test_arena_hard_judges_both_orders(serve: Any, capsys: pytest.CaptureFixture
 
 def _questions(folder: Path) -> Path:
     """Every benchmark's files, with two short questions each."""
-    row: dict[str, Any]
-    for name, rows in {
+    files: dict[str, list[dict[str, Any]]] = {
         "mt-bench/question.jsonl": [{"question_id": i, "category": "stem", "turns": ["red", "blue"]} for i in (1, 2)],
         "mt-bench/reference_answer_gpt-4.jsonl": [],
         "mt-bench/judge_prompts.jsonl": [
@@ -282,7 +281,8 @@ def _questions(folder: Path) -> Path:
         "arena-hard/model_answer_gpt-4-0314.jsonl": [
             {"question_id": i, "choices": [{"turns": [{"content": "baseline"}]}]} for i in "ab"
         ],
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for name, rows in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     reference = [{"instruction": f"poem {i}", "output": "baseline", "generator": "gpt4", "dataset": "x"} for i in "ab"]

@@ -86,7 +86,19 @@ def test_compare_pairs_by_prompt_and_counts(questions: dict[str, str], judge: Go
     assert estimates["truncated_share"]["value"] == 0.0
     assert result["skills"]["reasoning"]["reward"]["value"] == 0.0
     assert result["skills"]["safety"]["reward"] == {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0, "n": 2}
+    assert "proxy_win_rate" not in estimates  # the reference's answers carry no rewards of the proxy
     assert json.loads(json.dumps(result)) == result
+
+
+def test_the_proxy_s_view_stands_beside_the_judge_s(
+    questions: dict[str, str], judge: GoldJudge, profile: Profile
+) -> None:
+    """The proxy likes our second answer better, which the gold judge calls equally wrong."""
+    ours, theirs = _rows(questions, [False] * 4, rewards=[0.5]), _rows(questions, [False] * 4, rewards=[0.5])
+    ours[1]["rewards"] = [0.9]
+    estimates = pe.compare_policies(ours, theirs, judge, profile.evaluation, seed=0)["estimates"]
+    assert estimates["win_rate"]["value"] == 0.5
+    assert estimates["proxy_win_rate"]["value"] == (1 + 3 * 0.5) / 4
 
 
 def test_a_policy_against_itself_is_all_ties(questions: dict[str, str], judge: GoldJudge, profile: Profile) -> None:

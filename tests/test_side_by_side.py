@@ -32,9 +32,11 @@ def results(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "tasks": {"gsm8k": {"value": 0.805, "ci_low": 0.78, "ci_high": 0.83, "n": 1319, "shots": 8}},
         "absent": {},
     }
+    score = {"value": 8.1, "ci_low": 7.8, "ci_high": 8.4, "n": 80}
     for name, content in {
         "tiny/summary.json": {"summary": summary},
         "gemma-2b/academic_iterative_dpo.json": academic,
+        "gemma-2b/mt_bench_sft.json": {"judge": "gpt-4", "score": score, "turns": {}},
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
@@ -63,8 +65,11 @@ def test_table_4_shows_the_proxy_beside_the_gold_judge(results: dict[str, Any]) 
     assert len(lines) == 3 * 3
     [line] = _find(lines, policy="iterative DPO", benchmark="LC AlpacaEval-2 (%)")
     assert (line["paper"], line["ours"], line["proxy RM"]) == (37.2, pytest.approx(70.0), 90.0)
-    assert line["setting"] == "tiny: gold judge, LC win rate against SFT"
-    assert {line["ours"] for line in _find(lines, benchmark="MT-Bench (1-10)")} == {"not run here"}
+    assert line["setting"] == "tiny: iterative_dpo, gold judge, LC win rate against SFT"
+    [graded] = _find(lines, policy="SFT", benchmark="MT-Bench (1-10)")
+    assert (graded["paper"], graded["ours"], graded["95 % interval"]) == (7.69, 8.1, "7.800 … 8.400")
+    assert (graded["setting"], graded["proxy RM"]) == ("gemma-2b: mt_bench, judge gpt-4, n = 80", None)
+    assert {line["ours"] for line in _find(lines, benchmark="Arena-Hard (%)")} == {"not run here"}
 
 
 def test_table_5_takes_any_profile(results: dict[str, Any]) -> None:

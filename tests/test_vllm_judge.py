@@ -1,4 +1,4 @@
-"""The LLM judge against a real server: vLLM's OpenAI-compatible one on loopback, with a tiny model that always says A."""
+"""The LLM judge against a real server: vLLM's OpenAI-compatible one on loopback, with a model that always says A."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ MAX_TOKENS = 4096  # of a verdict with its explanation
 SYSTEM_PROMPT = (
     "You compare two assistants' answers to a user prompt. First answer the prompt yourself. Then compare both answers "
     "with yours: find mistakes, ask whether they help, keep to the point and say what is needed; do not let the order "
-    "of the answers decide. End with one verdict in exactly one of these forms: [[A>>B]] (A is clearly better), [[A>B]] "
-    "(A is slightly better), [[A=B]] (equal), [[B>A]] (B is slightly better), [[B>>A]] (B is clearly better)."
+    "of the answers decide. End with one verdict in exactly one of these forms: [[A>>B]] (A is clearly better), "
+    "[[A>B]] (A is slightly better), [[A=B]] (equal), [[B>A]] (B is slightly better), [[B>>A]] (B is clearly better)."
 )
 
 

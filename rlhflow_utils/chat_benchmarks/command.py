@@ -5,9 +5,9 @@
     python -m rlhflow_utils chat --benchmark mt_bench --profile gemma-2b --model runs/gemma-2b/09_iter3_dpo/model \\
         --questions data --out runs/gemma-2b/mt_bench
 
-`--questions` is a folder with the benchmark's own files: ``mt-bench/`` (FastChat's), ``arena-hard/`` (its questions and
-the baseline's answers), ``alpaca_eval/alpaca_eval_gpt4_baseline.json`` (the reference outputs; without the file they are
-read from the hub). The judge is the profile's `evaluation.endpoint_url` and `judge_model`. Answers and verdicts stay in
+`--questions` is a folder with the benchmark's own files: ``mt-bench/`` (FastChat's), ``arena-hard/`` (its questions
+and the baseline's answers), ``alpaca_eval/alpaca_eval_gpt4_baseline.json`` (the reference outputs; without the file
+they are read from the hub). The judge is the profile's `evaluation.endpoint_url` and `judge_model`. Answers and verdicts stay in
 `--out`: a second run makes nothing and asks nothing twice.
 """
 
