@@ -3,7 +3,8 @@
     python benchmarks/rewardbench.py --data-root FOLDER [--env .rewardbench_env] [--pairs 200]
 
 Same rows, same model, same machine, one thread each; both sides do the same work (tokenising and forward passes;
-loading is left out), and their results are compared. The last line holds the two ratios.
+loading is left out), and their results are compared. What counts is CPU seconds, so that other work on the machine does
+not. The last line holds the two ratios.
 """
 
 from __future__ import annotations
@@ -74,12 +75,12 @@ def against_single_pairs(reference: Any, rows: list[Any], repeats: int) -> float
 
 
 def _best(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Least wall seconds of several runs, and the last result."""
+    """Least CPU seconds of several runs, and the last result."""
     seconds, result = [], None
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = time.process_time()
         result = work()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return min(seconds), result
 
 

@@ -1,7 +1,7 @@
 """Runs inside the `rewardbench` package's own environment: scores ``rows.jsonl`` with ``model`` (current folder).
 
 Started by `rewardbench_reference.py` and `rewardbench.py`. Writes ``reference.json``: scores, accuracies by subset,
-section scores, and the seconds spent in the package's scoring pipeline.
+section scores, and the CPU seconds spent in the package's scoring pipeline.
 """
 
 import json
@@ -37,9 +37,9 @@ call = RewardBenchPipeline.__call__
 def timed_call(self, *arguments, **keywords):
     """The pipeline's call, timed."""
     global seconds
-    started = time.perf_counter()
+    started = time.process_time()
     result = call(self, *arguments, **keywords)
-    seconds += time.perf_counter() - started
+    seconds += time.process_time() - started
     return result
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 # RewardBench, LLaMA-3-8B (README of RLHFlow/RLHF-Reward-Modeling): per cent. Prompting is below both in every section
 # (paper 2.3); its own numbers could not be established.
-REWARDBENCH = {
+REWARDBENCH: dict[str, dict[str, float | None]] = {
     "bt": {"chat": 99.4, "chat_hard": 65.1, "safety": 87.8, "reasoning": 86.4},
     "pm": {"chat": 98.3, "chat_hard": 65.8, "safety": 89.7, "reasoning": 94.7},
     "prompting": {"chat": None, "chat_hard": None, "safety": None, "reasoning": None},

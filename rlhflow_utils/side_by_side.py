@@ -57,13 +57,13 @@ def table_2(results: Results) -> list[Line]:
     """RewardBench by section, per cent: prompting, BT and PM."""
     lines = []
     for label, stated in paper.REWARDBENCH.items():
-        for section in ("chat", "chat_hard", "safety", "reasoning"):
+        for section, printed in stated.items():
             estimates = {
                 f"{profile}: {_rewardbench_setting(profile)}": found
                 for profile, summary in results.items()
                 if (found := _estimate(summary, f"05.rewardbench.{label}.{section}"))
             }
-            lines += _estimate_lines({"judge": label, "section": section}, stated[section], estimates)
+            lines += _estimate_lines({"judge": label, "section": section}, printed, estimates)
     return lines
 
 

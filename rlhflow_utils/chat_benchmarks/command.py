@@ -7,8 +7,8 @@
 
 `--questions` is a folder with the benchmark's own files: ``mt-bench/`` (FastChat's), ``arena-hard/`` (its questions
 and the baseline's answers), ``alpaca_eval/alpaca_eval_gpt4_baseline.json`` (the reference outputs; without the file
-they are read from the hub). The judge is the profile's `evaluation.endpoint_url` and `judge_model`. Answers and verdicts stay in
-`--out`: a second run makes nothing and asks nothing twice.
+they are read from the hub). The judge is the profile's `evaluation.endpoint_url` and `judge_model`. Answers and
+verdicts stay in `--out`: a second run makes nothing and asks nothing twice.
 """
 
 from __future__ import annotations

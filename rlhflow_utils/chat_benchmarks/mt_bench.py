@@ -67,7 +67,7 @@ def read_questions(folder: Path) -> list[Question]:
     The `reference` fields inside ``question.jsonl`` are not used: they are hints for people, as in FastChat.
 
     Raises:
-        ValueError: a question without two turns, of an unknown category, or without the reference that its category needs.
+        ValueError: a question without two turns, of an unknown category, or lacking the reference it needs.
     """
     answers = {row["question_id"]: row["choices"][0]["turns"] for row in _rows(folder / "reference_answer_gpt-4.jsonl")}
     questions = []
