@@ -73,7 +73,7 @@ class ChatEndpoint:
     ) -> None:
         from openai import DefaultHttpxClient, OpenAI
 
-        self.counts: Counter[str] = Counter()
+        self.counts = Counter(dict.fromkeys(("asked", "cached", "retried", "refused", "timed_out"), 0))
         # The client itself retries; the hook sees every attempt. Local servers want no key, but the client does.
         http = DefaultHttpxClient(event_hooks={"request": [lambda _: self.counts.update(attempts=1)]})
         key = os.environ.get("OPENAI_API_KEY", "none")

@@ -122,7 +122,10 @@ def test_gold_judge_knows_the_right_answer() -> None:
     judge = jd.build_judge(profile.evaluation, profile.world, None, batch_tokens=100)
     assert isinstance(judge, jd.GoldJudge)
     [prompt] = [_prompt("What does this print? m=3; n=m-0; print(n)")]
-    right, wrong = "m=3, n=3-0=3, so 3.", "m=3, n=3-0=2, so 2."
+    task = judge.world.read_prompt(prompt[0]["content"])
+    assert task is not None
+    right, wrong = task.answer, task.answer.replace("3.", "2.")
+    assert right.endswith("so 3.")
     assert judge.name == "gold"
     assert judge.rewards([prompt, prompt], [right, wrong]) == [1.0, -1.0]
     assert jd.judge_pairs([prompt] * 3, [right, wrong, wrong], [wrong, right, "?"], judge) == [1.0, 0.0, 0.5]
