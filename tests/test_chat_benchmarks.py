@@ -269,7 +269,9 @@ def test_arena_hard_judges_both_orders(serve: Any, capsys: pytest.CaptureFixture
 def _questions(folder: Path) -> Path:
     """Every benchmark's files, with two short questions each."""
     files: dict[str, list[dict[str, Any]]] = {
-        "mt-bench/question.jsonl": [{"question_id": i, "category": "stem", "turns": [f"red {i}", f"blue {i}"]} for i in (1, 2)],
+        "mt-bench/question.jsonl": [
+            {"question_id": i, "category": "stem", "turns": [f"red {i}", f"blue {i}"]} for i in (1, 2)
+        ],
         "mt-bench/reference_answer_gpt-4.jsonl": [],
         "mt-bench/judge_prompts.jsonl": [
             {"name": name, "system_prompt": "s", "prompt_template": template}
