@@ -15,6 +15,7 @@ which is also what `summarise` reports.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -142,7 +143,8 @@ def judge_outputs(
     theirs = {row["instruction"]: row for row in reference}
     if len(theirs) != len(reference) or [row["instruction"] not in theirs for row in outputs].count(True):
         raise ValueError("AlpacaEval: outputs and reference must answer the same instructions, each once")
-    # Imported here: the package reads its environment when imported.
+    # Local servers want no key, but the package does; it reads its environment when imported.
+    os.environ.setdefault("OPENAI_API_KEY", "none")
     from alpaca_eval.annotators import PairwiseAnnotator
 
     annotator = PairwiseAnnotator(annotators_config=str(_write_config(cache, url, model, workers)), seed=0)
