@@ -7,6 +7,7 @@ defaults in code, and every key is read by some stage (a test says so). Values c
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,6 +251,9 @@ class EvaluationSettings(Section):
     judge: Literal["gold", "reward_model", "endpoint"]
     judge_model: str | None = Field(description="folder or id of a judge RM, or model name at the endpoint")
     endpoint_url: str | None = Field(description="OpenAI-compatible base URL (judge: endpoint)")
+    endpoint_prices: list[float] | None = Field(
+        min_length=2, max_length=2, description="dollars per million prompt and completion tokens; null: not known"
+    )
     temperature: PositiveFloat
     translation_sources: list[SourceSettings] = Field(description="exact-match task outside preferences and prompts")
     clean_margin: float = Field(ge=0, description="smallest gold gap of a test pair with a clean label (judge: gold)")
@@ -385,10 +389,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example dpo.beta=0.2")
     parsed = yaml.safe_load(value)
     if isinstance(parsed, str):
-        try:
+        with suppress(ValueError):  # a plain string stays one
             parsed = float(parsed)
-        except ValueError:
-            pass  # a plain string value
     return key, parsed
 
 
