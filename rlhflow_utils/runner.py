@@ -214,7 +214,7 @@ def _write_report(folder: Path) -> None:
     exporter.exclude_output_prompt = True
     notebook = nbformat.read(executed[0], as_version=4)
     body, _ = exporter.from_notebook_node(notebook)
-    page = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>RLHF Workflow</title>"
+    page = "<!doctype html><html lang='en'><meta charset='utf-8'><title>RLHF Workflow</title>"
     page += f"<style>{REPORT_STYLE}</style>"
     (folder / "report.html").write_text(f"{page}<main>{body}</main></html>", encoding="utf-8")
 
