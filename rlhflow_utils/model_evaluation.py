@@ -26,8 +26,8 @@ def write_clean_test_pairs(stage: Stage) -> None:
 
     A clean label needs a clear truth. Pairs whose gold rewards differ by less than `evaluation.clean_margin` (both
     answers right, or both wrong) are left out as ``small_gold_gap``; prompts that the gold program cannot read as
-    ``no_gold``. Without a simulated world the pairs stay as annotated. Input `data` (chapter 01); writes `data` with the standard
-    columns and `skill` (null without a simulated world).
+    ``no_gold``. Without a simulated world the pairs stay as annotated. Input `data` (chapter 01); writes `data`
+    with the standard columns and `skill` (null without a simulated world).
     """
     from datasets import Dataset, load_from_disk
 
