@@ -57,6 +57,7 @@ class TrainingSettings(Section):
     warmup_ratio: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     adam_beta2: float = Field(gt=0, lt=1, description="AdamW's second-moment decay; 0.999 is the usual default")
+    muon_learning_rate: PositiveFloat | None = Field(description="Muon for the hidden matrices; null: AdamW for all")
     max_length: PositiveInt = Field(description="tokens; longer rows are dropped and counted, never truncated")
     group_by_length: bool = Field(description="batch rows of similar length together")
     gradient_checkpointing: bool
@@ -95,6 +96,9 @@ class FilterSettings(Section):
 
     min_score_margin: dict[str, float] = Field(description="source name -> smallest chosen-rejected score gap kept")
     min_score_ratio: float = Field(description="SHP: keep pairs whose score ratio is strictly above this")
+    kwise_pairs: dict[str, Literal["all_pairs", "best_vs_random", "best_vs_worst"]] = Field(
+        description="source name -> which pairs a row of several scored answers gives; absent: all pairs"
+    )
     max_pairs_per_prompt: dict[str, PositiveInt] = Field(description="source name -> most pairs kept per prompt")
     min_response_characters: PositiveInt = Field(description="shorter answers count as meaningless")
     max_tokens: PositiveInt = Field(description="prompt + answer, longer pairs are dropped")
@@ -107,6 +111,14 @@ class PartitionSettings(Section):
     sft: float = Field(ge=0, lt=1, description="chosen answers become SFT rows")
     prompts: float = Field(ge=0, lt=1, description="prompts for generation")
     judge: float = Field(ge=0, lt=1, description="pairs for a judge RM held apart from the one that trains")
+
+
+class DecontaminationSettings(Section):
+    """How prompts that train are compared with evaluation prompts (not in the paper)."""
+
+    ngram: PositiveInt = Field(description="words of an n-gram; shorter evaluation prompts must be repeated whole")
+    min_overlap: float = Field(gt=0, le=1, description="share of an evaluation prompt's words in shared n-grams")
+    sources: list[SourceSettings] = Field(description="benchmarks held out besides the run's evaluation prompts")
 
 
 class DataSettings(Section):
@@ -124,6 +136,7 @@ class DataSettings(Section):
     filters: FilterSettings
     partition: PartitionSettings
     evaluation_prompts: PositiveInt
+    decontamination: DecontaminationSettings
     workers: PositiveInt = Field(description="processes for converting and filtering")
 
     @model_validator(mode="after")
@@ -135,6 +148,11 @@ class DataSettings(Section):
                 raise ValueError(
                     f"mixture {mixture!r} names unknown preference sources {missing}; known: {sorted(known)}"
                 )
+        known |= {self.offline_source.name} if self.offline_source else set()
+        for rule in ("min_score_margin", "kwise_pairs", "max_pairs_per_prompt"):
+            missing = sorted(set(getattr(self.filters, rule)) - known)
+            if missing:
+                raise ValueError(f"filters.{rule} names unknown preference sources {missing}; known: {sorted(known)}")
         if self.main_mixture not in self.mixtures:
             raise ValueError(f"main_mixture {self.main_mixture!r} is not one of the mixtures {sorted(self.mixtures)}")
         return self
@@ -326,7 +344,7 @@ def load_profile(name_or_path: str, overrides: dict[str, Any] | None = None, see
     Raises:
         ConfigError: the file is missing or malformed, a key is unknown, or a value has the wrong type.
     """
-    path = _profile_path(name_or_path)
+    path = profile_path(name_or_path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -377,7 +395,12 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _profile_path(name_or_path: str) -> Path:
+def profile_path(name_or_path: str) -> Path:
+    """The file of a profile, by its name in ``profiles/`` or its path.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
         path = PROFILES_FOLDER / f"{name_or_path}.yaml"

@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rlhflow_utils import filters
-from rlhflow_utils.source_statistics import PAPER_TABLE1
+from rlhflow_utils import card_sections
+from rlhflow_utils.card_sections import Counts
+from rlhflow_utils.config import load_profile
+from rlhflow_utils.source_statistics import PAPER_TABLE1, side_by_side
+from rlhflow_utils.tables import markdown_table
 
 FOLDER = Path(__file__).resolve().parent.parent / "data_cards"
 Facts = Mapping[str, Any]
-SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
-OTHER_REASONS = {
-    "too_long": filters.is_too_long.__doc__,
-    "duplicate_pair": "The prompt and both answers were kept before. Reconstructed.",
-    "swapped_duplicate": "The pair was kept before with the opposite label. Reconstructed.",
-    "too_many_pairs": "The prompt has its number of pairs. Sourced for SHP (at most 5, its card).",
-    "evaluation_overlap": "The prompt opens like an evaluation prompt. Reconstructed.",
-}
 
 
 def load_facts(folder: Path = FOLDER) -> dict[str, dict[str, Facts]]:
@@ -55,113 +50,142 @@ def collect_counts(stage_folder: Path) -> dict[str, Any]:
     return counts
 
 
-def rule_text(reason: str) -> tuple[str, str]:
-    """What a drop reason means, and its basis (sourced, reconstructed), from the rule's docstring."""
-    document = OTHER_REASONS.get(reason) or (filters.RULES[reason].__doc__ or "")
-    text = " ".join(document.split())
-    meaning = text.removeprefix("Reason ``too_long``: ").split(". ")[0]
-    words = [word for word in ("sourced", "reconstructed") if word in text.lower()]
-    return meaning, " in part, else ".join(words)
+def load_audit(folder: Path = FOLDER) -> dict[str, Any]:
+    """Source -> what a reader found in its rows (``audit.yaml``) and how many rows that were (``audit.json``)."""
+    findings = yaml.safe_load((folder / "audit.yaml").read_text(encoding="utf-8"))
+    rows = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["sources"]
+    return {
+        name: found | {"kept": len(rows[name]["kept"]), "dropped": sum(map(len, rows[name]["dropped"].values()))}
+        for name, found in findings.items()
+    }
 
 
-def render_source_card(name: str, facts: Facts, counts: Mapping[str, Any] | None) -> str:
-    """The card of one source; `counts` is its entry of counts.json, None where no run has counted it."""
+def pinned_revisions(profile: str = "llama3-8b") -> dict[str, str | None]:
+    """Hub id -> revision of the data sources of a profile; None: not pinned."""
+    data = load_profile(profile).data
+    sources = [*data.preference_sources, *data.sft_sources, *data.prompt_sources]
+    sources += [data.offline_source] if data.offline_source else []
+    return {source.hub_id: source.revision for source in sources if source.hub_id}
+
+
+def render_source_card(
+    name: str, facts: Facts, counts: Counts | None, audit: Facts | None = None, revision: str | None = None
+) -> str:
+    """The card of one source.
+
+    Args:
+        name: of the source.
+        facts: its entry of ``facts.yaml``.
+        counts: its entry of ``counts.json``; None where no run has counted it.
+        audit: its entry of `load_audit`; None where no rows were at hand to read.
+        revision: the hub commit that the profiles read; None: not pinned.
+    """
     paper = PAPER_TABLE1.get(name)
     pairs = counts["rows_out"] if counts else paper[6] if paper else None
-    header = _header(f"{name}, filtered preference pairs", [facts["licence"]], pairs)
-    hub_id = facts["hub_id"]
-    origin = f"[{hub_id}](https://huggingface.co/datasets/{hub_id})" if hub_id else "local files"
-    lines = [
-        header, f"# {name}", "", facts["origin"], "",
-        f"- Read from: {origin}; revision: not pinned (set `revision` in the profile)",
-        f"- Licence: {facts['licence']}", f"- Native schema (converter): `{facts['schema']}`",
+    parts = [
+        card_sections.header(f"{name}, filtered preference pairs", [facts["licence"]], pairs),
+        f"# {name}", "", facts["origin"], "",
+        f"- Read from: {card_sections.hub_link(facts['hub_id'])}; "
+        f"{card_sections.revision_text(facts['hub_id'], revision)}",
+        f"- Licence: {facts['licence']}",
+        f"- Native schema: {facts['fields']}; converter: `{facts['schema']}`",
         f"- Pairs: {facts['pairs']}", "",
-        "Rows are in the standard preference format: `prompt` (turns, ending with the user), `chosen`, `rejected` (the "
-        "answer as one assistant turn), `chosen_score`, `rejected_score` (native scores or null), `source`, `row_id`.",
-        "",
-        *_counts_section(counts), *_lengths_section(name, counts), "## Known problems", "",
-        *([f"- {problem}" for problem in facts["problems"]] or ["None known."]), "",
+        card_sections.STANDARD_ROW, "",
+        *card_sections.rules_section(counts), *card_sections.lengths_section(name, counts, facts.get("difference")),
+        *card_sections.audit_section(audit),
+        "## Known problems", "", *([f"- {problem}" for problem in facts["problems"]] or ["None known."]), "",
     ]  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join(parts)
 
 
-def render_mixture_card(name: str, facts: Facts, sources: Mapping[str, Facts]) -> str:
-    """The card of a mixture: its sources, with the paper's counts."""
+def render_mixture_card(name: str, facts: Facts, sources: Mapping[str, Facts], counts: Mapping[str, Counts]) -> str:
+    """The card of a mixture: its sources, the paper's counts, and what the rows at hand gave."""
     members = facts["sources"]
     known = [PAPER_TABLE1[member][6] for member in members if member in PAPER_TABLE1]
-    lines = [
-        _header(f"{name}, preference mixture", sorted({sources[m]["licence"] for m in members}), sum(known)),
-        f"# {name}", "", facts["text"], "", "| source | licence | pairs in the paper's Table 1 |", "|---|---|---|",
-    ]  # fmt: skip
-    for member in members:
-        pairs = f"{PAPER_TABLE1[member][6]:,}" if member in PAPER_TABLE1 else "not stated"
-        lines.append(f"| [{member}]({sources[member]['file']}.md) | {sources[member]['licence']} | {pairs} |")
-    lines += [
-        f"| together | | {sum(known):,} |", "",
+    at_hand = {member: counts[member] for member in members if member in counts}
+    parts = [
+        card_sections.header(f"{name}, preference mixture", [sources[m]["licence"] for m in members], sum(known)),
+        f"# {name}", "", facts["text"], "",
+        *card_sections.members_table(members, sources, counts),
+        f"Together {sum(known):,} pairs in Table 1.", "",
+        card_sections.STANDARD_ROW, "",
         "Added to the paper's recipe: held-out pairs are split off by a hash of the first user turn, and training "
-        "pairs whose first user turn is an evaluation prompt's are dropped (`evaluation_overlap`).",
-        "",
-        "Each licence above applies to its rows. `unknown` means that none was established here: look it up first.",
-        "",
+        "pairs that repeat an evaluation prompt are dropped (`evaluation_overlap`, `ngram_overlap`).", "",
+        *card_sections.rules_section(card_sections.summed(at_hand)),
+        "## Known problems", "",
+        *[f"- {member}: {problem}" for member in members for problem in sources[member]["problems"]], "",
+        "Each licence above applies to its rows. `unknown` means that none was established here: look it up first.", "",
     ]  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join(parts)
 
 
-def _header(title: str, licences: list[str], pairs: int | None) -> str:
-    front = {
-        "pretty_name": title,
-        "language": ["en"],
-        "license": licences[0] if len(licences) == 1 else "other",
-        "tags": ["preference", "rlhf", "reward-model"],
-        "size_categories": [_size(pairs)] if pairs is not None else ["unknown"],
-    }
-    if len(licences) > 1:
-        front["license_name"] = "mixed"
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n"
+def render_run_card(
+    mixture: str,
+    sources: Mapping[str, Facts],
+    funnel: Mapping[str, Any],
+    table: Sequence[Mapping[str, Any]],
+    provenance: Mapping[str, Any],
+) -> str:
+    """The card that goes to the hub with a finished mixture.
 
-
-def _size(pairs: int) -> str:
-    return next(label for limit, label in SIZES if pairs < limit)
-
-
-def _counts_section(counts: Mapping[str, Any] | None) -> list[str]:
-    if counts is None:
-        return ["## Filters", "", "No run over the hub's rows has been recorded here yet.", ""]
-    lines = [
-        "## Filters", "",
-        f"Counted on the rows at hand (profile `slices`), not on the whole set: {counts['native_rows']:,} native rows "
-        f"gave {counts['rows_in']:,} candidate pairs, of which {counts['rows_out']:,} were kept.", "",
-        "| reason | pairs dropped | meaning | basis |", "|---|---|---|---|",
+    Args:
+        mixture: name of the mixture.
+        sources: facts of the sources (``facts.yaml``); a source without an entry has the licence ``unknown``.
+        funnel: the run's ``funnel.json``.
+        table: the run's ``table1.json``.
+        provenance: the stage's manifest; empty where the command `data` made the rows.
+    """
+    made, pairs = funnel["mixtures"][mixture], funnel["pairs"]
+    members = {name: pairs[name] for name in made["sources"]}
+    licences = [sources.get(name, {}).get("licence", "unknown") for name in members]
+    lengths = [row for row in table if row["source"] in members]
+    parts = [
+        card_sections.header(f"{mixture}, preference mixture", licences, made["rows_out"]),
+        f"# {mixture}", "",
+        f"{made['rows_out']:,} preference pairs to train reward models (recipe of arXiv 2405.07863).",
+        "", *card_sections.run_members(made, members, sources), card_sections.STANDARD_ROW, "",
+        *card_sections.rules_section(card_sections.summed(members), "in this run"),
+        "## Lengths", "", markdown_table(side_by_side(lengths)), "", *card_sections.provenance_section(provenance),
     ]  # fmt: skip
-    for reason, dropped in counts["dropped"].items():
-        meaning, basis = rule_text(reason)
-        lines.append(f"| `{reason}` | {dropped:,} | {meaning} | {basis} |")
-    return [*lines, ""]
+    return "\n".join(parts)
 
 
-def _lengths_section(name: str, counts: Mapping[str, Any] | None) -> list[str]:
-    paper = PAPER_TABLE1.get(name)
-    ours = counts["lengths"] if counts else None
-    if not paper and not ours:
-        return []
-    unit = f"ours in {ours['unit']}; the paper's unit is not stated" if ours else "the paper does not state the unit"
-    lines = ["## Size and lengths", "", f"Mean lengths: {unit}.", ""]
-    lines += ["| | prompts | prompt | chosen | rejected | pairs |", "|---|---|---|---|---|---|"]
-    if paper:
-        lines.append(f"| paper, Table 1 | {paper[0]:,} | {paper[1]} | {paper[2]} | {paper[3]} | {paper[6]:,} |")
-    if ours:
-        lengths = " | ".join(str(ours[f"{part}_length"]) for part in ("prompt", "chosen", "rejected"))
-        lines.append(f"| rows at hand | {ours['prompts']:,} | {lengths} | {ours['pairs']:,} |")
-        lines += ["", f"The chosen answer has more characters in {ours['length_agreement']:.1%} of the pairs kept."]
-    return [*lines, ""]
+def render_published_card(name: str, facts: Facts, sets: Sequence[Mapping[str, str | None]]) -> str:
+    """The card of sets (`hub_id`, `revision`) that the paper's authors published and this guide reads as they are."""
+    links = [
+        f"- {card_sections.hub_link(found['hub_id'])}; "
+        f"{card_sections.revision_text(found['hub_id'], found['revision'])}"
+        for found in sets
+    ]
+    parts = [
+        card_sections.header(f"{name}, {facts['kind']}", [facts["licence"]], None),
+        f"# {name}", "", facts["origin"], "", *links,
+        f"- Licence: {facts['licence']}", f"- Native schema: {facts['fields']}; converter: `{facts['schema']}`",
+        f"- Use: {facts['use']}", "",
+        "No rows of it are at hand here, so nothing is counted.", "",
+        "## Known problems", "", *[f"- {problem}" for problem in facts["problems"]], "",
+    ]  # fmt: skip
+    return "\n".join(parts)
 
 
 def render_all(folder: Path = FOLDER) -> dict[str, str]:
-    """File name -> card, for every source and mixture in the facts."""
-    facts, counts = load_facts(folder), load_counts(folder)
-    cards = {f"{fact['file']}.md": render_source_card(n, fact, counts.get(n)) for n, fact in facts["sources"].items()}
-    mixtures = facts["mixtures"].items()
-    return cards | {f"{name}.md": render_mixture_card(name, fact, facts["sources"]) for name, fact in mixtures}
+    """File name -> card, for every source, mixture and published set in the facts."""
+    facts, counts, audit, revisions = load_facts(folder), load_counts(folder), load_audit(folder), pinned_revisions()
+    cards = {
+        f"{fact['file']}.md": render_source_card(
+            name, fact, counts.get(name), audit.get(name), revisions.get(fact["hub_id"])
+        )
+        for name, fact in facts["sources"].items()
+    }
+    cards |= {
+        f"{name}.md": render_mixture_card(name, fact, facts["sources"], counts)
+        for name, fact in facts["mixtures"].items()
+    }
+    standard = [fact["standard"] for fact in facts["sources"].values() if "standard" in fact]
+    return cards | {
+        f"{fact['file']}.md": render_published_card(name, fact, fact["sets"] or standard)
+        for name, fact in facts["published"].items()
+    }
 
 
 def write_cards(folder: Path = FOLDER) -> list[Path]:

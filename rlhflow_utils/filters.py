@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # U+200B..U+200D, U+2060 and U+FEFF take no space on the page and survive str.strip().
 ZERO_WIDTH = re.compile("[\u200b-\u200d\u2060\ufeff]")
 ROLE_TAG = re.compile(r"\b(?:Human|Assistant):|^[ \t]*User:", re.MULTILINE)
+PLACEHOLDER = re.compile(r"<\s*no\s*(?:in|out)put\s*>", re.IGNORECASE)  # left by self-instruct; found by the audit
 SHORT_WORDS = frozenset({"no", "ok", "hi"})
 
 # A rule: True where the pair must go. Arguments: the pair, the settings, the source's name.
@@ -38,6 +39,8 @@ def is_text(content: Any) -> bool:
     """Whether a turn's content is a string that a file can hold (no lone surrogates)."""
     if not isinstance(content, str):
         return False
+    if content.isascii():
+        return True
     try:
         content.encode()
     except UnicodeEncodeError:
@@ -64,11 +67,6 @@ def alternates(prompt: list[Message]) -> bool:
     return roles == expected and len(roles) % 2 == 1
 
 
-def _contents(pair: Candidate) -> list[Any]:
-    turns = pair.prompt + (pair.rejected_prompt or [])
-    return [message["content"] for message in turns] + [pair.chosen, pair.rejected]
-
-
 # --- rules on one pair --------------------------------------------------------------------------------------------
 
 
@@ -79,23 +77,25 @@ def no_pair(pair: Candidate, settings: FilterSettings, source: str) -> bool:
 
 def non_string_content(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """A turn is not a string (PandaLM: the JSON value true), or not one that UTF-8 can hold. Reconstructed."""
-    return not all(is_text(content) for content in _contents(pair))
+    return not all(is_text(content) for content in pair.contents())
 
 
 def empty_turn(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """A turn of either side is empty or white space. Sourced: "empty rounds", paper 2.1."""
-    return any(is_empty(content) for content in _contents(pair))
+    return any(is_empty(content) for content in pair.contents())
 
 
 def zero_width(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """A turn holds zero-width characters alone, so that it looks empty. Reconstructed (an empty round in disguise)."""
-    return any(is_zero_width(content) for content in _contents(pair))
+    return any(is_zero_width(content) for content in pair.contents())
 
 
 def broken_alternation(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """Roles do not alternate user/assistant, or the prompt does not end with the user. Sourced: HH-RLHF card."""
-    sides = [pair.prompt] if pair.rejected_prompt is None else [pair.prompt, pair.rejected_prompt]
-    return pair.evidence == "broken_alternation" or not all(alternates(side) for side in sides)
+    if pair.evidence == "broken_alternation" or not alternates(pair.prompt):
+        return True
+    other = pair.rejected_prompt
+    return other is not None and other != pair.prompt and not alternates(other)
 
 
 def unequal_context(pair: Candidate, settings: FilterSettings, source: str) -> bool:
@@ -109,14 +109,15 @@ def role_tag_in_turn(pair: Candidate, settings: FilterSettings, source: str) -> 
     In dialogues cut out of one string every turn is searched, elsewhere the two answers only (a prompt may quote a
     dialogue). Reconstructed.
     """
-    turns = _contents(pair) if pair.transcript else [pair.chosen, pair.rejected]
+    turns = pair.contents() if pair.transcript else [pair.chosen, pair.rejected]
     # The plain search first: it is many times faster, and almost all turns have no tag at all.
-    return any(ROLE_TAG.search(turn) for turn in turns if any(tag in turn for tag in ("Human:", "Assistant:", "User:")))
+    return any(ROLE_TAG.search(turn) for turn in turns if "Human:" in turn or "Assistant:" in turn or "User:" in turn)
 
 
 def identical_responses(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """Both answers are the same text, white space aside. Sourced: HH-RLHF card ("final answers differ")."""
-    return _normal(pair.chosen) == _normal(pair.rejected)
+    starts_alike = pair.chosen.split(None, 1)[:1] == pair.rejected.split(None, 1)[:1]  # almost never, and fast to see
+    return starts_alike and _normal(pair.chosen) == _normal(pair.rejected)
 
 
 def no_label(pair: Candidate, settings: FilterSettings, source: str) -> bool:
@@ -150,7 +151,7 @@ def small_margin(pair: Candidate, settings: FilterSettings, source: str) -> bool
 
 
 def meaningless(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """An answer has no letter or digit, or is a scrap of a word ("Ye") shorter than `min_response_characters`.
+    """An answer has no letter or digit, is a scrap of a word shorter than `min_response_characters`, or a placeholder.
 
     Sourced as an aim ("meaningless samples", paper 2.1); the test is reconstructed.
     """
@@ -158,7 +159,7 @@ def meaningless(pair: Candidate, settings: FilterSettings, source: str) -> bool:
 
 
 def _is_meaningless(text: str, shortest: int) -> bool:
-    if not any(character.isalnum() for character in text):
+    if not any(character.isalnum() for character in text) or PLACEHOLDER.fullmatch(text):
         return True
     # Length alone would also take whole answers: numbers, options ("C"), abbreviations, words of other scripts, "No".
     is_scrap = len(text) > 1 and text.isascii() and text.isalpha() and not text.isupper()
@@ -184,7 +185,10 @@ RULES: dict[str, Rule] = {
 
 def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str | None:
     """Name of the first rule that the pair fails, or None."""
-    return next((name for name, rule in RULES.items() if rule(pair, settings, source)), None)
+    for name, rule in RULES.items():
+        if rule(pair, settings, source):
+            return name
+    return None
 
 
 def is_too_long(tokens: tuple[int, int, int], settings: FilterSettings) -> bool:

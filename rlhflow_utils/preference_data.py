@@ -18,18 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlhflow_utils.decontamination import HeldOut
 from rlhflow_utils.funnel import Funnel
 from rlhflow_utils.manifest import write_json
 from rlhflow_utils.pair_table import Measuring, SourcePairs, filter_source
 from rlhflow_utils.prompt_data import (
     PromptTable,
+    choose_evaluation,
     drop_overlap,
+    keep_chosen,
     prompts_of_pairs,
     prompts_of_sources,
-    split_evaluation,
+    seeded_order,
     write_prompts,
     write_sft,
 )
+from rlhflow_utils.prompt_map import prompt_map
 from rlhflow_utils.source_statistics import table1_of
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from rlhflow_utils.config import DataSettings, PartitionSettings
     from rlhflow_utils.manifest import Stage
 
+MAP_PROMPTS = 1500  # points of the prompt map
 PARTITIONS = ("test", "sft", "prompts", "judge", "train")
 TRAINS = ("sft", "judge", "train")  # partitions whose texts enter a loss: evaluation prompts must not be among them
 
@@ -83,18 +88,30 @@ def split_pairs(sources: Sequence[SourcePairs], shares: PartitionSettings) -> Sp
     return Splits(list(sources), positions)
 
 
-def decontaminate(splits: Splits, evaluation_openings: set[str], funnel: Funnel) -> None:
-    """Take pairs that open like an evaluation prompt out of what trains, and count every pair of `splits`."""
+def decontaminate(splits: Splits, held_out: HeldOut, funnel: Funnel) -> None:
+    """Take pairs that repeat an evaluation prompt out of what trains, and count every pair of `splits`."""
     for source in splits.sources:
         places = splits.positions[source.name]
         for name in PARTITIONS:
-            held = places[name]
             if name in TRAINS:
-                places[name] = [i for i in held if source.openings[i] not in evaluation_openings]
-                for i in held:
-                    if source.openings[i] in evaluation_openings:
-                        funnel.drop(source.name, source.row_ids[i], "evaluation_overlap")
+                places[name] = keep_apart(source, places[name], held_out, funnel, "pairs")
             funnel.keep(source.name, len(places[name]))
+
+
+def keep_apart(
+    source: SourcePairs, positions: Sequence[int], held_out: HeldOut, funnel: Funnel, flow: str
+) -> list[int]:
+    """Those positions of a source whose prompts repeat no evaluation prompt; the others are dropped and counted."""
+    if not positions:
+        return []
+    kept = []
+    for i, row in zip(positions, source.load().select_columns("prompt").select(positions), strict=True):
+        reason = held_out.reason(flow, source.name, source.row_ids[i], row["prompt"])
+        if reason is None:
+            kept.append(i)
+        else:
+            funnel.drop(source.name, source.row_ids[i], reason)
+    return kept
 
 
 def build_preference_data(stage: Stage) -> None:
@@ -104,7 +121,7 @@ def build_preference_data(stage: Stage) -> None:
     hub) and `base` (a stage with `model/`, whose tokenizer measures lengths; else the one of `model.base`; else lengths
     are words and `max_tokens` is not enforced). Writes a Dataset per mixture, `test`, `judge` (where its share is above
     0), `sft`, `prompts`, `evaluation_prompts`, `nectar` (where there is an offline source), and `funnel.json`,
-    `table1.json`, `dropped.jsonl`, `examples.json`.
+    `table1.json`, `decontamination.json`, `prompt_map.json`, `dropped.jsonl`, `examples.json`.
 
     Raises:
         ValueError: a source cannot be read, or a mixture or the prompts come out empty.
@@ -118,24 +135,27 @@ def build_preference_data(stage: Stage) -> None:
     measuring = _measuring(stage)
     sources = _filter_all(settings, root, measuring, work, flows["pairs"])
     splits = split_pairs(sources, settings.partition)
-    openings = _write_prompt_sets(stage, settings, root, splits, work, flows)
-    decontaminate(splits, openings, flows["pairs"])
+    held_out = _write_prompt_sets(stage, settings, root, splits, work, flows)
+    decontaminate(splits, held_out, flows["pairs"])
     for name in ("test", "judge"):
         if name == "test" or settings.partition.judge > 0:
             _save(stage, name, splits.dataset(name))
-    sft = write_sft(settings.sft_sources, root, splits.dataset("sft"), openings, work / "sft.arrow", flows["sft"])
+    sft = write_sft(settings.sft_sources, root, splits.dataset("sft"), held_out, work / "sft.arrow", flows["sft"])
     _save(stage, "sft", sft)
     mixtures = _write_mixtures(stage, settings, splits)
-    _write_nectar(stage, measuring, root, work, openings, flows["nectar"])
-    _report(stage, sources, splits, flows, mixtures, measuring.unit)
+    _write_nectar(stage, measuring, root, work, held_out, flows["nectar"])
+    write_json(stage.out / "decontamination.json", held_out.to_json())
+    write_json(stage.out / "prompt_map.json", _prompt_map(splits, stage.seed))
+    _report(stage, sources, splits, flows, mixtures, measuring)
     shutil.rmtree(work)
 
 
 def _measuring(stage: Stage) -> Measuring:
     if "base" in stage.inputs:
         folder = stage.inputs["base"]
-        return Measuring(str(folder / "model" if (folder / "model").is_dir() else folder), stage.profile.model)
-    return Measuring(stage.profile.model.base, stage.profile.model)
+        path = str(folder / "model" if (folder / "model").is_dir() else folder)
+        return Measuring(path, stage.profile.model, "this run's base model")
+    return Measuring(stage.profile.model.base, stage.profile.model, stage.profile.model.base)
 
 
 def _filter_all(
@@ -152,31 +172,37 @@ def _filter_all(
 
 def _write_prompt_sets(
     stage: Stage, settings: DataSettings, root: Path | None, splits: Splits, work: Path, flows: dict[str, Funnel]
-) -> set[str]:
-    """Write `prompts` and `evaluation_prompts`; return the evaluation prompts' openings."""
+) -> HeldOut:
+    """Write `prompts` and `evaluation_prompts`; return what is held out."""
 
     def all_prompts() -> Any:
         yield from prompts_of_sources(settings.prompt_sources, root)
         yield from prompts_of_pairs(splits.dataset("prompts"))
 
     table = write_prompts(all_prompts(), work / "prompts.arrow", flows["prompts"])
-    if settings.evaluation_prompt_sources:
+    evaluation, is_separate = table, bool(settings.evaluation_prompt_sources)
+    if is_separate:
         held = prompts_of_sources(settings.evaluation_prompt_sources, root)
         evaluation = write_prompts(held, work / "evaluation.arrow", flows["evaluation_prompts"])
-        chosen, _ = split_evaluation(
-            evaluation, settings.evaluation_prompts, stage.seed, flows["evaluation_prompts"], is_separate=True
-        )
-        openings = {evaluation.openings[i] for i in chosen}
-        kept = drop_overlap(table, openings, flows["prompts"])
-    else:
-        evaluation = table
-        chosen, kept = split_evaluation(
-            table, settings.evaluation_prompts, stage.seed, flows["prompts"], is_separate=False
-        )
-        openings = {table.openings[i] for i in chosen}
+    chosen = choose_evaluation(evaluation, settings.evaluation_prompts, stage.seed)
+    if is_separate:
+        keep_chosen(evaluation, chosen, flows["evaluation_prompts"])
+    held_out = _held_out(settings, root, evaluation, chosen)
+    kept = drop_overlap(table, () if is_separate else chosen, held_out, flows["prompts"])
     _save_prompts(stage, "prompts", table, kept)
     _save_prompts(stage, "evaluation_prompts", evaluation, chosen)
-    return openings
+    return held_out
+
+
+def _held_out(settings: DataSettings, root: Path | None, evaluation: PromptTable, chosen: list[int]) -> HeldOut:
+    """The run's evaluation prompts and the benchmarks of `data.decontamination.sources`."""
+    held_out = HeldOut(settings.decontamination)
+    if chosen:
+        rows = evaluation.load().select(chosen)
+        held_out.add((f"evaluation_prompts:{i}", row["prompt"]) for i, row in enumerate(rows))
+    benchmarks = prompts_of_sources(settings.decontamination.sources, root)
+    held_out.add((f"{name}:{prompt.row_id}", prompt.prompt) for name, prompt in benchmarks)
+    return held_out
 
 
 def _save_prompts(stage: Stage, name: str, table: PromptTable, positions: list[int]) -> None:
@@ -225,7 +251,7 @@ def _agreement(sources: Sequence[SourcePairs], positions: dict[str, list[int]]) 
 
 
 def _write_nectar(
-    stage: Stage, measuring: Measuring, root: Path | None, work: Path, openings: set[str], funnel: Funnel
+    stage: Stage, measuring: Measuring, root: Path | None, work: Path, held_out: HeldOut, funnel: Funnel
 ) -> None:
     settings = stage.profile.data
     source = settings.offline_source
@@ -233,11 +259,24 @@ def _write_nectar(
         return
     path = work / "nectar.arrow"
     pairs = filter_source(source, root, settings.filters, measuring, path, funnel, settings.workers)
-    kept = [i for i, opening in enumerate(pairs.openings) if opening not in openings]
-    for i in sorted(set(range(len(pairs.openings))) - set(kept)):
-        funnel.drop(source.name, pairs.row_ids[i], "evaluation_overlap")
+    kept = keep_apart(pairs, range(len(pairs.openings)), held_out, funnel, "nectar")
     funnel.keep(source.name, len(kept))
     _save(stage, "nectar", pairs.load().select(kept))
+
+
+def _prompt_map(splits: Splits, seed: int) -> list[dict[str, Any]]:
+    """Fig. 7 over at most `MAP_PROMPTS` prompts, as many from each source, each opening once."""
+    prompts: list[tuple[str, str]] = []
+    for source in splits.sources:
+        held = list({source.openings[i]: i for i in reversed(splits.positions[source.name]["train"])}.values())
+        drawn = sorted(seeded_order([source.row_ids[i] for i in held], seed)[: MAP_PROMPTS // len(splits.sources)])
+        if drawn:
+            rows = source.load().select_columns("prompt").select([held[i] for i in drawn])
+            prompts += [(source.name, row["prompt"][-1]["content"]) for row in rows]
+    try:
+        return prompt_map(prompts, seed)
+    except ValueError:
+        return []  # a handful of hand-written prompts: nothing to draw
 
 
 def _report(
@@ -246,7 +285,7 @@ def _report(
     splits: Splits,
     flows: dict[str, Funnel],
     mixtures: dict[str, Any],
-    unit: str,
+    measuring: Measuring,
 ) -> None:
     """Check that every flow adds up, and write the counts."""
     for flow, funnel in flows.items():
@@ -262,7 +301,8 @@ def _report(
         }  # fmt: skip
     counts = {name: funnel.to_json() for name, funnel in flows.items()} | {"pairs": pairs, "mixtures": mixtures}
     write_json(stage.out / "funnel.json", counts)
-    write_json(stage.out / "table1.json", table1_of({s.name: s.lengths for s in sources}, unit))
+    table = table1_of({s.name: s.lengths for s in sources}, measuring.unit, measuring.name)
+    write_json(stage.out / "table1.json", table)
     write_json(stage.out / "examples.json", {source.name: source.examples for source in sources})
     _write_dropped(stage.out / "dropped.jsonl", flows)
     for flow, funnel in flows.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.chat import Message, prompt_key
+from rlhflow_utils.decontamination import HeldOut
 from rlhflow_utils.filters import conversation_failure, opening_key, prompt_failure
 from rlhflow_utils.funnel import Funnel
 from rlhflow_utils.pair_table import ArrowSink, messages_type
@@ -96,60 +97,53 @@ def seeded_order(keys: Sequence[str], seed: int) -> list[int]:
     return sorted(range(len(keys)), key=lambda i: (hashlib.sha256(f"{seed}:{keys[i]}".encode()).digest(), i))
 
 
-def split_evaluation(
-    table: PromptTable, count: int, seed: int, funnel: Funnel, is_separate: bool
-) -> tuple[list[int], list[int]]:
-    """Choose the evaluation prompts of a table.
-
-    Args:
-        table: prompts to choose from.
-        count: how many, at most.
-        seed: of the choice.
-        funnel: counts the rows of this table.
-        is_separate: the table holds evaluation prompts only; those not chosen are dropped as ``subsample``. Otherwise
-            the rest are RL prompts: the chosen ones leave as ``used_for_evaluation``, and prompts that open like one
-            of them as ``evaluation_overlap``.
-
-    Returns:
-        Positions of the evaluation prompts and of the other prompts kept, both ascending.
-    """
-    chosen = set(seeded_order(table.openings, seed)[:count])
-    if is_separate:
-        others: list[int] = []
-    else:
-        openings = {table.openings[i] for i in chosen}
-        others = [i for i in range(len(table.openings)) if i not in chosen and table.openings[i] not in openings]
-    kept = sorted(chosen) if is_separate else others
-    _count_split(table, set(kept), funnel, "subsample" if is_separate else "evaluation_overlap", chosen)
-    return sorted(chosen), others
+def choose_evaluation(table: PromptTable, count: int, seed: int) -> list[int]:
+    """Positions of at most `count` prompts, drawn by the seed, ascending."""
+    return sorted(seeded_order(table.openings, seed)[:count])
 
 
-def drop_overlap(table: PromptTable, evaluation_openings: set[str], funnel: Funnel) -> list[int]:
-    """Positions of the prompts that open like no evaluation prompt; the others leave as ``evaluation_overlap``."""
-    kept = [i for i, opening in enumerate(table.openings) if opening not in evaluation_openings]
-    _count_split(table, set(kept), funnel, "evaluation_overlap", set())
-    return kept
-
-
-def _count_split(table: PromptTable, kept: set[int], funnel: Funnel, reason: str, moved: set[int]) -> None:
+def keep_chosen(table: PromptTable, chosen: Iterable[int], funnel: Funnel) -> None:
+    """Count a table of evaluation prompts: those not chosen are dropped as ``subsample``."""
+    kept = set(chosen)
     for i, source in enumerate(table.sources):
         if i in kept:
             funnel.keep(source)
         else:
-            funnel.drop(source, table.row_ids[i], "used_for_evaluation" if i in moved else reason)
+            funnel.drop(source, table.row_ids[i], "subsample")
+
+
+def drop_overlap(table: PromptTable, moved: Iterable[int], held_out: HeldOut, funnel: Funnel) -> list[int]:
+    """Positions of the prompts for generation.
+
+    Args:
+        table: all prompts.
+        moved: positions that became evaluation prompts; they leave as ``used_for_evaluation``.
+        held_out: the evaluation prompts; what repeats one of them leaves under the reason it gives.
+        funnel: counts the rows of this table.
+    """
+    taken, kept = set(moved), []
+    for i, row in enumerate(table.load()):
+        source, row_id = table.sources[i], table.row_ids[i]
+        reason = "used_for_evaluation" if i in taken else held_out.reason("prompts", source, row_id, row["prompt"])
+        if reason is None:
+            funnel.keep(source)
+            kept.append(i)
+        else:
+            funnel.drop(source, row_id, reason)
+    return kept
 
 
 def write_sft(
     sources: Iterable[SourceSettings],
     root: Path | None,
     pairs: Iterable[Row],
-    evaluation_openings: set[str],
+    held_out: HeldOut,
     path: Path,
     funnel: Funnel,
 ) -> Dataset:
     """Write SFT rows: the conversations of `sources`, then the chosen answers of `pairs`.
 
-    Dropped: the structural reasons of `filters`; ``evaluation_overlap`` for conversations that open like an evaluation
+    Dropped: the structural reasons of `filters`; those of `held_out` for conversations that repeat an evaluation
     prompt; ``repeated_answer`` for chosen answers that several pairs of a prompt share (rows of `sources` are taken as
     often as they occur).
     """
@@ -160,8 +154,8 @@ def write_sft(
         for name, record, from_pair in _conversations(sources, root, pairs):
             funnel.enter(name)
             reason = conversation_failure(record)
-            if reason is None and opening_key(record.messages) in evaluation_openings:
-                reason = "evaluation_overlap"
+            if reason is None:
+                reason = held_out.reason("sft", name, record.row_id, record.messages[:-1])
             if reason is None and from_pair:
                 identity = (prompt_key(record.messages[:-1]), record.messages[-1]["content"])
                 reason = "repeated_answer" if identity in seen else None

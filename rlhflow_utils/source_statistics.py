@@ -81,22 +81,23 @@ def prompt_text(prompt: list[Message]) -> str:
     return "\n".join(message["content"] for message in prompt)
 
 
-def measure(
-    pairs: list[tuple[list[Message], str, str]], token_length: TokenLength
-) -> list[tuple[int, int, int]]:
+def measure(pairs: list[tuple[list[Message], str, str]], token_length: TokenLength) -> list[tuple[int, int, int]]:
     """Lengths of prompt, chosen and rejected of each (prompt, chosen, rejected)."""
     flat = [text for prompt, chosen, rejected in pairs for text in (prompt_text(prompt), chosen, rejected)]
     lengths = token_length(flat)
     return [(lengths[i], lengths[i + 1], lengths[i + 2]) for i in range(0, len(lengths), 3)]
 
 
-def table1(rows: Iterable[Mapping[str, Any]], token_length: TokenLength, unit: str = "tokens") -> list[dict[str, Any]]:
+def table1(
+    rows: Iterable[Mapping[str, Any]], token_length: TokenLength, unit: str = "tokens", tokenizer: str | None = None
+) -> list[dict[str, Any]]:
     """Table 1 over standard preference rows, one entry per source.
 
     Args:
         rows: standard rows (`prompt`, `chosen`, `rejected`, `source`).
         token_length: lengths of texts.
         unit: what it counts in.
+        tokenizer: name of the tokenizer, where lengths are in tokens.
     """
     sums: dict[str, SourceLengths] = {}
     for row in rows:
@@ -104,16 +105,16 @@ def table1(rows: Iterable[Mapping[str, Any]], token_length: TokenLength, unit: s
         (lengths,) = measure([(row["prompt"], chosen, rejected)], token_length)
         entry = sums.setdefault(row["source"], SourceLengths())
         entry.add(prompt_key(row["prompt"]), lengths, len(chosen) > len(rejected))
-    return table1_of(sums, unit)
+    return table1_of(sums, unit, tokenizer)
 
 
-def table1_of(sums: Mapping[str, SourceLengths], unit: str) -> list[dict[str, Any]]:
-    """Entries ``{source, unit, prompts, prompt_length, ..., length_agreement, paper}``.
+def table1_of(sums: Mapping[str, SourceLengths], unit: str, tokenizer: str | None = None) -> list[dict[str, Any]]:
+    """Entries ``{source, unit, tokenizer, prompts, prompt_length, ..., length_agreement, paper}``.
 
     `length_agreement` is the share of pairs whose chosen answer has more characters; `paper` holds Table 1's row, or
     null where the source is not in it.
     """
-    return [_entry(source, sums[source], unit) for source in sums]
+    return [_entry(source, sums[source], unit) | {"tokenizer": tokenizer} for source in sums]
 
 
 def _entry(source: str, sums: SourceLengths, unit: str) -> dict[str, Any]:
@@ -136,3 +137,53 @@ def _entry(source: str, sums: SourceLengths, unit: str) -> dict[str, Any]:
 
 def _mean(total: int, count: int, digits: int = 1) -> float | None:
     return round(total / count, digits) if count else None
+
+
+def side_by_side(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Table 1 with two lines a source, the paper's and ours, under the paper's columns.
+
+    Args:
+        rows: what `table1_of` gave (``table1.json``).
+    """
+    lines = []
+    for row in rows:
+        if row["paper"]:
+            lines.append(_line(row["source"], "paper", row["paper"]))
+        lines.append(_line(row["source"], "ours", row))
+    return lines
+
+
+def _line(source: str, whose: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "dataset": source, "": whose, "prompts": row["prompts"], "prompt len.": row["prompt_length"],
+        "preferred len.": row["chosen_length"], "rejected len.": row["rejected_length"],
+        "completion": row["completion"], "annotator": row["annotator"], "pairs": row["pairs"],
+    }  # fmt: skip
+
+
+def explain_table1(rows: Iterable[Mapping[str, Any]], origin: str, differences: Mapping[str, str]) -> list[str]:
+    """Why ours differs from the paper: one line for the lengths, then one a source.
+
+    Args:
+        rows: what `table1_of` gave.
+        origin: ``world`` (simulated rows), ``files`` (local copies, perhaps slices) or ``hub``.
+        differences: source -> what is known about the paper's count (`data_cards/facts.yaml`).
+    """
+    rows = list(rows)
+    lines = []
+    if rows:
+        unit = f"tokens of {rows[0]['tokenizer']}" if rows[0]["tokenizer"] else str(rows[0]["unit"])
+        lines.append(
+            f"Lengths: ours in {unit}; the paper's unit is not stated (presumably tokens of an unnamed tokenizer)."
+        )
+    if origin == "world":
+        return [
+            *lines,
+            "Rows: ours are simulated, in the source's native schema; their number and length are built in.",
+        ]
+    for row in (row for row in rows if row["paper"]):
+        share = row["pairs"] / row["paper"]["pairs"]
+        known = differences.get(row["source"], "")
+        local = "local rows, perhaps a part of the source; " if origin == "files" else ""
+        lines.append(f"{row['source']}: {share:.1%} of the paper's pairs; {local}{known}".rstrip("; "))
+    return lines

@@ -117,6 +117,8 @@ def build_trainer(job: TrainingJob) -> Trainer:
         if job.ref_model is None:
             raise ValueError("DPO needs an explicit reference model (π₀): TRL would take the policy's own start")
         keywords["ref_model"] = load_model(job.ref_model, job)
+    if job.settings.muon_learning_rate is not None:
+        keywords["optimizers"] = (_muon(keywords["model"], arguments, job.settings.muon_learning_rate), None)
     trainer: Any = TRAINERS[job.kind](**keywords, callbacks=[StepLines()])
     trainer.remove_callback(PrinterCallback)
     built: Trainer = trainer
@@ -287,6 +289,13 @@ def launch_command(job_file: Path, launch: LaunchSettings) -> list[str]:
     if launch.use_cpu:
         command.append("--cpu")
     return [*command, "-m", "rlhflow_utils.training", str(job_file)]
+
+
+def _muon(model: PreTrainedModel, arguments: TrainingArguments, muon_lr: float) -> Any:
+    from rlhflow_utils.muon import Muon
+
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return Muon(model, muon_lr, arguments.learning_rate, betas, arguments.weight_decay)
 
 
 def _four_bit() -> Any:

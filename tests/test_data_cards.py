@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from huggingface_hub import DatasetCard
 
+from rlhflow_utils.card_sections import OTHER_REASONS, rule_text
 from rlhflow_utils.config import load_profile
-from rlhflow_utils.data_cards import FOLDER, collect_counts, load_counts, load_facts, render_all, rule_text
+from rlhflow_utils.data_audit import audit_rows
+from rlhflow_utils.data_cards import FOLDER, collect_counts, load_audit, load_counts, load_facts, render_all
 from rlhflow_utils.filters import RULES
-from rlhflow_utils.manifest import Sections, Stage
+from rlhflow_utils.manifest import Sections, Stage, stage_seed
 from rlhflow_utils.preference_data import build_preference_data
 from rlhflow_utils.source_statistics import PAPER_TABLE1
 from rlhflow_utils.sources import CONVERTERS
@@ -52,17 +55,47 @@ def test_a_card_says_of_each_rule_whether_it_is_sourced() -> None:
     assert rule_text("tie") == ("Both answers are equally good by the native label", "sourced")
     assert rule_text("zero_width")[1] == "reconstructed"
     assert rule_text("meaningless")[1] == "sourced in part, else reconstructed"
-    for reason in [*RULES, "too_long", "duplicate_pair", "swapped_duplicate", "too_many_pairs", "evaluation_overlap"]:
+    for reason in [*RULES, *OTHER_REASONS]:
         assert all(rule_text(reason)), reason
+    cards = render_all()
+    for name, fact in load_facts()["sources"].items():
+        card = cards[f"{fact['file']}.md"]
+        assert all(f"| `{reason}` |" in card for reason in [*RULES, *OTHER_REASONS]), name
 
 
 @pytest.fixture(scope="module")
 def slices_folder(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slices")
     sections = Sections(load_profile("slices"), ["data", "model"], "01_preference_data")
-    build_preference_data(Stage("01_preference_data", sections, {"root": data_root}, folder, seed=0))
+    build_preference_data(
+        Stage("01_preference_data", sections, {"root": data_root}, folder, stage_seed(0, "01_preference_data"))
+    )
     return folder
 
 
 def test_counts_are_those_of_the_real_rows(slices_folder: Path) -> None:
     assert collect_counts(slices_folder) == load_counts()
+
+
+def test_the_audit_names_the_rows_that_its_seed_draws(data_root: Path) -> None:
+    record = json.loads((FOLDER / "audit.json").read_text(encoding="utf-8"))
+    assert audit_rows(load_profile("slices"), data_root) == record
+    for source in record["sources"].values():
+        assert len(set(source["kept"])) == 100
+        assert not set(source["kept"]) & {row for rows in source["dropped"].values() for row in rows}
+
+
+def test_every_audited_source_has_findings_about_rows_that_were_drawn() -> None:
+    record = json.loads((FOLDER / "audit.json").read_text(encoding="utf-8"))["sources"]
+    audit = load_audit()
+    assert set(audit) == set(record)
+    for name, found in audit.items():
+        assert found["findings"]
+        assert set(found["doubtful"]) <= set(record[name]["kept"])
+        assert set(found["lost"]) <= {row for rows in record[name]["dropped"].values() for row in rows}
+
+
+def test_a_mixture_card_sums_its_sources() -> None:
+    counts = load_counts()
+    together = counts["HH-RLHF"]["rows_in"] + counts["UltraFeedback"]["rows_in"]
+    assert f"gave {together:,} candidate pairs" in render_all()["mix1.md"]

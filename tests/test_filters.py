@@ -29,7 +29,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 def settings(**changes: Any) -> FilterSettings:
     values: dict[str, Any] = {
-        "min_score_margin": {"scored": 1.0}, "min_score_ratio": 2.0, "max_pairs_per_prompt": {},
+        "min_score_margin": {"scored": 1.0}, "min_score_ratio": 2.0, "kwise_pairs": {}, "max_pairs_per_prompt": {},
         "min_response_characters": 3, "max_tokens": 10,
     }  # fmt: skip
     return FilterSettings.model_validate({**values, **changes})
@@ -77,6 +77,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("meaningless", {"rejected": "..."}),
     ("meaningless", {"chosen": "| | |"}),
     ("meaningless", {"rejected": "Ye"}),
+    ("meaningless", {"rejected": "<nooutput>"}),
+    ("meaningless", {"chosen": " < No Input >\n"}),
 ]
 
 GOOD: list[dict[str, Any]] = [
@@ -88,6 +90,7 @@ GOOD: list[dict[str, Any]] = [
     {"prompt": [{"role": "user", "content": "Go on: Human: hi"}]},  # a prompt may quote a dialogue
     {"chosen": "class Administrator:\n  pass"},
     {"chosen": "63"},
+    {"chosen": "It prints <nooutput> twice."},
     {"chosen": "C"},
     {"chosen": "No"},
     {"chosen": "UK"},
@@ -111,7 +114,7 @@ def test_every_rule_is_exercised_and_documented() -> None:
     assert {reason for reason, _ in BAD} == set(RULES)
     for rule in RULES.values():
         assert rule.__doc__
-        assert ("ourced" in rule.__doc__ or "econstructed" in rule.__doc__)
+        assert "ourced" in rule.__doc__ or "econstructed" in rule.__doc__
 
 
 def test_the_first_rule_in_order_names_the_reason() -> None:

@@ -44,6 +44,7 @@ POLICIES = {
     "exact match": {"SFT": _estimate(0.8), "iterative": None},
 }
 LOSSES = {"mix1": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}, {"train_runtime": 3.0}]}
+MAP = [{"source": "a", "x": 0.0, "y": 1.0}, {"source": "b", "x": 2.0, "y": 3.0}, {"source": "a", "x": 4.0, "y": 5.0}]
 POINTS = {"SFT": {"win_rate": _estimate(0.5), "mean_length": _estimate(60, 2)}}
 
 FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
@@ -56,6 +57,11 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
         lambda: plotting.mixture_composition({"mix1": {"a": 30, "b": 10}, "mix2": {"a": 5}}, "c"),
         "mix1 from 2 and mix2 from 1 sources",
     ),
+    "label_noise": (
+        lambda: plotting.label_noise({"shp": (0.7, 100), "a": (0.5, 9), "b": (0.2, 30)}, "c"),
+        "lean to the longer answer in 1 of 3 sources",
+    ),
+    "prompt_map": (lambda: plotting.prompt_map(MAP, "c"), "3 prompts of 2 sources"),
     "loss_curves": (lambda: plotting.loss_curves(LOSSES, caption="c"), "The training loss falls"),
     "reward_histogram": (
         lambda: plotting.reward_histogram([2.0, 3.0, 1.0, 4.0], [1.0, 1.0, 2.0, 0.0], "c"),
@@ -125,6 +131,22 @@ def test_figure_renders_with_title_labels_and_caption(name: str) -> None:
 
 def _heights(axes: Any) -> list[float]:
     return [patch.get_height() for patch in axes.patches if math.isfinite(patch.get_height())]
+
+
+def test_label_noise_is_sorted_and_starts_at_one_half() -> None:
+    [axes] = plotting.label_noise({"a": (0.7, 100), "b": (0.2, 400)}).axes
+    bars = [patch for patch in axes.patches if patch.get_height()]
+    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(50, pytest.approx(-30)), (50, pytest.approx(20))]
+    [whiskers] = [c for c in axes.collections if hasattr(c, "get_segments")]
+    assert [segment[1][0] - segment[0][0] for segment in whiskers.get_segments()] == pytest.approx(
+        [2 * 196 * (0.2 * 0.8 / 400) ** 0.5, 2 * 196 * (0.7 * 0.3 / 100) ** 0.5]
+    )
+
+
+def test_prompt_map_has_a_colour_per_source() -> None:
+    [axes] = plotting.prompt_map(MAP).axes
+    assert [cloud.get_offsets().tolist() for cloud in axes.collections] == [[[0, 1], [4, 5]], [[2, 3]]]
+    assert len({tuple(cloud.get_facecolor()[0]) for cloud in axes.collections}) == 2
 
 
 def test_funnel_shows_shares_of_each_source() -> None:

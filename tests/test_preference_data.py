@@ -219,9 +219,10 @@ def data_settings(folder: Path, pairs: list[dict[str, Any]], **changes: Any) -> 
         "root": str(folder), "preference_sources": [written(folder, "pairs", "rlhflow_standard", pairs)],
         "sft_sources": [], "prompt_sources": [], "evaluation_prompt_sources": [], "offline_source": None,
         "mixtures": {"mix": ["pairs"]}, "max_pairs_per_mixture": None, "main_mixture": "mix",
-        "filters": {"min_score_margin": {}, "min_score_ratio": 2.0, "max_pairs_per_prompt": {},
+        "filters": {"min_score_margin": {}, "min_score_ratio": 2.0, "kwise_pairs": {}, "max_pairs_per_prompt": {},
                     "min_response_characters": 1, "max_tokens": 100},
         "partition": {"test": 0.0, "sft": 0.0, "prompts": 0.0, "judge": 0.0}, "evaluation_prompts": 2, "workers": 1,
+        "decontamination": {"ngram": 6, "min_overlap": 0.5, "sources": []},
         **changes,
     }  # fmt: skip
     data = DataSettings.model_validate(content)
@@ -329,6 +330,7 @@ def test_table1_by_hand() -> None:
     assert shp == {
         "source": "SHP", "unit": "words", "prompts": 1, "prompt_length": 2.0, "chosen_length": 2.0,
         "rejected_length": 2.5, "completion": "Human", "annotator": "Human", "pairs": 2, "length_agreement": 0.5,
+        "tokenizer": None,
     }  # fmt: skip
     assert own["paper"] is None
     assert own["length_agreement"] == 0.0

@@ -159,10 +159,10 @@ def test_fine_grained_gives_six_comparisons_in_the_files_order() -> None:
 def test_nectar_pairs_the_best_with_a_fixed_random_other() -> None:
     answers = [{"answer": str(rank), "rank": float(rank)} for rank in range(1, 8)]
     row = {"prompt": "\n\nHuman: Q\n\nAssistant: ", "answers": answers}
-    drawn: list[Any] = [convert(settings("nectar"), f"f:{i}", row)[0] for i in range(300)]
+    drawn: list[Any] = [convert(settings("nectar"), f"f:{i}", row, "best_vs_random")[0] for i in range(300)]
     assert {c.chosen for c in drawn} == {"1"}
     assert set(Counter(c.rejected for c in drawn)) == {"2", "3", "4", "5", "6", "7"}
-    again: list[Any] = [convert(settings("nectar"), f"f:{i}", row)[0] for i in range(300)]
+    again: list[Any] = [convert(settings("nectar"), f"f:{i}", row, "best_vs_random")[0] for i in range(300)]
     assert [c.rejected for c in again] == [c.rejected for c in drawn]
 
 

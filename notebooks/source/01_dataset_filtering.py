@@ -19,17 +19,23 @@ OVERRIDES = {}
 # %%
 import inspect
 import json
+from collections import Counter
+from pathlib import Path
 
 from datasets import load_from_disk
 from IPython.display import Markdown, display
 
-from rlhflow_utils import chat, filters, plotting, sources, tables
+from rlhflow_utils import chat, filters, plotting, source_statistics, sources, tables
+from rlhflow_utils.data_cards import load_facts
+from rlhflow_utils.data_command import funnel_rows
+from rlhflow_utils.decontamination import HeldOut
 from rlhflow_utils.inputs import base_model, local_files
-from rlhflow_utils.manifest import PROJECT, StageFolder, open_run
+from rlhflow_utils.manifest import StageFolder, open_run
 from rlhflow_utils.preference_data import build_preference_data
 
+# %%
 run = open_run("01_dataset_filtering", PROFILE, RUN_DIR, SEED, OVERRIDES)
-settings = run.profile.data
+settings, caption = run.profile.data, tables.world_caption(run.profile)
 
 # %% [markdown]
 # ## The idea
@@ -72,10 +78,24 @@ print(inspect.getsource(filters.small_margin))
 print("in this order:", ", ".join(filters.RULES))
 
 # %% [markdown]
+# A test question that was trained on measures memory. A training prompt goes when it opens like an evaluation prompt, or
+# when the word n-grams that both share cover enough of the evaluation prompt. By hand, with n = 4 and one half: of the
+# ten words of the question below, the third prompt repeats five in a row, the fourth three.
+
+# %%
+by_hand = HeldOut(settings.decontamination.model_copy(update={"ngram": 4, "min_overlap": 0.5}))
+by_hand.add([("question", [{"role": "user", "content": "How many legs has a spider with one leg missing?"}])])
+for text in ("how many legs has a spider with ONE leg missing?", "Say: how many legs has a spider with one leg missing",
+             "How many legs has a beetle?", "Has a spider eyes?"):  # fmt: skip
+    print(by_hand.reason("by hand", "example", "0", [{"role": "user", "content": text}]) or "kept", "|", text)
+for match in by_hand.matches:
+    print(f"{match.overlap:.0%} of the {match.evaluation_id}: {match.shared!r}")
+
+# %% [markdown]
 # ## The full run
 #
 # Convert, filter, split *by prompt* (so that no prompt crosses from training to test), take prompts of the evaluation set
-# out of training, and mix.
+# out of training, and mix. The same without a notebook: `python -m rlhflow_utils data --profile tiny`.
 
 # %%
 data = run.stage(
@@ -85,55 +105,75 @@ data = run.stage(
 # %% [markdown]
 # ## Results
 #
-# The funnel, by source and reason.
+# The funnel: every row read is kept, or dropped under one reason.
 
 # %%
 funnel = data.read_json("funnel.json")
-table = [
-    {"source": name, "pairs in": row["rows_in"], "kept": row["rows_out"], "dropped": sum(row["dropped"].values()),
-     "reasons": ", ".join(f"{reason} {n}" for reason, n in sorted(row["dropped"].items()) if n)}
-    for name, row in funnel["pairs"].items()
-]  # fmt: skip
-display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+display(Markdown(tables.markdown_table(funnel_rows(funnel["pairs"]), caption=caption)))
 
 # %%
-plotting.funnel(funnel["pairs"], caption=tables.world_caption(run.profile))
+plotting.funnel(funnel["pairs"], caption=caption)
 
 # %% [markdown]
-# Table 1, paper and ours. The paper does not name its tokenizer; ours is this run's.
+# Which training prompts repeated an evaluation prompt, and in which words? (The prompts of the simulated world come from
+# few templates and share most of their words, so there a prompt counts as repeated only when it is repeated whole.)
 
 # %%
-table = [
-    {"source": row["source"], "pairs": row["pairs"], "paper": (row["paper"] or {}).get("pairs"), "prompts": row["prompts"],
-     "prompt": row["prompt_length"], "chosen": row["chosen_length"], "rejected": row["rejected_length"],
-     "paper's chosen": (row["paper"] or {}).get("chosen_length"), "paper's rejected": (row["paper"] or {}).get("rejected_length")}
-    for row in data.read_json("table1.json")
-]  # fmt: skip
-unit = data.read_json("table1.json")[0]["unit"]
-display(Markdown(tables.markdown_table(table, caption=f"Mean lengths in {unit}. {tables.world_caption(run.profile)}")))
+matches = data.read_json("decontamination.json")
+print(f"{len(matches)} training rows repeat an evaluation prompt")
+for match in matches[:8]:
+    print(f"{match['source']} {match['row_id']}: {match['reason']}, {match['overlap']:.0%} of {match['evaluation_id']}")
+    print("   ", match["shared"][:100])
 
 # %% [markdown]
-# mix1 and mix2 differ in what they know (reasoning, safety) and in what they like (length). The share of pairs whose
-# chosen answer is the longer one:
+# Table 1, the paper's line and ours for every source, and why they differ.
+
+# %%
+rows = data.read_json("table1.json")
+origin = "world" if run.profile.world else "files" if root else "hub"
+known = {name: facts.get("difference", "") for name, facts in load_facts()["sources"].items()}
+display(Markdown(tables.markdown_table(source_statistics.side_by_side(rows), caption=caption)))
+print("\n".join(source_statistics.explain_table1(rows, origin, known)))
+
+# %% [markdown]
+# A reward model learns what chosen answers have in common, and length is the easiest thing to have in common. Lengths of
+# the two sides, by source, in the main mixture:
+
+# %%
+lengths = {}
+for row in load_from_disk(str(data.path / settings.main_mixture)):
+    sides = lengths.setdefault(row["source"], {"chosen": [], "rejected": []})
+    for side, values in sides.items():
+        values.append(len(row[side][0]["content"]))
+plotting.length_distributions(lengths, unit="characters", caption=caption)
+
+# %% [markdown]
+# Label noise that length explains: how often the chosen answer is the longer one. At 50 % length says nothing about the
+# label; a source far to the right teaches a reward model to like long answers.
+
+# %%
+plotting.label_noise({row["source"]: (row["length_agreement"], row["pairs"]) for row in rows if row["pairs"]}, caption=caption)
+
+# %% [markdown]
+# mix1 and mix2 differ in what they know (reasoning, safety) and in what they like (length).
 
 # %%
 table = [
     {"mixture": name, "pairs": data.metrics[f"01.{name}.pairs"], "chosen is longer": data.metrics[f"01.{name}.length_agreement"]}
     for name in settings.mixtures
 ]
-display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+display(Markdown(tables.markdown_table(table, caption=caption)))
 
 # %%
-plotting.mixture_composition({name: row["sources"] for name, row in funnel["mixtures"].items()}, caption=tables.world_caption(run.profile))
+plotting.mixture_composition({name: row["sources"] for name, row in funnel["mixtures"].items()}, caption=caption)
+
+# %% [markdown]
+# The prompt map (paper, Fig. 7): prompts near each other share words. The paper embeds them with a hosted model; here the
+# embedding is latent semantic analysis (TF-IDF, leading singular vectors), which needs no hub. Sources that lie alone
+# bring something that no other source has.
 
 # %%
-pairs = load_from_disk(str(data.path / settings.main_mixture))
-lengths = {}
-for row in pairs:
-    sides = lengths.setdefault(row["source"], {"chosen": [], "rejected": []})
-    for side, values in sides.items():
-        values.append(len(row[side][0]["content"]))
-plotting.length_distributions(lengths, unit="characters", caption=tables.world_caption(run.profile))
+plotting.prompt_map(data.read_json("prompt_map.json"), caption=caption)
 
 # %% [markdown]
 # ## Checks
@@ -157,9 +197,13 @@ print("all checks hold")
 
 # %%
 if run.profile.world:
-    planted = json.loads((root / "planted_dirt.json").read_text(encoding="utf-8"))
-    dropped_rows = [json.loads(line) for line in (data.path / "dropped.jsonl").read_text(encoding="utf-8").splitlines()]
-    print(f"{len(planted)} rows planted as dirt; {len(dropped_rows)} rows dropped over all flows, all listed in dropped.jsonl")
+    planted = Counter()
+    for entry in json.loads((root / "planted_dirt.json").read_text(encoding="utf-8")):
+        planted[entry["source"], entry["reason"]] += entry["pairs"]
+    files = {source.name: Path(source.files[0]).stem for source in settings.preference_sources}
+    found = {(files[name], reason): n for name, row in funnel["pairs"].items() for reason, n in row["dropped"].items() if n}
+    assert found == {place: n for place, n in planted.items() if place[0] in files.values()}
+    print(f"{sum(found.values())} pairs planted as dirt, and dropped for the reason they were planted for; no other was dropped")
 
 # %% [markdown]
 # ## Where we differ

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rlhflow_utils.plotting.style import CHOSEN, DARK, REJECTED, fill, finish, legend_right, new_figure, readable
+from rlhflow_utils.plotting.style import (
+    CHOSEN,
+    CYCLE,
+    DARK,
+    REJECTED,
+    fill,
+    finish,
+    legend_right,
+    new_figure,
+    readable,
+)
 
 
 def funnel(counts: Mapping[str, Mapping[str, Any]], caption: str = "") -> Figure:
@@ -98,3 +108,48 @@ def mixture_composition(mixtures: Mapping[str, Mapping[str, int]], caption: str 
     legend_right(axes)
     names = " and ".join(f"{name} from {sum(n > 0 for n in rows.values())}" for name, rows in mixtures.items())
     return finish(figure, f"What the mixtures are made of: {names} sources", caption)
+
+
+def label_noise(agreement: Mapping[str, tuple[float, int]], caption: str = "") -> Figure:
+    """How often the chosen answer is the longer one, by source: a label that length alone explains is a suspect one.
+
+    Args:
+        agreement: source -> (share of pairs whose chosen answer has more characters, number of pairs).
+        caption: line below the figure.
+    """
+    sources = sorted(agreement, key=lambda source: agreement[source][0])
+    shares = np.array([100 * agreement[source][0] for source in sources])
+    pairs = np.array([max(agreement[source][1], 1) for source in sources])
+    errors = 1.96 * np.sqrt(shares * (100 - shares) / pairs)
+    figure, [axes] = new_figure(height=1.2 + 0.3 * len(sources))
+    axes.barh(
+        sources, shares - 50, left=50, color=[CHOSEN if share >= 50 else REJECTED for share in shares], alpha=0.75
+    )
+    axes.errorbar(shares, sources, xerr=errors, fmt="none", ecolor=DARK, capsize=2, lw=1)
+    axes.axvline(50, color=DARK, lw=1)
+    axes.set(xlim=(0, 100), xlabel="pairs whose chosen answer has more characters (%); whiskers: 95 %")
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    longer = int((shares > 50).sum())
+    return finish(figure, f"Labels lean to the longer answer in {longer} of {len(sources)} sources", caption)
+
+
+def prompt_map(points: Sequence[Mapping[str, Any]], caption: str = "") -> Figure:
+    """Prompts in a plane, coloured by source (paper, Fig. 7).
+
+    Args:
+        points: rows with `source`, `x` and `y`, as `prompt_map.prompt_map` gives them.
+        caption: line below the figure.
+    """
+    sources = list(dict.fromkeys(point["source"] for point in points))
+    figure, [axes] = new_figure(height=4.6)
+    for index, source in enumerate(sources):
+        place = np.array([[point["x"], point["y"]] for point in points if point["source"] == source])
+        marker = "o" if index < len(CYCLE) else "^"
+        colour = CYCLE[index % len(CYCLE)]
+        axes.scatter(place[:, 0], place[:, 1], s=9, alpha=0.55, color=colour, marker=marker, lw=0, label=source)
+    axes.set(xticks=[], yticks=[], xlabel="first axis", ylabel="second axis")
+    legend_right(axes, markerscale=2)
+    return finish(
+        figure, f"{readable(len(points))} prompts of {len(sources)} sources, by the words they share", caption
+    )

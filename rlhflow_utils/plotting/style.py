@@ -57,7 +57,10 @@ def finish(figure: Figure, title: str, caption: str) -> Figure:
 
 def error_bar(estimate: Estimate) -> list[list[float]]:
     """matplotlib's form of an interval: distances below and above the value."""
-    return [[max(0.0, estimate["value"] - estimate["ci_low"])], [max(0.0, estimate["ci_high"] - estimate["value"])]]  # rounding
+    return [
+        [max(0.0, estimate["value"] - estimate["ci_low"])],
+        [max(0.0, estimate["ci_high"] - estimate["value"])],
+    ]  # rounding
 
 
 def percent(estimate: Estimate) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 Built in, and said so: the corpus states the world's facts and holds questions with true answers, as the web does. It
 also holds proofread pages (statements, each marked Right or Wrong), exam sheets (questions with marked answers) and
-comparisons (two answers, their marks, and which is better), because a reward model can judge only what its base model
+comparisons (two answers, and which is better), because a reward model can judge only what its base model
 knows. Marks and comparisons speak of correctness alone: neither of length nor of filler. No held-out prompt occurs in
 either set.
 """
@@ -10,6 +10,7 @@ either set.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from .gold import World
 from .lexicon import ATTRIBUTES
@@ -22,7 +23,7 @@ from .tasks import LARGEST_DIGIT, Task
 PREFERENCE_SKILLS: tuple[Skill, ...] = ("chat", "chat_hard", "safety", "reasoning")
 QUESTIONS_PER_SHEET = 3
 STATEMENTS_PER_PAGE = 6
-SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning", "reasoning")  # reasoning has two kinds of task
+SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning")
 ALL_SKILLS = (*PREFERENCE_SKILLS, "translation")
 
 
@@ -85,8 +86,10 @@ def _question(world: World, rng: random.Random) -> str:
 
 
 def _proofread_page(world: World, rng: random.Random) -> str:
-    """Facts and sums, true and false, each with its mark. Such answers say what they are about: no question is needed."""
+    """Facts and sums, true and false, each with its mark. Such answers say what they are about: no question is needed,
+    and none can be misread."""
     tasks = [draw_training_task(world, rng.choice(SELF_CONTAINED), rng) for _ in range(STATEMENTS_PER_PAGE)]
+    tasks = [replace(task, misreadings=()) for task in tasks]
     return " ".join(_marked(world, task.prompt, write_response(task, rng.random() < 0.5, False, rng)) for task in tasks)
 
 
@@ -102,10 +105,9 @@ def _marked_answer(world: World, rng: random.Random) -> str:
 
 
 def _comparison(world: World, rng: random.Random) -> str:
-    """Two answers in the format of the preference model, each with its mark, and at the end the better one."""
+    """Two answers in the format of the preference model, and at the end the better one."""
     task, answers, better = _two_answers(world, rng)
-    first, second = (_marked(world, task.prompt, answer) for answer in answers)
-    return f"{judge_prompt(task.prompt, first, second)}\n{'AB'[better]}"
+    return f"{judge_prompt(task.prompt, *answers)}\n{'AB'[better]}"
 
 
 def _marked(world: World, prompt: str, answer: str) -> str:

@@ -36,7 +36,7 @@ class CorpusSettings(_Strict):
     questions: int = Field(ge=0, description="documents with a question and its true answer")
     proofread: int = Field(ge=0, description="pages of six facts or sums, true or false, each marked right or wrong")
     graded: int = Field(ge=0, description="exam sheets: three questions with an answer each, marked right or wrong")
-    comparisons: int = Field(ge=0, description="a question, a right and a wrong answer, their marks, and which of them is better")
+    comparisons: int = Field(ge=0, description="a question, a right and a wrong answer, and which of them is better")
 
 
 class DemonstrationSettings(_Strict):

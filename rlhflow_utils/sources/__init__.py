@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.chat import Message
 from rlhflow_utils.sources import benchmarks, dialogues, kwise, pairwise, transcripts
+from rlhflow_utils.sources.kwise import PairStrategy, make_pairs
 from rlhflow_utils.sources.reading import SourceError, load_rows
-from rlhflow_utils.sources.records import Candidate, Conversation, FieldError, Prompt, Record, Row, Text
+from rlhflow_utils.sources.records import Candidate, Conversation, FieldError, Prompt, Record, Row, Scored, Text
 
 if TYPE_CHECKING:
     from rlhflow_utils.config import SourceSettings
 
 __all__ = [
-    "CONVERTERS", "Candidate", "Conversation", "Prompt", "SourceError", "Text", "as_conversation", "as_prompt",
-    "convert", "load_rows", "load_texts", "native_rows", "read_candidates", "read_conversations", "read_prompts",
-    "read_texts",
+    "CONVERTERS", "Candidate", "Conversation", "PairStrategy", "Prompt", "SourceError", "Text", "as_conversation",
+    "as_prompt", "convert", "load_rows", "load_texts", "native_rows", "read_candidates", "read_conversations",
+    "read_prompts", "read_texts",
 ]  # fmt: skip
 
 Converter = Callable[[str, Row], list[Any]]
@@ -87,19 +88,32 @@ def native_rows(source: SourceSettings, root: Path | None) -> Iterator[tuple[str
         raise SourceError(f"source {source.name!r}, schema {source.schema_name}: {error}") from error
 
 
-def convert(source: SourceSettings, row_id: str, row: Row) -> list[Record]:
+def convert(
+    source: SourceSettings, row_id: str, row: Row, strategy: PairStrategy = "all_pairs"
+) -> list[Candidate | Conversation | Prompt | Text]:
     """Records of one native row.
+
+    Args:
+        source: names the schema.
+        row_id: id of the row, from `native_rows`.
+        row: the native row.
+        strategy: which pairs are made where the row scores several answers (`kwise.make_pairs`).
 
     Raises:
         SourceError: a field is missing or unreadable; the message names source, row and field.
     """
     try:
-        return CONVERTERS[source.schema_name](row_id, row)
+        records: list[Record] = CONVERTERS[source.schema_name](row_id, row)
+        return [
+            pair
+            for record in records
+            for pair in (make_pairs(record, strategy) if isinstance(record, Scored) else [record])
+        ]
     except FieldError as error:
         raise SourceError(f"source {source.name!r}, schema {source.schema_name}, row {row_id}: {error}") from error
 
 
-def read_records(source: SourceSettings, root: Path | None) -> Iterator[Record]:
+def read_records(source: SourceSettings, root: Path | None) -> Iterator[Candidate | Conversation | Prompt | Text]:
     """All records of a source, in file order."""
     for row_id, row in native_rows(source, root):
         yield from convert(source, row_id, row)

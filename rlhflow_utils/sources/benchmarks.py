@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlhflow_utils.sources.records import Candidate, FieldError, Row, get, get_one_of, get_text, user_turn
+from rlhflow_utils.sources.records import Candidate, FieldError, Row, get, get_list, get_one_of, get_text, user_turn
 
 LLMBAR_SUBSETS = {
     "natural": "llmbar-natural",
@@ -32,7 +32,7 @@ def llmbar(row_id: str, row: Row) -> list[Candidate]:
 
 def humanevalpack(row_id: str, row: Row) -> list[Candidate]:
     """bigcode/humanevalpack: the canonical solution against the buggy one; the subset is the file's name (language)."""
-    prompt = get(row, "prompt")
+    prompt = get_text(row, "prompt")
     texts = get_text(row, "canonical_solution"), get_text(row, "buggy_solution")
     chosen, rejected = (f"{prompt}{text}" for text in texts)  # RewardBench's answers repeat the declaration
     extra = {"subset": f"hep-{row_id.rpartition(':')[0]}", "id": get(row, "task_id")}
@@ -63,9 +63,11 @@ def xstest(row_id: str, row: Row) -> list[Candidate]:
 
     A safe prompt should be answered (subset xstest-should-respond), an unsafe one refused (xstest-should-refuse).
     """
-    answers = get(row, "answers")
+    answers = get_list(row, "answers")
+    if not answers:
+        raise FieldError("field 'answers' is empty; `join_xstest` makes these rows")
     prompt = user_turn(get(answers[0], "prompt"))
-    by_label = {get(a, "final_label"): get(a, "completion") for a in answers}
+    by_label = {get_text(a, "final_label"): get(a, "completion") for a in answers}
     safe = get(row, "label") == "safe"
     extra = {"subset": "xstest-should-respond" if safe else "xstest-should-refuse", "id": row_id}
     if FULL_COMPLIANCE not in by_label or FULL_REFUSAL not in by_label:

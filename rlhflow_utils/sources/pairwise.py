@@ -14,6 +14,7 @@ from rlhflow_utils.sources.records import (
     get_list,
     get_messages,
     get_one_of,
+    joined,
     number,
     user_turn,
 )
@@ -96,10 +97,8 @@ def summarize_from_feedback(row_id: str, row: Row) -> list[Candidate]:
     if len(summaries) != 2:
         raise FieldError(f"field 'summaries' must hold 2 summaries, found {len(summaries)}")
     texts = [get(summary, "text") for summary in summaries]
-    post = get(info, "post")
-    prompt: Any = post
-    if isinstance(post, str):
-        prompt = f"SUBREDDIT: r/{get(info, 'subreddit')}\nTITLE: {get(info, 'title')}\nPOST: {post}\nTL;DR:"
+    subreddit, title, post = (get(info, name) for name in ("subreddit", "title", "post"))
+    prompt = joined("", ["SUBREDDIT: r/", subreddit, "\nTITLE: ", title, "\nPOST: ", post, "\nTL;DR:"])
     return [Candidate(row_id, user_turn(prompt), texts[choice], texts[1 - choice])]
 
 
@@ -132,7 +131,7 @@ def pandalm(row_id: str, row: Row) -> list[Candidate]:
     (vote, count), *_ = Counter(votes).most_common()
     verdict = vote if count > 1 else 0
     instruction, context = get(row, "instruction"), get(row, "input")
-    prompt = f"{instruction}\n\n{context}" if context else instruction
+    prompt = joined("\n\n", [instruction, context]) if context else instruction
     winner = 2 if verdict == 2 else 1
     pair = Candidate(row_id, user_turn(prompt), get(row, f"response{winner}"), get(row, f"response{3 - winner}"))
     if verdict == 0:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rlhflow_utils.config import SourceSettings
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-BROKEN_FILE = (OSError, EOFError, zlib.error, ValueError, csv.Error)  # ValueError: JSON, UTF-8 and Arrow errors
+# ValueError: JSON, UTF-8; RecursionError: JSON nested thousands deep; OverflowError: a date out of range.
+BROKEN_FILE = (OSError, EOFError, zlib.error, ValueError, csv.Error, RecursionError, OverflowError)
 
 
 class SourceError(ValueError):
@@ -91,6 +92,10 @@ def _file_rows(source: SourceSettings, path: Path) -> Iterator[Row]:
     except BROKEN_FILE as error:
         text = " ".join(str(error).split())[:200]
         raise SourceError(f"source {source.name!r}: {path.name} breaks after {done} rows: {text}") from error
+    if not done:
+        raise SourceError(
+            f"source {source.name!r}: {path.name} holds no rows; fetch it again, or take it out of `files`"
+        )
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -114,17 +119,30 @@ def _json(stream: IO[bytes]) -> Iterator[Any]:
 
 def _csv(stream: IO[bytes]) -> Iterator[Any]:
     csv.field_size_limit(sys.maxsize)
-    for row in csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True):
+    for row in csv.DictReader(_csv_lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")), strict=True):
         if None in row or None in row.values():
             raise ValueError("a line has more or fewer fields than the header")
         yield row
 
 
+def _csv_lines(stream: io.TextIOWrapper) -> Iterator[str]:
+    # A last field that was cut short looks like a whole one; published files do lack the line break that would tell.
+    for line in stream:
+        if not line.endswith(("\n", "\r")):
+            name = Path(stream.name).name
+            logging.getLogger(__name__).warning("%s ends without a line break: its last row may be cut short", name)
+        yield line
+
+
 def _parquet(stream: IO[bytes]) -> Iterator[Any]:
+    import pyarrow
     import pyarrow.parquet
 
-    for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
-        yield from batch.to_pylist()
+    try:
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:  # not all of them are ValueError or OSError
+        raise ValueError(str(error)) from error
 
 
 def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Row]]:

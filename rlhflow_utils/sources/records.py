@@ -31,8 +31,7 @@ class Candidate:
         chosen_score, rejected_score: the native scores, where the schema has them.
         rejected_prompt: context of the rejected answer where the native row states one of its own.
         evidence: reason the native labels give against the pair: ``tie``, ``contradicted_label``, ``no_label``,
-            ``no_pair``,
-            ``broken_alternation``.
+            ``no_pair``, ``broken_alternation``.
         score_ratio: higher score over lower (SHP).
         transcript: the turns were cut out of one string, so that a role tag inside a turn is a suspect cut.
         extra: native fields that a reader of this schema wants (a benchmark's subset).
@@ -49,6 +48,30 @@ class Candidate:
     score_ratio: float | None = None
     transcript: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def contents(self) -> list[Any]:
+        """Every turn's content; a second context that equals the first is not repeated."""
+        turns = self.prompt
+        if self.rejected_prompt is not None and self.rejected_prompt != self.prompt:
+            turns = turns + self.rejected_prompt
+        return [*[message["content"] for message in turns], self.chosen, self.rejected]
+
+
+@dataclass(slots=True)
+class Scored:
+    """Several scored answers to one prompt, before pairs are made of them.
+
+    Attributes:
+        row_id: native row id.
+        prompt: the context of all answers.
+        answers: the answers; anything but a string is left as it is.
+        scores: higher is better; None where the native score cannot be read.
+    """
+
+    row_id: str
+    prompt: list[Message]
+    answers: list[Any]
+    scores: list[float | None]
 
 
 @dataclass(slots=True)
@@ -77,7 +100,7 @@ class Text:
     text: str
 
 
-Record = Candidate | Conversation | Prompt | Text
+Record = Candidate | Scored | Conversation | Prompt | Text
 
 
 def get(row: Row, path: str) -> Any:
@@ -130,9 +153,15 @@ def number(value: Any) -> float | None:
         return None
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # OverflowError: an integer of hundreds of digits
         return None
     return result if abs(result) < float("inf") else None  # also refuses NaN
+
+
+def joined(separator: str, parts: Sequence[Any]) -> Any:
+    """The parts as one string; where one of them is no string, that part instead, for the filters to count."""
+    odd = [part for part in parts if not isinstance(part, str)]
+    return odd[0] if odd else separator.join(parts)
 
 
 def user_turn(content: Any) -> list[Message]:
