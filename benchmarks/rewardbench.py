@@ -4,7 +4,8 @@
 
 Same rows, same model, same machine, one thread each; both sides do the same work (tokenising and forward passes;
 loading is left out), and their results are compared. What counts is CPU seconds, so that other work on the machine does
-not. The last line holds the two ratios.
+not. The BT model meets the package on RewardBench's real rows, the PM a loop of single pairs on the profile `tiny`'s.
+The last line holds the two ratios.
 """
 
 from __future__ import annotations
@@ -53,25 +54,35 @@ def against_the_package(reference: Any, python: Path, rows: list[Any], repeats: 
     return theirs / seconds
 
 
-def against_single_pairs(reference: Any, rows: list[Any], repeats: int) -> float:
+def against_single_pairs(rows: list[Any], repeats: int) -> float:
     """Seconds of a loop that asks the PM pair by pair over those of one batched call."""
-    from rlhflow_utils.base_model import build_model
-    from rlhflow_utils.chat import load_tokenizer
+    from rlhflow_utils.base_model import build_model, train_tokenizer
     from rlhflow_utils.preference_model import load_compare
 
-    tokenizer: Any = load_tokenizer(reference.FIXTURE / "model")
+    texts = [text for row in rows for text in (row["prompt"][0]["content"], row["chosen"], row["rejected"])]
+    tokenizer = train_tokenizer(texts, vocab_size=1000)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2}
     comparisons = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         build_model(**sizes, max_position_embeddings=16_384, tokenizer=tokenizer, seed=0).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        batched, one_by_one = load_compare(folder, 16_384), load_compare(folder, 1)
+        batched, one_by_one = load_compare(folder, 8192), load_compare(folder, 1)
         seconds, together = _best(lambda: batched(comparisons), repeats)
         single, alone = _best(lambda: [one_by_one([one])[0] for one in comparisons], repeats)
     worst = max(abs(a - b) for a, b in zip(together, alone, strict=True))
     assert worst < 1e-5, f"probabilities differ by {worst}"
     print(f"PM, {len(rows)} pairs: one at a time {single:.2f} s, batched {seconds:.2f} s; they agree to {worst:.1e}")
     return single / seconds
+
+
+def world_rows() -> list[Any]:
+    """The simulated world's RewardBench: the pairs that chapter 05 judges on `tiny`."""
+    from rlhflow_utils.config import load_profile
+    from rlhflow_utils.simulator import World
+    from rlhflow_utils.simulator.evaluation_sets import write_benchmark
+
+    rows = write_benchmark(World(load_profile("tiny").world))
+    return [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
 
 
 def _best(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
@@ -96,7 +107,10 @@ def main() -> None:
     rows = reference.load_rows(options.data_root.resolve())
     rows = rows[:: max(1, len(rows) // options.pairs)]
     bt = against_the_package(reference, reference.build_environment(options.env), rows, options.repeats)
-    pm = against_single_pairs(reference, rows, options.repeats)
+    print("LLMBar's long rows, where one thread is busy with arithmetic and batching wins less:")
+    against_single_pairs([row for row in rows if row["subset"].startswith("llmbar")], options.repeats)
+    print("The rows of chapter 05 on the profile tiny:")
+    pm = against_single_pairs(world_rows(), options.repeats)
     print(f"speed: BT {bt:.2f} times rewardbench 0.1.4, PM {pm:.2f} times one pair at a time")
 
 

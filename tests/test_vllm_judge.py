@@ -131,14 +131,15 @@ def test_judging_counts_everything_and_a_second_run_costs_nothing(
 
 
 def test_replies_without_a_verdict_are_counted(server: Server) -> None:
-    """MT-Bench and Arena-Hard want other forms than [[A]]: nothing is graded, nothing is lost."""
+    """MT-Bench wants another form than [[A]], and Arena-Hard more room than this model has: nothing is lost."""
     endpoint = ChatEndpoint(server.url, "judge", None, timeout=120)
     prompts = {name: mt_bench.JudgePrompt("", "short") for name in ("single-v1", "single-v1-multi-turn")}
     question = mt_bench.Question(1, "writing", ["one", "two"], None)
     grades = mt_bench.grade_answers([question], {1: ["x", "y"]}, prompts, endpoint)
     assert [(grade.grade, grade.status) for grade in grades] == [(None, "unparsable")] * 2
     games = arena_hard.judge_answers({"q": "one"}, {"q": "x"}, {"q": "y"}, endpoint)
-    assert games == [arena_hard.Games("q", "unparsable", "unparsable")]
+    assert games == [arena_hard.Games("q", "refused", "refused")]
+    assert (endpoint.counts["asked"], endpoint.counts["refused"]) == (4, 2)
 
 
 def test_a_server_that_is_too_slow_is_retried_and_then_named(server: Server) -> None:

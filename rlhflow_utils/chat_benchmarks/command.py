@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.chat_benchmarks import alpaca_eval_2, arena_hard, mt_bench
-from rlhflow_utils.config import Profile
+from rlhflow_utils.config import ConfigError, Profile
 from rlhflow_utils.endpoint import ChatEndpoint
 from rlhflow_utils.manifest import write_json
 
@@ -41,12 +41,12 @@ def run_benchmark(
         limit: the first so many questions; None: all.
 
     Raises:
-        ValueError: the profile names no judge behind an endpoint.
+        ConfigError: the profile names no judge behind an endpoint.
         FileNotFoundError: the benchmark's files are not there.
     """
     settings = profile.evaluation
     if not settings.endpoint_url or not settings.judge_model:
-        raise ValueError(f"{name} needs a judge: set evaluation.endpoint_url and evaluation.judge_model")
+        raise ConfigError(f"{name} needs a judge: set evaluation.endpoint_url and evaluation.judge_model")
     out.mkdir(parents=True, exist_ok=True)
     endpoint = ChatEndpoint(settings.endpoint_url, settings.judge_model, out / "judge_cache.jsonl", max_retries=5)
     run = {"alpaca_eval": _alpaca_eval, "mt_bench": _mt_bench, "arena_hard": _arena_hard}[name]
