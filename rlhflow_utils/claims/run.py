@@ -67,6 +67,7 @@ def run_claims(
         ConfigError: an unknown claim, or a profile without claims.
     """
     from rlhflow_utils.claims.records import CLAIMS
+    from rlhflow_utils.results import update_readme
 
     quiet_libraries()
     profile = seed_profile(profile_name, overrides or {}, None)
@@ -82,6 +83,8 @@ def run_claims(
         measured[seed] = found
         _write(profile, claims, measured, jobs, results or CLAIMS)
         print(f"seed {seed} measured after {time.time() - started:.0f} s", flush=True)
+    if results is None:
+        update_readme()
 
 
 def seed_profile(profile_name: str, overrides: Mapping[str, Any], seed: int | None) -> Profile:
