@@ -283,7 +283,9 @@ class ClaimMargins(Section):
 class ClaimsSettings(Section):
     """`make claims` and chapter 11: the paper's claims over seeds (simulated world only)."""
 
-    first_seed: PositiveInt = Field(description="of the test seeds; seed 0 is the guide's, `development_seed` the choices'")
+    first_seed: PositiveInt = Field(
+        description="of the test seeds; seed 0 is the guide's, `development_seed` the choices'"
+    )
     seeds: PositiveInt = Field(description="test seeds of claims a-e, g and the reference check")
     fewer_seeds: PositiveInt = Field(description="test seeds of the other claims")
     variant_seeds: PositiveInt = Field(description="test seeds under each of `variants`; needs at least as many seeds")

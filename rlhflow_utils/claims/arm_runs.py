@@ -74,7 +74,7 @@ def arm_stage(arm: str, iteration: int, step: str) -> str:
 def _build_pairs(
     seed: SeedRun, changed: Run, own: Setting, arm: Arm, iteration: int, policies: list[StageFolder]
 ) -> StageFolder:
-    """Responses, scores and pairs of one iteration; those of the SFT model's responses are shared where nothing differs."""
+    """Responses, scores and pairs of one iteration; those of π₀ are shared where nothing differs."""
     shares_responses = iteration == 1 and changed.profile.generation == seed.profile.generation and arm.name != MAIN
     if shares_responses:
         responses = seed.run.folder(stage_name(seed.setting, 1, "responses"))

@@ -73,7 +73,7 @@ def build_arms(profile: Profile) -> dict[str, Arm]:
         Arm("penalty", "length penalty (eq. 8)", last, {penalty: settings.length_penalty}),
         Arm("no_penalty", "raw reward", last, {penalty: 0.0}, evaluate_all=True),
         Arm("moving_reference", "the last iterate as reference", last, {"dpo.reference": "previous_iterate"}, first=2),
-        Arm("restart", "every iteration from π₀, on all pairs so far", last, {"iterative.replay": True}, first=2, restart=True),
+        Arm("restart", "each iteration from π₀, on all pairs", last, {"iterative.replay": True}, first=2, restart=True),
         Arm("replay", "all pairs so far, equal updates", last, {"iterative.replay": True}, first=2, scale_epochs=True),
         Arm("best_vs_random", "best against a random other answer", 1, {"pair_building.strategy": "best_vs_random"}),
         Arm("random", "two answers at random (control)", 1, {"pair_building.strategy": "random"}),
@@ -97,7 +97,7 @@ def loss_arm(loss: str, beta: float, name: str) -> Arm:
 
 
 def same_as_main(arm: Arm, profile: Profile) -> bool:
-    """Whether an arm changes nothing, so that the main recipe's stages are its own (a penalty that is the profile's)."""
+    """Whether an arm changes nothing, so that the main recipe's stages are its own."""
     if arm.ranker != "bt" or arm.restart or arm.scale_epochs or arm.two_checkpoints:
         return False
     return all(_value(profile, key) == value for key, value in arm.overrides.items())

@@ -60,10 +60,17 @@ def claim_record(
     }  # fmt: skip
 
 
-def write_records(records: Mapping[str, Record], folder: Path = CLAIMS) -> None:
-    """Write each claim's file."""
+def write_records(records: Mapping[str, Record], folder: Path, aside: Path) -> None:
+    """Write each claim's file; where `folder` has one from more seeds, that one stays and ours goes to `aside`."""
     for identifier, record in records.items():
-        write_json(folder / f"{identifier}.json", record)
+        file = folder / f"{identifier}.json"
+        known = json.loads(file.read_text(encoding="utf-8"))["seeds"] if file.is_file() else 0
+        if known > record["seeds"]:
+            print(
+                f"claim {identifier}: {known} seeds stand in {folder.name}/, not replaced by {record['seeds']}",
+                flush=True,
+            )
+        write_json((aside if known > record["seeds"] else folder) / f"{identifier}.json", record)
 
 
 def read_records(folder: Path = CLAIMS) -> dict[str, Record]:

@@ -87,7 +87,9 @@ def ranking_costs(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     rows = []
     for arm in ("no_penalty", "pm_tournament", "pm_round_robin") if "m" in records else ():
         seeds = list(records["m"]["arms"][arm].values())
-        mean = {key: sum(seed[key] for seed in seeds) / len(seeds) for key in ("passes", "ranking_seconds", "win_rate@1")}
+        mean = {
+            key: sum(seed[key] for seed in seeds) / len(seeds) for key in ("passes", "ranking_seconds", "win_rate@1")
+        }
         label = {"no_penalty": "BT RM"}.get(arm, arm.replace("pm_", "PM, ").replace("_", " "))
         rows.append({"ranked by": label, "forward passes for a prompt": int(mean["passes"]),
                      "seconds": mean["ranking_seconds"], "win rate vs SFT": mean["win_rate@1"]})  # fmt: skip

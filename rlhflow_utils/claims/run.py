@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -60,13 +60,13 @@ def run_claims(
         only: identifiers; None: all.
         overrides: dotted profile keys -> values.
         run_dir: where the stages go, one folder a seed, relative to the project.
-        results: where the JSON files go; None: `results/claims/`.
+        results: where the JSON files go; None: `results/claims/`, and the README is rewritten from there.
         workers: seeds at once, each in a process of its own with its share of the cores.
 
     Raises:
         ConfigError: an unknown claim, or a profile without claims.
     """
-    from rlhflow_utils.claims.records import CLAIMS
+    from rlhflow_utils.claims.records import CLAIMS, write_records
     from rlhflow_utils.results import update_readme
 
     quiet_libraries()
@@ -81,7 +81,8 @@ def run_claims(
     measured: dict[int, Measured] = {}
     for seed, found in _results_of(jobs, min(workers, len(jobs))):
         measured[seed] = found
-        _write(profile, claims, measured, jobs, results or CLAIMS)
+        records = _records(profile, claims, measured, jobs)
+        write_records(records, results or CLAIMS, PROJECT / run_dir / "results")
         print(f"seed {seed} measured after {time.time() - started:.0f} s", flush=True)
     if results is None:
         update_readme()
@@ -165,7 +166,7 @@ def measure_claims(seed: Any, claims: Sequence[Claim]) -> dict[str, dict[str, Me
     return {arm: measure_arm(seed.run, arm) for arm in arms}
 
 
-def _results_of(jobs: Sequence[Job], workers: int) -> Any:
+def _results_of(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Measured]]:
     """Seed and measures of each job as it ends; in this process where one worker does."""
     if workers <= 1:
         yield from ((job.seed, run_job(job)) for job in jobs)
@@ -177,11 +178,11 @@ def _results_of(jobs: Sequence[Job], workers: int) -> Any:
             yield running[future], future.result()
 
 
-def _write(
-    profile: Profile, claims: Mapping[str, Claim], measured: Mapping[int, Measured], jobs: Sequence[Job], folder: Path
-) -> None:
+def _records(
+    profile: Profile, claims: Mapping[str, Claim], measured: Mapping[int, Measured], jobs: Sequence[Job]
+) -> dict[str, dict[str, Any]]:
     """The record of every claim that at least one finished seed has measured."""
-    from rlhflow_utils.claims.records import claim_record, write_records
+    from rlhflow_utils.claims.records import claim_record
 
     done = [job for job in sorted(jobs, key=lambda job: job.seed) if job.seed in measured]
     records = {}
@@ -196,4 +197,4 @@ def _write(
         if seeds:
             command = f"python -m rlhflow_utils claims --only {name} --seeds {len(seeds)}"
             records[name] = claim_record(claim, seeds, variants, profile.evaluation, command)
-    write_records(records, folder)
+    return records

@@ -25,9 +25,7 @@ def claim_forest(records: Sequence[Record], caption: str = "") -> Figure:
         caption: line below the figure.
     """
     heights = [len(record["parts"]) + 1.6 for record in records]
-    figure, panels = new_figure(
-        len(records), height=0.6 + 0.3 * sum(heights), gridspec_kw={"height_ratios": heights}
-    )
+    figure, panels = new_figure(len(records), height=0.6 + 0.3 * sum(heights), gridspec_kw={"height_ratios": heights})
     for axes, record in zip(panels, records, strict=True):
         _forest_panel(axes, record)
     holds = sum(record["verdict"] == "holds" for record in records)
@@ -61,7 +59,9 @@ def claim_curves(record: Record, arms: Mapping[str, str], caption: str = "") -> 
         caption: line below the figure.
     """
     figure, panels = new_figure(columns=2, height=3.2)
-    for axes, metric, name in zip(panels, ("proxy", "gold"), ("proxy reward (the arm's RM)", "gold reward"), strict=True):
+    for axes, metric, name in zip(
+        panels, ("proxy", "gold"), ("proxy reward (the arm's RM)", "gold reward"), strict=True
+    ):
         for colour, (arm, label) in zip(CYCLE, arms.items(), strict=False):
             seeds = [_curve(values, metric) for values in record["arms"][arm].values()]
             steps = list(range(1, len(seeds[0]) + 1))
