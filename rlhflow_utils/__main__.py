@@ -1,4 +1,4 @@
-"""Command line: `python -m rlhflow_utils run|check|data|push-data|pin|chat|academic|notebooks`."""
+"""Command line: `python -m rlhflow_utils run|claims|check|data|push-data|pin|chat|academic|notebooks`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ def _run(options: argparse.Namespace) -> None:
     parameters = dict(parse_override(text) for text in options.parameter)
     run_dir = options.run_dir or f"runs/{options.profile}"
     run_guide(options.profile, run_dir, options.seed, overrides, options.chapters, parameters)
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from rlhflow_utils.claims.development import choose_betas
+    from rlhflow_utils.claims.run import run_claims
+
+    overrides = dict(parse_override(text) for text in options.set)
+    if options.development:
+        choose_betas(options.profile, overrides, options.run_dir)
+        return
+    only = options.only.split(",") if options.only else None
+    run_claims(options.profile, options.seeds, only, overrides, options.run_dir, workers=options.workers)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -138,6 +150,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--data-root", help="folder of local data files (sets data.root)")
     run.add_argument("--chapters", nargs="+", metavar="NN", help="only these chapters")
     run.set_defaults(command=_run)
+    claims = commands.add_parser("claims", help="measure the paper's claims over seeds; writes results/claims/")
+    claims.add_argument("--profile", default="tiny", help="a profile with a section `claims` (default: tiny)")
+    claims.add_argument("--seeds", type=int, help="at most so many test seeds (default: as the profile says)")
+    claims.add_argument("--only", metavar="A,B", help="only these claims, for example a,e")
+    claims.add_argument("--workers", type=int, default=1, help="seeds at once, each with its share of the cores")
+    claims.add_argument("--run-dir", default="runs/claims", help="where the stages go (default: runs/claims)")
+    claims.add_argument("--development", action="store_true", help="try the betas of claim o on the development seed")
+    claims.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a profile value")
+    claims.set_defaults(command=_claims)
     check = commands.add_parser("check", help="build every argument of a profile without running it")
     check.add_argument("--profile", required=True)
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

@@ -261,19 +261,61 @@ class EvaluationSettings(Section):
     confidence: float = Field(gt=0.5, lt=1)
 
 
-class AblationArm(Section):
-    """One arm of chapter 11: the recipe with a few numbers changed."""
+class LossChoice(Section):
+    """A DPO loss of claim o: its β, and the candidates it was chosen from on the development seed."""
+
+    candidates: list[PositiveFloat] = Field(description="values of beta tried by `claims --development`")
+    beta: PositiveFloat = Field(description="the one chosen, before any test seed was run")
+
+
+class WorldVariant(Section):
+    """Another setting of the annotators, under which claims a-e are measured again."""
 
     name: str
-    question: str
-    iterations: PositiveInt
-    overrides: dict[str, Any] = Field(description="dotted profile keys -> values")
+    sharpness: PositiveFloat = Field(description="factor on every annotator's sharpness; below 1: noisier labels")
+    length_bonus: float = Field(description="factor on every annotator's taste for length")
 
 
-class AblationSettings(Section):
-    """Chapter 11."""
+class ClaimMargins(Section):
+    """Differences that do not count: for the claims that say `no worse` or `near equal`."""
 
-    arms: list[AblationArm]
+    accuracy: PositiveFloat
+    win_rate: PositiveFloat
+    exact_match: PositiveFloat
+
+
+class ClaimsSettings(Section):
+    """`make claims` and chapter 11: the paper's claims over seeds (simulated world only)."""
+
+    first_seed: PositiveInt = Field(
+        description="of the test seeds; seed 0 is the guide's, `development_seed` the choices'"
+    )
+    seeds: PositiveInt = Field(description="test seeds of claims a-e, g and the reference check")
+    fewer_seeds: PositiveInt = Field(description="test seeds of the other claims")
+    variant_seeds: PositiveInt = Field(description="test seeds under each of `variants`; needs at least as many seeds")
+    development_seed: PositiveInt = Field(description="hyper-parameters are chosen here, never on a test seed")
+    overrides: dict[str, Any] = Field(description="what the claims change against this profile: dotted key -> value")
+    variants: list[WorldVariant]
+    length_penalty: PositiveFloat = Field(description="lambda of the penalised arm (claim g)")
+    low_beta: PositiveFloat = Field(description="beta of the weakly held policies (claim l)")
+    rm_shares: list[PositiveFloat] = Field(description="shares of the main mixture, for RM accuracy against size")
+    weak_share: PositiveFloat = Field(description="the one of `rm_shares` whose RM is the weak one (claims k, l)")
+    single_temperature: PositiveFloat = Field(description="of the arm that samples at one temperature (claim j)")
+    losses: dict[Literal["ipo", "hinge"], LossChoice]
+    bon_prompts: PositiveInt = Field(description="prompts of the best-of-n check")
+    bon_responses: PositiveInt = Field(description="responses to each, from which pi and best-of-n are estimated")
+    bon_n: list[PositiveInt]
+    margins: ClaimMargins
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClaimsSettings:
+        if self.weak_share not in self.rm_shares:
+            raise ValueError(f"claims.weak_share {self.weak_share} must be one of claims.rm_shares {self.rm_shares}")
+        if self.first_seed <= self.development_seed < self.first_seed + self.seeds:
+            raise ValueError("claims.development_seed must not be one of the test seeds: raise claims.first_seed")
+        if not self.variant_seeds <= self.fewer_seeds <= self.seeds:
+            raise ValueError("claims: variant_seeds <= fewer_seeds <= seeds is needed, since all share the first seeds")
+        return self
 
 
 class LaunchSettings(Section):
@@ -312,7 +354,7 @@ class Profile(Section):
     iterative: IterativeSettings
     offline_dpo: OfflineDpoSettings
     evaluation: EvaluationSettings
-    ablations: AblationSettings
+    claims: ClaimsSettings | None = Field(description="null where there is no simulated world")
     launch: LaunchSettings
     report_to: list[Literal["tensorboard", "wandb"]]
     hub: HubSettings
@@ -325,6 +367,8 @@ class Profile(Section):
             )
         if self.evaluation.judge == "gold" and self.world is None:
             raise ValueError("evaluation.judge: gold needs the simulated world; use reward_model or endpoint")
+        if self.claims is not None and self.evaluation.judge != "gold":
+            raise ValueError("claims need evaluation.judge: gold (the simulated world); set claims: null")
         if self.evaluation.judge == "endpoint" and not self.evaluation.endpoint_url:
             raise ValueError("evaluation.judge: endpoint needs evaluation.endpoint_url")
         return self

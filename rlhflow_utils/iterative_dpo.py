@@ -28,7 +28,7 @@ class Setting:
         reward_model: the RM that ranks (BT, main mixture).
         data: prompts and held-out prompts (chapter 01).
         judge_model: the RM that judges, where `evaluation.judge` is reward_model; else None.
-        arm: name of an ablation arm (chapter 11); empty for the main run.
+        arm: name of a claim's arm (chapter 11); empty for the main run.
     """
 
     sft: StageFolder

@@ -13,6 +13,8 @@ from rlhflow_utils.tables import markdown_table
 RESULTS = PROJECT / "results"
 README = PROJECT / "README.md"
 BLOCK = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
+CLAIMS_BLOCK = re.compile(r"(<!-- claims:begin -->\n).*?(<!-- claims:end -->)", re.DOTALL)
+CLAIMS_SHOWN = "abcdefgh"  # of the README; chapter 12 has all
 POLICIES = {"sft": "SFT (π₀)", "offline_dpo": "offline DPO", "iterative_dpo": "iterative DPO"}
 PAPER_LC = {"sft": "10.2", "offline_dpo": "22.5", "iterative_dpo": "37.2"}
 
@@ -82,11 +84,25 @@ def readme_block(summary: dict[str, Any]) -> str:
     )
 
 
+def claims_block() -> str:
+    """The README's claims: the head of chapter 12's table, from `results/claims/`."""
+    from rlhflow_utils.claims.records import MISSING, claims_table, read_records
+
+    records = read_records()
+    shown = {name: record for name, record in records.items() if name in CLAIMS_SHOWN}
+    if not shown:
+        return f"{MISSING}\n"
+    rest = len(records) - len(shown)
+    return f"{markdown_table(claims_table(shown))}\n\nChapter 12 shows these and {rest} more, with every comparison.\n"
+
+
 def update_readme() -> None:
-    """Rewrite the README's results block from `results/tiny/summary.json`."""
+    """Rewrite the README's blocks from `results/tiny/summary.json` and `results/claims/`."""
     summary = json.loads((RESULTS / "tiny" / "summary.json").read_text(encoding="utf-8"))["summary"]
     text = README.read_text(encoding="utf-8")
-    README.write_text(BLOCK.sub(lambda match: match[1] + readme_block(summary) + match[2], text), encoding="utf-8")
+    text = BLOCK.sub(lambda match: match[1] + readme_block(summary) + match[2], text)
+    text = CLAIMS_BLOCK.sub(lambda match: match[1] + claims_block() + match[2], text)
+    README.write_text(text, encoding="utf-8")
 
 
 def iterations(summary: dict[str, Any]) -> list[int]:
