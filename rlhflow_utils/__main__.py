@@ -95,8 +95,8 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _push_data(options: argparse.Namespace) -> None:
-    from rlhflow_utils.config import HubSettings
     from rlhflow_utils.hub import push_mixture
+    from rlhflow_utils.settings import HubSettings
 
     settings = HubSettings(push=True, namespace=options.namespace, private=not options.public)
     print(push_mixture(Path(options.folder), options.mixture, settings))

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhflow_utils.config import ClaimsSettings, Profile
+from rlhflow_utils.config import Profile
+from rlhflow_utils.settings import ClaimsSettings
 
 Ranker = Literal["bt", "bt_mix1", "bt_weak", "pm_tournament", "pm_round_robin"]
 MAIN = "main"

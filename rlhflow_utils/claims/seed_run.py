@@ -11,7 +11,7 @@ from typing import Any
 from rlhflow_utils.claims.arms import claims_settings
 from rlhflow_utils.claims.designs import share_name
 from rlhflow_utils.claims.stages import measure_best_of_n, write_shares
-from rlhflow_utils.config import Profile, WorldVariant
+from rlhflow_utils.config import Profile
 from rlhflow_utils.generation import generate_responses
 from rlhflow_utils.iterative_dpo import GENERATION, SCORING, Setting, evaluate, evaluation_responses
 from rlhflow_utils.length_bias import measure_length_bias
@@ -21,6 +21,7 @@ from rlhflow_utils.policy_evaluation import evaluate_exact_match, write_exact_ma
 from rlhflow_utils.preference_data import build_preference_data
 from rlhflow_utils.reward_model import score_responses
 from rlhflow_utils.rewardbench import evaluate_rewardbench
+from rlhflow_utils.settings import WorldVariant
 from rlhflow_utils.simulator.stage import build_world
 from rlhflow_utils.training_stages import train_base_model, train_preference_model, train_reward_model, train_sft
 
