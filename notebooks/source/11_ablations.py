@@ -78,7 +78,7 @@ if run.profile.claims:
 # prompts and nothing else, so nothing here is a verdict about the method.
 
 # %%
-live = report.claims_of_run(run, ["a", "d", "f"]) if run.profile.claims else {}
+live = report.claims_of_run(run, ["a", "d", "f"]) if run.profile.claims and run.profile.evaluation.judge == "gold" else {}
 if live:
     display(Markdown(tables.markdown_table(claims_table(live), caption=tables.world_caption(run.profile))))
 
