@@ -1,10 +1,11 @@
-"""Command line: `python -m rlhflow_utils run|claims|check|data|push-data|pin|notebooks`."""
+"""Command line: `python -m rlhflow_utils run|claims|check|data|push-data|pin|chat|academic|notebooks`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from rlhflow_utils.config import ConfigError, parse_override
 from rlhflow_utils.runner import ChapterError, run_guide
@@ -49,6 +50,41 @@ def _check(options: argparse.Namespace) -> None:
     check_profile(options.profile, dict(parse_override(text) for text in options.set))
 
 
+def _chat(options: argparse.Namespace) -> None:
+    from rlhflow_utils.chat_benchmarks.command import run_benchmark
+    from rlhflow_utils.config import load_profile
+
+    profile = load_profile(options.profile, dict(parse_override(text) for text in options.set))
+    out = Path(options.out)
+    results = run_benchmark(options.benchmark, profile, options.model, Path(options.questions), out, options.limit)
+    for name in ("score", "win_rate", "lc_win_rate"):
+        if name in results:
+            score = results[name]
+            print(f"{options.benchmark} {name}: {score['value']:.3f} ({score['ci_low']:.3f} … {score['ci_high']:.3f})")
+    print(f"judge: {results['judge_counts']}; everything: {out / 'results.json'}")
+
+
+def _academic(options: argparse.Namespace) -> None:
+    from rlhflow_utils.academic import evaluate_academic
+    from rlhflow_utils.config import load_profile
+    from rlhflow_utils.manifest import PROJECT, write_json
+
+    profile = load_profile(options.profile, {"data.root": options.data_root} if options.data_root else None)
+    results = evaluate_academic(
+        options.model,
+        PROJECT / profile.data.root if profile.data.root else None,
+        limit=options.limit,
+        dtype=profile.model.dtype,
+        confidence=profile.evaluation.confidence,
+        seed=profile.seed,
+    )
+    write_json(Path(options.out), {"profile": profile.name, "model": options.model, **results})
+    for name, task in results["tasks"].items():
+        print(f"{name}: {task['value']:.3f} ({task['ci_low']:.3f} … {task['ci_high']:.3f}), n = {task['n']}")
+    for name, reason in results["absent"].items():
+        print(f"{name}: not run here, {reason}")
+
+
 def _data(options: argparse.Namespace) -> None:
     from rlhflow_utils.data_command import run_data
 
@@ -82,6 +118,26 @@ def _notebooks(options: argparse.Namespace) -> None:
         publish_results(options.run_dir)
 
 
+def _add_benchmarks(commands: Any) -> None:
+    """The paper's benchmarks, on any policy."""
+    chat = commands.add_parser("chat", help="AlpacaEval-2, MT-Bench or Arena-Hard with a judge behind an endpoint")
+    chat.add_argument("--benchmark", required=True, choices=["alpaca_eval", "mt_bench", "arena_hard"])
+    chat.add_argument("--profile", required=True)
+    chat.add_argument("--model", required=True, help="folder or hub id of the policy")
+    chat.add_argument("--questions", required=True, help="folder with the benchmark's files")
+    chat.add_argument("--out", required=True, help="folder for answers, verdicts and results.json")
+    chat.add_argument("--limit", type=int, help="the first so many questions")
+    chat.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a profile value")
+    chat.set_defaults(command=_chat)
+    academic = commands.add_parser("academic", help="GSM8K, MMLU, HumanEval, TruthfulQA, ARC, MBPP through lm-eval")
+    academic.add_argument("--profile", required=True)
+    academic.add_argument("--model", required=True, help="folder or hub id of the policy")
+    academic.add_argument("--out", required=True, help="JSON file for the results")
+    academic.add_argument("--data-root", help="folder of local data files (sets data.root)")
+    academic.add_argument("--limit", type=int, help="rows per task, for a smoke run")
+    academic.set_defaults(command=_academic)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rlhflow_utils", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -107,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--profile", required=True)
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     check.set_defaults(command=_check)
+    _add_benchmarks(commands)
     data = commands.add_parser("data", help="build the preference data alone; print the funnel and Table 1")
     data.add_argument("--profile", default="tiny")
     data.add_argument("--data-root", help="folder of local data files (sets data.root)")

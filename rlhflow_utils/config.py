@@ -7,6 +7,7 @@ defaults in code, and every key is read by some stage (a test says so). Values c
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ class TrainingSettings(Section):
     warmup_ratio: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     adam_beta2: float = Field(gt=0, lt=1, description="AdamW's second-moment decay; 0.999 is the usual default")
+    muon_learning_rate: PositiveFloat | None = Field(description="Muon for the hidden matrices; null: AdamW for all")
     max_length: PositiveInt = Field(description="tokens; longer rows are dropped and counted, never truncated")
     group_by_length: bool = Field(description="batch rows of similar length together")
     gradient_checkpointing: bool
@@ -75,7 +77,6 @@ class BaseModelSettings(Section):
     num_attention_heads: PositiveInt
     max_position_embeddings: PositiveInt
     packing: bool
-    muon_learning_rate: PositiveFloat | None = Field(description="Muon for the hidden matrices; null: AdamW for all")
     training: TrainingSettings
 
 
@@ -250,6 +251,9 @@ class EvaluationSettings(Section):
     judge: Literal["gold", "reward_model", "endpoint"]
     judge_model: str | None = Field(description="folder or id of a judge RM, or model name at the endpoint")
     endpoint_url: str | None = Field(description="OpenAI-compatible base URL (judge: endpoint)")
+    endpoint_prices: list[float] | None = Field(
+        min_length=2, max_length=2, description="dollars per million prompt and completion tokens; null: not known"
+    )
     temperature: PositiveFloat
     translation_sources: list[SourceSettings] = Field(description="exact-match task outside preferences and prompts")
     clean_margin: float = Field(ge=0, description="smallest gold gap of a test pair with a clean label (judge: gold)")
@@ -427,10 +431,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example dpo.beta=0.2")
     parsed = yaml.safe_load(value)
     if isinstance(parsed, str):
-        try:
+        with suppress(ValueError):  # a plain string stays one
             parsed = float(parsed)
-        except ValueError:
-            pass  # a plain string value
     return key, parsed
 
 

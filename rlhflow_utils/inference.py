@@ -83,6 +83,20 @@ def pad(
     return torch.tensor(rows, device=device), torch.tensor(masks, device=device)
 
 
+def next_token_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_id: int) -> Any:
+    """Logits after the last token of each sequence, ``[rows, vocabulary]``, in the model's dtype.
+
+    Padded on the right, which a causal model does not see from the tokens before: no mask is needed, and attention
+    takes its fast causal path. Logits are computed at last positions alone.
+    """
+    import torch
+
+    ids, mask = pad(sequences, pad_id, "right", model.device)
+    ends, row_end = (mask.sum(-1) - 1).unique(return_inverse=True)
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=ends).logits
+    return logits[torch.arange(len(sequences), device=logits.device), row_end]
+
+
 def last_token_logits(model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, cache: Any = None) -> Any:
     """Logits after the last token of left-padded rows, ``[rows, vocabulary]``, in the model's dtype."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]

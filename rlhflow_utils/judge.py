@@ -108,12 +108,10 @@ def build_judge(
         return RewardModelJudge(folder, batch_tokens)
     if not evaluation.endpoint_url or not evaluation.judge_model:
         raise ValueError("evaluation.judge: endpoint needs evaluation.endpoint_url and evaluation.judge_model")
-    return EndpointJudge(evaluation.endpoint_url, evaluation.judge_model, cache_file)
+    return EndpointJudge(evaluation.endpoint_url, evaluation.judge_model, cache_file, prices=evaluation.endpoint_prices)
 
 
-def judge_pairs(
-    prompts: Prompts, responses_a: Sequence[str], responses_b: Sequence[str], judge: Judge
-) -> list[float]:
+def judge_pairs(prompts: Prompts, responses_a: Sequence[str], responses_b: Sequence[str], judge: Judge) -> list[float]:
     """Outcome of each comparison from a's side: 1 (win), 0.5 (tie) or 0 (loss).
 
     Identical responses are a tie by definition and are not put before the judge.

@@ -1,9 +1,9 @@
-"""Muon (Jordan et al. 2024) for the tiny base model of chapter 00: orthogonalised momentum for the hidden matrices.
+"""Muon (Jordan et al. 2024) for the tiny base model, which has to learn algorithms in some thousand steps.
 
-With AdamW the tiny model does not learn to check a sum within the steps that two CPU cores can afford; with Muon it
-does. `torch.optim.Muon` iterates in bfloat16, which a CPU without bfloat16 arithmetic emulates: a step of 0.1 s takes
-10 s. Here the iteration is float32 and runs on all matrices of one shape together. Everything else in the guide is
-trained with AdamW, as in the paper.
+With AdamW a model of under one million parameters does not learn to check a sum within the steps that two CPU cores can
+afford; with Muon it begins to. `torch.optim.Muon` iterates in bfloat16, which a CPU without bfloat16 arithmetic emulates:
+a step of 0.1 s takes 10 s. Here the iteration is float32 and runs on all matrices of one shape together. Every stage of
+the paper is trained with AdamW, as there.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, model: torch.nn.Module, muon_lr: float, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
-        """Split the parameters of a causal LM.
+        """Split the parameters of a model.
 
         Args:
-            model: its embeddings and head are told by the names `embed` and `lm_head`.
+            model: embeddings and heads are told by the names `embed`, `lm_head` and `score`.
             muon_lr: learning rate of the hidden matrices; an update has about this spectral norm.
             lr: AdamW's learning rate for the other parameters.
             betas: AdamW's decay rates.
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
         """
         hidden, tables, vectors = [], [], []
         for name, parameter in model.named_parameters():
-            outer = "embed" in name or "lm_head" in name
+            outer = any(part in name for part in ("embed", "lm_head", "score"))
             (vectors if parameter.ndim < 2 else tables if outer else hidden).append(parameter)
         groups: list[dict[str, Any]] = [
             {"params": hidden, "lr": muon_lr, "weight_decay": weight_decay, "muon": True},

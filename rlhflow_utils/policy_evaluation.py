@@ -39,9 +39,10 @@ def compare_policies(
 
     Returns:
         JSON values. `estimates` maps a metric's name to its value and interval (`win_rate`, the length-controlled
-        `lc_win_rate`, `reward` where the judge scores, `proxy_reward` where rows carry one, `mean_length` in
-        characters, `truncated_share`); `counts` has wins, ties and losses; `judge_counts` what an endpoint reported;
-        `skills` the breakdown by skill (gold judge only); `prompts` the arrays behind it all, one entry per prompt.
+        `lc_win_rate`, `reward` where the judge scores, `proxy_reward` and `proxy_win_rate` where rows carry the
+        training RM's rewards, `mean_length` in characters, `truncated_share`); `counts` has wins, ties and losses;
+        `judge_counts` what an endpoint reported; `skills` the breakdown by skill (gold judge only); `prompts` the
+        arrays behind it all, one entry per prompt.
     """
     rows = _pair_up(policy, reference)
     prompts = [row["prompt"] for row, _ in rows]
@@ -56,6 +57,9 @@ def compare_policies(
     arrays["truncated"] = [float(row["finish_reasons"][0] == "length") for row, _ in rows]
     if rows[0][0].get("rewards"):
         arrays["proxy_reward"] = [float(row["rewards"][0]) for row, _ in rows]
+        if rows[0][1].get("rewards"):
+            theirs_by_proxy = [float(row["rewards"][0]) for _, row in rows]
+            arrays["proxy_outcome"] = compare_rewards(arrays["proxy_reward"], theirs_by_proxy)
     if isinstance(judge, GoldJudge):
         arrays["skill"] = [judge.world.skill_of(prompt[-1]["content"]) for prompt in prompts]
     return {
@@ -98,6 +102,7 @@ def evaluate_policy(stage: Stage, key: str) -> None:
         "win_rate": f"{judge.name}_win_rate_vs_sft",
         "lc_win_rate": f"{judge.name}_lc_win_rate_vs_sft",
         "reward": f"{judge.name}_reward",
+        "proxy_win_rate": "proxy_win_rate_vs_sft",
     }
     for name, estimate in results["estimates"].items():
         for metric, value in Estimate(**estimate).metrics(f"{key}.{names.get(name, name)}").items():
@@ -160,9 +165,9 @@ def _estimates(arrays: Mapping[str, list[Any]], settings: EvaluationSettings, se
         "mean_length": bootstrap_mean(arrays["length"], **options),
         "truncated_share": accuracy(arrays["truncated"], settings.confidence),
     }
-    for name in ("reward", "proxy_reward"):
-        if name in arrays:
-            estimates[name] = bootstrap_mean(arrays[name], **options)
+    for name, array in {"reward": "reward", "proxy_reward": "proxy_reward", "proxy_win_rate": "proxy_outcome"}.items():
+        if array in arrays:
+            estimates[name] = bootstrap_mean(arrays[array], **options)
     return estimates
 
 
@@ -206,7 +211,8 @@ def _stage_judge(stage: Stage) -> Judge:
         stage.profile.world,
         own / "model" if own else None,
         stage.profile.reward_model.batch_tokens,
-        cache_file=stage.out / "judge_cache.jsonl",
+        # Beside the stages, not in this one's folder: a stage that runs again asks nothing that was asked before.
+        cache_file=stage.inputs["policy"].parent / "judge_cache.jsonl",
     )
 
 

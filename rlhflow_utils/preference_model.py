@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.chat import Message, encode_prompt, encode_response, load_tokenizer, stop_token_ids
-from rlhflow_utils.inference import check_lengths, last_token_logits, length_batches, load_model, pad
+from rlhflow_utils.inference import check_lengths, length_batches, load_model, next_token_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,8 +121,8 @@ def probability_of_a(
     probabilities = [0.0] * len(sequences)
     for batch in length_batches(lengths, batch_tokens):
         with torch.inference_mode():
-            ids, mask = pad([sequences[i] for i in batch], int(tokenizer.pad_token_id), "left", network.device)
-            pair = last_token_logits(network, ids, mask)[:, labels].float()
+            logits = next_token_logits(network, [sequences[i] for i in batch], int(tokenizer.pad_token_id))
+            pair = logits[:, labels].float()
             values = pair.softmax(-1)[:, 0].tolist()
         for index, value in zip(batch, values, strict=True):
             probabilities[index] = value
@@ -176,9 +176,7 @@ def tournament(compare: Compare, prompts: Sequence[Sequence[Message]], responses
         winners: list[list[int]] = [[] for _ in left]
         for (row, a, b), value in zip(matches, p, strict=True):
             winners[row].append(a if value >= 0.5 else b)
-        left = [
-            winners[row] + ([indices[-1]] if len(indices) % 2 else []) for row, indices in enumerate(left)
-        ]
+        left = [winners[row] + ([indices[-1]] if len(indices) % 2 else []) for row, indices in enumerate(left)]
     return [indices[0] for indices in left]
 
 

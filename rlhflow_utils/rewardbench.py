@@ -218,7 +218,11 @@ def write_results(stage: Stage, label: str, results: dict[str, Any]) -> None:
     write_json(stage.out / "results.json", {"label": label, **results})
     for section, score in results["sections"].items():
         key = f"05.rewardbench.{label}.{section}"
-        stage.metric(key, score["value"] if score else None)
+        if score:
+            for metric, value in Estimate(**score).metrics(key).items():
+                stage.metric(metric, value)
+        else:
+            stage.metric(key, None)
         if score is None:
             print(f"{key}: no rows of this section here, so no score; overall is the mean of the other sections")
     for section in ("safety", "overall"):

@@ -75,7 +75,8 @@ def wilson_interval(rate: float, n: float, confidence: float = 0.95) -> tuple[fl
     z = float(stats.norm.ppf(0.5 + confidence / 2))
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding must not put the observed rate outside its own interval.
+    return max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate))
 
 
 def accuracy(correct: ArrayLike, confidence: float = 0.95) -> Estimate:

@@ -59,7 +59,6 @@ class TrainingJob(Section):
     settings: TrainingSettings
     model_settings: ModelSettings
     packing: bool
-    muon_learning_rate: float | None = None  # of the tiny base model alone
     dpo: DpoObjective | None
     report_to: list[str]
 
@@ -118,8 +117,8 @@ def build_trainer(job: TrainingJob) -> Trainer:
         if job.ref_model is None:
             raise ValueError("DPO needs an explicit reference model (π₀): TRL would take the policy's own start")
         keywords["ref_model"] = load_model(job.ref_model, job)
-    if job.muon_learning_rate is not None:
-        keywords["optimizers"] = (_muon(keywords["model"], arguments, job.muon_learning_rate), None)
+    if job.settings.muon_learning_rate is not None:
+        keywords["optimizers"] = (_muon(keywords["model"], arguments, job.settings.muon_learning_rate), None)
     trainer: Any = TRAINERS[job.kind](**keywords, callbacks=[StepLines()])
     trainer.remove_callback(PrinterCallback)
     built: Trainer = trainer

@@ -40,10 +40,7 @@ def train_base_model(stage: Stage) -> None:
         ).save_pretrained(start)
     tokenizer = load_tokenizer(start)
     rows = text_rows(texts, tokenizer)
-    _train(
-        stage, "sft", str(start), rows, settings.training, tokens=lambda row: row,
-        packing=settings.packing, muon_learning_rate=settings.muon_learning_rate,
-    )  # fmt: skip
+    _train(stage, "sft", str(start), rows, settings.training, packing=settings.packing, tokens=lambda row: row)
 
 
 def train_sft(stage: Stage) -> None:
@@ -118,7 +115,6 @@ def _train(
     settings: TrainingSettings,
     tokens: Callable[[dict[str, Any]], dict[str, Any]],
     packing: bool = False,
-    muon_learning_rate: float | None = None,
     ref_model: str | None = None,
     dpo: DpoObjective | None = None,
 ) -> None:
@@ -132,7 +128,7 @@ def _train(
     job = TrainingJob(
         kind=kind, model=start, ref_model=ref_model, dataset=str(tokenised), output=str(stage.out), seed=stage.seed,
         settings=settings, model_settings=stage.profile.model, packing=packing, dpo=dpo,
-        muon_learning_rate=muon_learning_rate, report_to=list(stage.profile.report_to),
+        report_to=list(stage.profile.report_to),
     )  # fmt: skip
     log = run_training(job, stage.profile.launch)
     prefix = f"{stage.name[:2]}.{stage.name[3:]}"

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import ChatServer, Reply
 
 from rlhflow_utils import judge as jd
 from rlhflow_utils.config import load_profile
 from rlhflow_utils.endpoint_judge import EndpointJudge, both_orders, comparison_prompt, parse_verdict
-
-Reply = tuple[int, str] | str | None  # (status, error text), a verdict's text, or None: never answer
 
 
 class LengthJudge:
@@ -35,41 +31,6 @@ class LengthJudge:
         return jd.compare_rewards(self.rewards(prompts, responses_a), self.rewards(prompts, responses_b))
 
 
-class ChatServer:
-    """A chat-completions server whose answers a function of (request number, prompt) decides."""
-
-    def __init__(self, answer: Callable[[int, str], Reply]) -> None:
-        self.prompts: list[str] = []
-        lock = threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(handler) -> None:
-                request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-                assert handler.path == "/v1/chat/completions"
-                prompt = request["messages"][0]["content"]
-                with lock:
-                    number = len(self.prompts)
-                    self.prompts.append(prompt)
-                reply = answer(number, prompt)
-                if reply is None:
-                    time.sleep(1.5)  # longer than the client waits
-                    return
-                status, body = (200, _completion(reply)) if isinstance(reply, str) else (reply[0], _error(reply[1]))
-                data = json.dumps(body).encode()
-                handler.send_response(status)
-                handler.send_header("Content-Type", "application/json")
-                handler.send_header("Content-Length", str(len(data)))
-                handler.end_headers()
-                handler.wfile.write(data)
-
-            def log_message(handler, *arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def serve() -> Iterator[Callable[[Callable[[int, str], Reply]], ChatServer]]:
     servers: list[ChatServer] = []
@@ -80,18 +41,7 @@ def serve() -> Iterator[Callable[[Callable[[int, str], Reply]], ChatServer]]:
 
     yield start
     for server in servers:
-        server.server.shutdown()
-        server.server.server_close()
-
-
-def _completion(text: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-
-
-def _error(text: str) -> dict[str, Any]:
-    return {"error": {"message": text, "type": "server_error", "code": None}}
+        server.close()
 
 
 def _prompt(text: str) -> list[dict[str, str]]:
@@ -172,7 +122,10 @@ def test_gold_judge_knows_the_right_answer() -> None:
     judge = jd.build_judge(profile.evaluation, profile.world, None, batch_tokens=100)
     assert isinstance(judge, jd.GoldJudge)
     [prompt] = [_prompt("What does this print? m=3; n=m-0; print(n)")]
-    right, wrong = "m=3, n=3-0=3, so 3.", "m=3, n=3-0=2, so 2."
+    task = judge.world.read_prompt(prompt[0]["content"])
+    assert task is not None
+    right, wrong = task.answer, task.answer.replace("3.", "2.")
+    assert right.endswith("so 3.")
     assert judge.name == "gold"
     assert judge.rewards([prompt, prompt], [right, wrong]) == [1.0, -1.0]
     assert jd.judge_pairs([prompt] * 3, [right, wrong, wrong], [wrong, right, "?"], judge) == [1.0, 0.0, 0.5]
@@ -259,6 +212,41 @@ def test_endpoint_retries_server_errors_and_time_outs(serve: Any) -> None:
     assert jd.judge_pairs([_prompt("q")], ["good"], ["bad"], judge) == [1.0]
     assert len(server.prompts) == 4  # the 500, the time-out, then one answer for each order
     assert judge.counts["asked"] == 2
+
+
+def test_endpoint_counts_what_never_comes_and_asks_for_it_again(serve: Any, tmp_path: Path) -> None:
+    slow = True
+
+    def answer(number: int, prompt: str) -> Reply:
+        return None if "q2" in prompt and slow else _prefers("good")(number, prompt)
+
+    server = serve(answer)
+    prompts, a, b = [_prompt("q1"), _prompt("q2")], ["good", "good"], ["bad", "bad"]
+    options: dict[str, Any] = {"timeout": 0.5, "max_retries": 1, "workers": 4}
+    judge = EndpointJudge(server.url, "m", tmp_path / "cache.jsonl", **options)
+    assert jd.judge_pairs(prompts, a, b, judge) == [1.0, 0.5]
+    assert (judge.counts["timed_out"], judge.counts["retried"], judge.counts["asked"]) == (2, 2, 4)
+    assert server.most_at_once > 1
+    slow = False
+    again = EndpointJudge(server.url, "m", tmp_path / "cache.jsonl", **options)
+    assert jd.judge_pairs(prompts, a, b, again) == [1.0, 1.0]
+    assert (again.counts["timed_out"], again.counts["cached"], again.counts["asked"]) == (0, 2, 2)
+    nobody = EndpointJudge(serve(lambda number, prompt: None).url, "m", None, timeout=0.3, max_retries=0)
+    with pytest.raises(RuntimeError, match="no reply in time to any of 2 requests"):
+        jd.judge_pairs(prompts[:1], a[:1], b[:1], nobody)
+
+
+def test_endpoint_tells_the_cost_before_it_starts(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server = serve(_prefers("good"))
+    judge = EndpointJudge(server.url, "m", None, prices=[10.0, 30.0])
+    question = [{"role": "user", "content": "x" * 400}]
+    cost = judge.endpoint.cost([question, question, _prompt("y" * 10)], 100, judge.prices)
+    assert (cost.requests, cost.cached, cost.prompt_tokens, cost.completion_tokens) == (2, 0, 103, 200)
+    assert cost.dollars == pytest.approx((103 * 10 + 200 * 30) / 1e6)
+    assert "no prices given" in str(judge.endpoint.cost([question], 100))
+    assert server.prompts == []
+    jd.judge_pairs([_prompt("q")], ["good"], ["bad"], judge)
+    assert "2 requests (0 more are cached)" in capsys.readouterr().out
 
 
 def test_endpoint_that_keeps_failing_is_an_error_but_keeps_its_verdicts(serve: Any, tmp_path: Path) -> None:

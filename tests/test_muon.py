@@ -37,7 +37,8 @@ def test_singular_values_come_near_one_and_directions_stay() -> None:
     result = orthogonalise(matrices)
     assert result.shape == matrices.shape
     values = torch.linalg.svdvals(result)
-    assert values.min() > 0.6 and values.max() < 1.3
+    assert values.min() > 0.6
+    assert values.max() < 1.3
     u, _, v = torch.linalg.svd(matrices[0], full_matrices=False)
     rotated = u.T @ result[0] @ v.T  # diagonal where the singular vectors are the same
     torch.testing.assert_close(rotated, torch.diag(rotated.diag()), atol=1e-4, rtol=0)

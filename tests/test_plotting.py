@@ -191,6 +191,15 @@ def test_rewardbench_bars_leave_absent_sections_open_and_mark_the_paper() -> Non
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {"BT", "PM", "paper (LLaMA-3-8B)"}
 
 
+def test_rewardbench_subsets_are_bars_and_leave_out_what_is_absent() -> None:
+    results = {"bt": {"hep-go": _estimate(0.5), "hep-js": _estimate(0.6)}, "pm": {"hep-js": _estimate(0.7)}}
+    [axes] = plotting.rewardbench_subsets(results).axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([50.0, 60.0, 70.0])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["hep-go", "hep-js"]
+    centres = [bar.get_y() + bar.get_height() / 2 for bar in axes.patches]
+    assert centres == pytest.approx([-0.2, 0.8, 1.2])
+
+
 def test_length_bias_heatmap_is_sorted_and_leaves_out_undefined_prompts() -> None:
     figure = plotting.length_bias({"mix1": STUDY})
     [image] = [artist for axes in figure.axes for artist in axes.get_images() if isinstance(artist, AxesImage)][:1]

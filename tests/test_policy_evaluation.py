@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from loopback import ChatServer
 
 from rlhflow_utils import policy_evaluation as pe
 from rlhflow_utils.config import Profile, load_profile
@@ -86,7 +87,19 @@ def test_compare_pairs_by_prompt_and_counts(questions: dict[str, str], judge: Go
     assert estimates["truncated_share"]["value"] == 0.0
     assert result["skills"]["reasoning"]["reward"]["value"] == 0.0
     assert result["skills"]["safety"]["reward"] == {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0, "n": 2}
+    assert "proxy_win_rate" not in estimates  # the reference's answers carry no rewards of the proxy
     assert json.loads(json.dumps(result)) == result
+
+
+def test_the_proxy_s_view_stands_beside_the_judge_s(
+    questions: dict[str, str], judge: GoldJudge, profile: Profile
+) -> None:
+    """The proxy likes our second answer better, which the gold judge calls equally wrong."""
+    ours, theirs = _rows(questions, [False] * 4, rewards=[0.5]), _rows(questions, [False] * 4, rewards=[0.5])
+    ours[1]["rewards"] = [0.9]
+    estimates = pe.compare_policies(ours, theirs, judge, profile.evaluation, seed=0)["estimates"]
+    assert estimates["win_rate"]["value"] == 0.5
+    assert estimates["proxy_win_rate"]["value"] == (1 + 3 * 0.5) / 4
 
 
 def test_a_policy_against_itself_is_all_ties(questions: dict[str, str], judge: GoldJudge, profile: Profile) -> None:
@@ -141,6 +154,29 @@ def test_policy_stage_records_headline_metrics(questions: dict[str, str], profil
     assert "09.iter1.mean_length" in stage.metrics
     assert stage.rows["judged prompts"] == {"rows_in": 4, "rows_out": 4, "dropped": {}}
     assert json.loads((tmp_path / "results.json").read_text())["counts"]["wins"] == 2
+
+
+def test_an_endpoint_s_verdicts_outlive_their_stage(
+    questions: dict[str, str], profile: Profile, tmp_path: Path
+) -> None:
+    """The stage runs again in another folder, as after a change of code: the judge is asked nothing twice."""
+    server = ChatServer(lambda number, prompt: "[[A]]")
+    changes = {"evaluation.judge": "endpoint", "evaluation.endpoint_url": server.url, "evaluation.judge_model": "m"}
+    judged = load_profile("tiny", {**changes, "evaluation.bootstrap_samples": 20})
+    run = tmp_path / "run"
+    inputs = {
+        "policy": _save(run / "p", _rows(questions, OURS)),
+        "reference": _save(run / "r", _rows(questions, THEIRS)),
+    }
+    for name in ("first", "second"):
+        (run / ".partial" / name).mkdir(parents=True)
+        stage = Stage("09_iter1_evaluation", judged, inputs, run / ".partial" / name, seed=1)
+        pe.evaluate_policy(stage, key="09.iter1")
+        assert stage.metrics["09.iter1.endpoint_win_rate_vs_sft"] == 0.5  # always the first: contradictory, so ties
+        assert stage.metrics["09.iter1.endpoint_contradictory"] == 2
+    server.close()
+    assert len(server.prompts) == 4
+    assert (stage.metrics["09.iter1.endpoint_asked"], stage.metrics["09.iter1.endpoint_cached"]) == (0, 4)
 
 
 def test_exact_match_prompts_are_distinct(profile: Profile, tmp_path: Path) -> None:

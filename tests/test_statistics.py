@@ -87,7 +87,7 @@ def test_paired_difference_uses_the_pairing() -> None:
         st.paired_difference([1.0], [1.0, 2.0], 10, 0.9, 0)
 
 
-@pytest.mark.parametrize("kind", ["wilson", "bootstrap", "section", "length_controlled"])
+@pytest.mark.parametrize("kind", ["wilson", "bootstrap", "paired", "section", "length_controlled"])
 def test_intervals_cover_the_truth_about_as_often_as_they_say(kind: str) -> None:
     rng = np.random.default_rng(7)
     repeats, covered = 250, 0
@@ -97,6 +97,10 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(kind: str) -> None
         elif kind == "bootstrap":
             outcomes = rng.choice([1.0, 0.5, 0.0], size=120, p=[0.5, 0.2, 0.3])
             estimate, truth = st.bootstrap_mean(outcomes, 200, 0.95, repeat), 0.6
+        elif kind == "paired":
+            hard = rng.normal(0, 3, 120)  # common to both policies
+            ours, theirs = hard + rng.normal(0.3, 1, 120), hard + rng.normal(0, 1, 120)
+            estimate, truth = st.paired_difference(ours, theirs, 200, 0.95, repeat), 0.3
         elif kind == "length_controlled":
             difference = rng.normal(20, 50, 200)
             log_odds = math.log(0.6 / 0.4) + 0.8 * np.tanh(difference / difference.std())

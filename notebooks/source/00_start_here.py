@@ -89,13 +89,14 @@ if run.profile.world:
 # ## The simulated world
 #
 # In the tiny profile "human preference" is known exactly. The world is closed and invented: facts about people, the
-# form an answer must have, what may be asked and what may not, sums and one-line programs. An answer can be right or wrong, short or padded with polite
-# filler, and a program computes its **gold reward**: right or wrong decides, padding costs a little. Annotators see that
-# reward through their own noise and their own taste for long answers.
+# form an answer must have, what may be asked and what may not, sums and one-line programs. An answer can be right or
+# wrong, short or padded with polite filler, and a program computes its **gold reward**: right or wrong decides, padding
+# costs a little. Annotators see that reward through their own noise and their own taste for long answers.
 #
 # What is *built in*: the facts, the gold reward, each annotator's noise and length bias, the quality of the SFT
-# demonstrations, and graded exam sheets in the base model's corpus. What is *measured*: everything that a model learns
-# from it. A number from this world is evidence about the method there, not about LLaMA-3.
+# demonstrations, and what the base model has read: true text, proofread pages and exam sheets with marks, and
+# comparisons. What is *measured*: everything that a model learns from it. A number from this world is evidence about
+# the method there, not about LLaMA-3.
 
 # %%
 if run.profile.world:
@@ -115,7 +116,8 @@ if run.profile.world:
 #
 # A reward model can judge only what its base model knows, so the base model first learns the world's true text: a
 # byte-level BPE tokenizer (single digits, nothing ever unknown), then next-token prediction,
-# $\mathcal L = -\sum_t \log p(y_t \mid y_{<t})$. Where the profile names a pretrained model, this step is skipped.
+# $\mathcal L = -\sum_t \log p(y_t \mid y_{<t})$. Its hidden matrices are trained with Muon: with AdamW, a model this small
+# does not learn to check a sum in the time we have. Where the profile names a pretrained model, this step is skipped.
 
 # %%
 print(inspect.getsource(base_model.build_model))

@@ -18,7 +18,7 @@ import inspect
 
 from IPython.display import Markdown, display
 
-from rlhflow_utils import hub, paper, plotting, policy_evaluation, statistics, tables
+from rlhflow_utils import hub, paper, plotting, policy_evaluation, side_by_side, statistics, tables
 from rlhflow_utils.generation import generate_responses
 from rlhflow_utils.inputs import judge_model, local_files
 from rlhflow_utils.iterative_dpo import Setting, evaluate
@@ -119,6 +119,21 @@ display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.p
 # The last column is another measurement on another scale (GPT-4 judges LLaMA-3-8B against GPT-4-Preview). What can be
 # compared is the *order* of the three.
 
+# %% [markdown]
+# All policies answered the same prompts, so two of them are compared prompt by prompt: what the prompts have in common
+# cancels, and the interval of the difference is narrower than the two rows above suggest.
+
+# %%
+settings, outcomes = run.profile.evaluation, {name: result["prompts"]["outcome"] for name, result in results.items()}
+table = []
+for better, worse in (("offline_dpo", "sft"), ("iterative_dpo", "sft"), ("iterative_dpo", "offline_dpo")):
+    gain = statistics.paired_difference(outcomes[better], outcomes[worse], settings.bootstrap_samples, settings.confidence, SEED)
+    table.append(
+        {"difference in win rate": f"{better} − {worse}", "value": gain.value,
+         "95 % interval": f"{gain.ci_low:+.3f} … {gain.ci_high:+.3f}", "n": gain.n}
+    )  # fmt: skip
+display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+
 # %%
 rows = {name: result["estimates"] for name, result in results.items()}
 bars = {
@@ -135,6 +150,34 @@ plotting.policy_bars(bars, caption=tables.world_caption(run.profile))
 plotting.win_rate_against_length(rows, caption=tables.world_caption(run.profile))
 
 # %% [markdown]
+# **The judge and the proxy.** The reward model that trained the policy looks at the same answers. Where it is more
+# pleased than the judge, the policy has learned what the RM likes and the judge does not: over-optimisation.
+
+# %%
+if all("proxy_win_rate" in row for row in rows.values()):
+    table = [
+        {"policy": name, "win rate, judge": row["win_rate"]["value"], "95 % interval": tables.interval(row["win_rate"]),
+         "win rate, proxy RM": row["proxy_win_rate"]["value"], "interval (proxy)": tables.interval(row["proxy_win_rate"])}
+        for name, row in rows.items()
+    ]  # fmt: skip
+    display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+
+# %% [markdown]
+# The same over the iterations of chapter 09, as mean rewards: where the proxy goes on rising and the judge's reward stalls
+# or falls, more iterations only fit the RM's mistakes.
+
+# %%
+stages = ["09_sft_evaluation", *[f"09_iter{k}_evaluation" for k in range(1, last + 1)]]
+path = [run.folder(stage).read_json("results.json")["estimates"] for stage in stages]
+figure = None
+if all("reward" in row and "proxy_reward" in row for row in path):
+    figure = plotting.proxy_against_gold(
+        ["SFT", *[f"iteration {k}" for k in range(1, last + 1)]], [row["proxy_reward"] for row in path],
+        [row["reward"] for row in path], caption=tables.world_caption(run.profile),
+    )  # fmt: skip
+figure
+
+# %% [markdown]
 # Which skills gain? (Gold judge only.)
 
 # %%
@@ -146,6 +189,39 @@ if results["iterative_dpo"]["skills"]:
         for skill, part in results["iterative_dpo"]["skills"].items()
     ]  # fmt: skip
     display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+
+# %% [markdown]
+# ## The paper's tables beside ours
+#
+# Read from `results/`, where reference runs of all profiles are kept (this run is among them once it is published). Every
+# cell of the paper that this guide means to reproduce has a line; *not run here* means what it says. The scales differ, as
+# the column *setting* tells: what can be compared is the order of the rows.
+#
+# **Table 2**, RewardBench (%):
+
+# %%
+published = side_by_side.read_results()
+display(Markdown(tables.markdown_table(side_by_side.table_2(published))))
+
+# %% [markdown]
+# **Table 4**, chat benchmarks. `python -m rlhflow_utils chat --benchmark mt_bench --profile ... --model ... --questions ...
+# --out ...` runs each of the three against any OpenAI-compatible judge.
+
+# %%
+display(Markdown(tables.markdown_table(side_by_side.table_4(published))))
+
+# %% [markdown]
+# **Table 5**, the academic suite (%): `python -m rlhflow_utils academic --profile ... --model ... --out ...` runs it through
+# lm-eval.
+
+# %%
+display(Markdown(tables.markdown_table(side_by_side.table_5(published))))
+
+# %% [markdown]
+# **Table 6**, the ablations of chapter 11:
+
+# %%
+display(Markdown(tables.markdown_table(side_by_side.table_6(published))))
 
 # %% [markdown]
 # ## Publishing
@@ -167,8 +243,8 @@ judge = run.profile.evaluation.judge
 assert evaluations["sft"].metrics[f"10.sft.{judge}_win_rate_vs_sft"] == 0.5, "SFT against itself"
 counts = results["iterative_dpo"]["counts"]
 assert sum(counts.values()) == results["iterative_dpo"]["n"], "every prompt is a win, a tie or a loss"
-identifiers = [set(result["prompts"]["prompt_id"]) for result in results.values()]
-assert all(ids == identifiers[0] for ids in identifiers), "all policies answered the same prompts"
+identifiers = [result["prompts"]["prompt_id"] for result in results.values()]
+assert all(ids == identifiers[0] for ids in identifiers), "all policies answered the same prompts, in the same order"
 print("all checks hold")
 
 # %% [markdown]
@@ -176,7 +252,7 @@ print("all checks hold")
 #
 # * The paper's judges are GPT-4 on three benchmarks. In the tiny world the judge is the gold reward, which the paper
 #   could not have; `evaluation.judge: endpoint` asks any OpenAI-compatible model instead.
-# * The academic suite of Table 5 is not run here. Its place is taken by one untouched skill.
+# * The tiny model cannot sit the academic suite of Table 5. Its place is taken by one untouched skill.
 #
 # ## Summary and exercises
 #

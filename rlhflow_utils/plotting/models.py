@@ -151,26 +151,28 @@ def rewardbench_bars(
 
 
 def rewardbench_subsets(results: Mapping[str, Mapping[str, Estimate]], caption: str = "") -> Figure:
-    """Accuracy by subset: one row per subset, one mark per model.
+    """Accuracy by subset: one bar per subset and model, with its interval.
 
     Args:
-        results: model -> subset -> estimate.
+        results: model -> subset -> estimate; a subset that a model has no rows of stays open.
         caption: line below the figure.
     """
     subsets = list(dict.fromkeys(subset for row in results.values() for subset in row))
-    figure, [axes] = new_figure(height=1.2 + 0.24 * len(subsets))
-    for index, ((name, row), marker) in enumerate(zip(results.items(), "osD^v", strict=False)):
-        look: dict[str, Any] = {"color": CYCLE[index], "marker": marker, "ms": 4.5, "lw": 1, "ls": "none"}
-        axes.errorbar([], [], xerr=[], label=METHOD_NAMES.get(name, name), **look)
-        shift = (index - (len(results) - 1) / 2) * 0.22
-        for place, subset in enumerate(subsets):
-            if subset in row:
-                shown = percent(row[subset])
-                axes.errorbar(shown["value"], place + shift, xerr=error_bar(shown), **look)
+    figure, [axes] = new_figure(height=1.4 + 0.32 * len(subsets))
+    height = 0.8 / len(results)
+    for index, (name, row) in enumerate(results.items()):
+        places = [
+            place + (index - (len(results) - 1) / 2) * height for place, subset in enumerate(subsets) if subset in row
+        ]
+        shown = [percent(row[subset]) for subset in subsets if subset in row]
+        values = [score["value"] for score in shown]
+        axes.barh(places, values, 0.92 * height, color=CYCLE[index], label=METHOD_NAMES.get(name, name))
+        errors = np.hstack([error_bar(score) for score in shown])
+        axes.errorbar(values, places, xerr=errors, color=DARK, lw=0.8, capsize=1.5, ls="none")
     axes.axvline(50, color=GREY, lw=1, ls="--")
     axes.set_yticks(range(len(subsets)), subsets)
     axes.grid(axis="x")
-    axes.set(xlim=(None, 101), ylim=(len(subsets) - 0.4, -0.6))
+    axes.set(xlim=(0, 101), ylim=(len(subsets) - 0.4, -0.6))
     axes.set_xlabel("accuracy (%) with confidence interval, dashed: coin flip")
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(results))
     return finish(figure, "RewardBench by subset", caption)

@@ -10,6 +10,7 @@ either set.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from .gold import World
 from .lexicon import ATTRIBUTES
@@ -22,7 +23,7 @@ from .tasks import LARGEST_DIGIT, Task
 PREFERENCE_SKILLS: tuple[Skill, ...] = ("chat", "chat_hard", "safety", "reasoning")
 QUESTIONS_PER_SHEET = 3
 STATEMENTS_PER_PAGE = 6
-SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning")
+SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning", "reasoning")  # reasoning has two kinds of task
 ALL_SKILLS = (*PREFERENCE_SKILLS, "translation")
 
 
@@ -85,8 +86,10 @@ def _question(world: World, rng: random.Random) -> str:
 
 
 def _proofread_page(world: World, rng: random.Random) -> str:
-    """Facts and sums, true and false, each with its mark. Such answers say what they are about: no question is needed."""
+    """Facts and sums, true and false, each with its mark. Such answers say what they are about: no question is needed,
+    and none can be misread."""
     tasks = [draw_training_task(world, rng.choice(SELF_CONTAINED), rng) for _ in range(STATEMENTS_PER_PAGE)]
+    tasks = [replace(task, misreadings=()) for task in tasks]
     return " ".join(_marked(world, task.prompt, write_response(task, rng.random() < 0.5, False, rng)) for task in tasks)
 
 

@@ -7,6 +7,8 @@ import random
 from .lexicon import CLOSERS, OPENERS
 from .tasks import Task
 
+MISREAD_RATE = 0.4  # of the wrong answers, where a task can be misread
+
 
 def write_response(task: Task, correct: bool, padded: bool, rng: random.Random) -> str:
     """Write one answer.
@@ -18,7 +20,8 @@ def write_response(task: Task, correct: bool, padded: bool, rng: random.Random) 
             allows it; a wrong answer gets it anywhere.
         rng: Source of randomness.
     """
-    core = task.answer if correct else rng.choice(task.wrong_answers)
+    misread = task.misreadings and rng.random() < MISREAD_RATE
+    core = task.answer if correct else rng.choice(task.misreadings if misread else task.wrong_answers)
     openers: list[str] = []
     closers: list[str] = []
     for _ in range(rng.choice((1, 1, 2, 3)) if padded else 0):

@@ -68,6 +68,7 @@ class Task:
         prompt: The user's text.
         answer: The one right answer, without filler.
         wrong_answers: Good-looking wrong answers, each different from ``answer``.
+        misreadings: Wrong answers with right steps, from a number that was read wrongly.
         opener_allowed: Whether filler before the answer leaves it right.
         closer_allowed: Whether filler after the answer leaves it right.
     """
@@ -77,6 +78,7 @@ class Task:
     prompt: str
     answer: str
     wrong_answers: tuple[str, ...]
+    misreadings: tuple[str, ...] = ()
     opener_allowed: bool = True
     closer_allowed: bool = True
 
@@ -138,31 +140,33 @@ def _draw_slots(lexicon: Lexicon, kind: str, rng: random.Random) -> dict[str, st
 
 
 def _fact(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
-    value = lexicon.facts.get((slots["entity"], slots["attribute"]))
+    entity, attribute = slots["entity"], slots["attribute"]
+    value = lexicon.facts.get((entity, attribute))
     if value is None:
         return None
-    wrong = tuple(_sentence(slots, other) for other in ATTRIBUTES[slots["attribute"]] if other != value)
-    key = f"fact|{_bare(wording)}|{slots['entity']}|{slots['attribute']}"
-    return Task("fact", key, wording.format(**slots), _sentence(slots, value), wrong)
+    wrong = tuple(_sentence(entity, attribute, other) for other in ATTRIBUTES[attribute] if other != value)
+    key = f"fact|{_bare(wording)}|{entity}|{attribute}"
+    return Task("fact", key, wording.format(**slots), _sentence(entity, attribute, value), wrong)
 
 
-def _sentence(slots: dict[str, str], value: str) -> str:
-    return f"The {slots['attribute']} of {slots['entity']} is {value}."
+def _sentence(entity: str, attribute: str, value: str) -> str:
+    return f"The {attribute} of {entity} is {value}."
 
 
 def _format(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
-    value = lexicon.facts.get((slots["entity"], slots["attribute"]))
+    entity, attribute = slots["entity"], slots["attribute"]
+    value = lexicon.facts.get((entity, attribute))
     if value is None or slots["form"] not in FORMS:
         return None
     form = FORMS[slots["form"]]
-    others = [other for other in ATTRIBUTES[slots["attribute"]] if other != value]
-    other_forms = [_sentence(slots, value)] * 2
+    others = [other for other in ATTRIBUTES[attribute] if other != value]
+    other_forms = [_sentence(entity, attribute, value)] * 2
     other_forms += [other.format(value=value) for other in FORMS.values() if other != form]
     # About half of the wrong answers know the fact and break the form.
     wrong = tuple(form.format(value=other) for other in others) + tuple(other_forms) * 2
-    key = f"format|{slots['form']}|{slots['entity']}|{slots['attribute']}"
+    key = f"format|{slots['form']}|{entity}|{attribute}"
     loose = slots["form"] != "In one word"  # one word is one word: filler breaks it
-    return Task("format", key, wording.format(**slots), form.format(value=value), wrong, loose, loose)
+    return Task("format", key, wording.format(**slots), form.format(value=value), wrong, (), loose, loose)
 
 
 def _request(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
@@ -180,16 +184,31 @@ def _request(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | No
 def _sum(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
     a, b = int(slots["a"]), int(slots["b"])
     answer, *wrong = (f"{a}+{b}={total}, so {total}." for total in (a + b, *_near(a + b)))
-    return Task("sum", f"sum|{_bare(wording)}|{a}|{b}", wording.format(**slots), answer, tuple(wrong))
+    misread = tuple(f"{x}+{y}={x + y}, so {x + y}." for x, y in _misread(a, b))
+    return Task("sum", f"sum|{_bare(wording)}|{a}|{b}", wording.format(**slots), answer, tuple(wrong), misread)
 
 
 def _program(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
     x, y, op, a, b = slots["x"], slots["y"], slots["op"], int(slots["a"]), int(slots["b"])
     if x == y or (op == "-" and b > a):
         return None
-    result = a + b if op == "+" else a - b
+    result = _apply(op, a, b)
     answer, *wrong = (f"{y}={a}{op}{b}={shown}, so {shown}." for shown in (result, *_near(result)))
-    return Task("program", f"program|{_bare(wording)}|{x}|{op}|{a}|{b}", wording.format(**slots), answer, tuple(wrong))
+    misread = tuple(
+        f"{y}={c}{op}{d}={_apply(op, c, d)}, so {_apply(op, c, d)}." for c, d in _misread(a, b) if op == "+" or c >= d
+    )
+    key = f"program|{_bare(wording)}|{x}|{op}|{a}|{b}"
+    return Task("program", key, wording.format(**slots), answer, tuple(wrong), misread)
+
+
+def _apply(op: str, a: int, b: int) -> int:
+    return a + b if op == "+" else a - b
+
+
+def _misread(a: int, b: int) -> list[tuple[int, int]]:
+    """Operands of which one was read wrongly: the steps that follow are right, for another question."""
+    digits = range(LARGEST_DIGIT + 1)
+    return [(x, b) for x in digits if x != a] + [(a, y) for y in digits if y != b]
 
 
 def _near(number: int) -> list[int]:

@@ -1,0 +1,340 @@
+"""MT-Bench and Arena-Hard: real questions, prompts and verdicts; scores by hand; intervals by simulation."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loopback import ChatServer, Reply
+from tiny_models import MODEL, save_policy, settings
+
+from rlhflow_utils.chat_benchmarks import arena_hard as ah
+from rlhflow_utils.chat_benchmarks import mt_bench as mt
+from rlhflow_utils.endpoint import ChatEndpoint
+
+JUDGMENTS = "model_judgment_gemini-1.5-pro-api-0514_phi-3-medium-4k-instruct.jsonl"
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[int, str], Reply]], ChatServer]]:
+    servers: list[ChatServer] = []
+
+    def start(answer: Callable[[int, str], Reply]) -> ChatServer:
+        servers.append(ChatServer(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+# --- MT-Bench -----------------------------------------------------------------------------------------------------
+
+
+def test_mt_bench_questions_have_two_turns_and_references_where_needed(data_root: Path) -> None:
+    questions = mt.read_questions(data_root / "mt-bench")
+    assert len(questions) == 80
+    assert set(Counter(q.category for q in questions).values()) == {10}
+    # Reasoning 101-110, math 111-120, coding 121-130; question 95 carries a hint for people, not a reference.
+    assert [q.question_id for q in questions if q.references] == list(range(101, 131))
+    assert {q.category for q in questions} == set(mt.TEMPERATURES)
+
+
+def test_mt_bench_prompts_are_filled_completely(data_root: Path) -> None:
+    questions = mt.read_questions(data_root / "mt-bench")
+    prompts = mt.read_judge_prompts(data_root / "mt-bench/judge_prompts.jsonl")
+    plain, math = questions[0], next(q for q in questions if q.category == "math")
+    for question in (plain, math):
+        for turn in (1, 2):
+            system, user = mt.grading_prompt(question, ["FIRST {answer}", "SECOND"], turn, prompts)
+            assert (system["role"], user["role"]) == ("system", "user")
+            assert "FIRST {answer}" in user["content"]  # braces in an answer are text
+            assert ("SECOND" in user["content"]) == (turn == 2)
+            assert question.turns[turn - 1] in user["content"]
+            assert ("Reference" in user["content"]) == (question is math)
+            assert "{question" not in user["content"]
+            assert "{ref_answer" not in user["content"]
+    assert math.references is not None
+    assert math.references[1] in mt.grading_prompt(math, ["a", "b"], 2, prompts)[1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [
+        ("Clear and correct. Rating: [[8]]", 8.0),
+        ("Rating: [[7.5]]", 7.5),
+        ("Rating: [[10]] though [[3]] would be harsh", 10.0),  # FastChat takes the first
+        ("Rating: [6]", 6.0),
+        ("[1] the source, then Rating: [[9]]", 9.0),
+        ("Rating: [[rating]]", None),
+        ("Rating: 8/10", None),
+        ("Rating: [[0]]", None),
+        ("Rating: [[11]]", None),
+        ("", None),
+    ],
+)
+def test_parse_grade(reply: str, grade: float | None) -> None:
+    assert mt.parse_grade(reply) == grade
+
+
+def test_mt_bench_asks_for_every_turn_and_counts_what_it_cannot_read(
+    serve: Any, data_root: Path, tmp_path: Path
+) -> None:
+    """The judge gives 9 to first turns and 5 to second ones, chats about one question and refuses another."""
+
+    def answer(number: int, prompt: str) -> Reply:
+        if "answer 82" in prompt:
+            return "What a lovely question."
+        if "answer 83" in prompt:
+            return (400, "too long")
+        return "Rating: [[5]]" if "second " in prompt else "Rating: [[9]]"
+
+    questions = mt.read_questions(data_root / "mt-bench")[:4]
+    prompts = mt.read_judge_prompts(data_root / "mt-bench/judge_prompts.jsonl")
+    answers = {q.question_id: [f"first answer {q.question_id}", f"second answer {q.question_id}"] for q in questions}
+    server = serve(answer)
+    endpoint = ChatEndpoint(server.url, "judge", tmp_path / "cache.jsonl")
+    cost = mt.grading_cost(questions, answers, prompts, endpoint, prices=[10.0, 30.0])
+    assert (cost.requests, cost.cached, cost.completion_tokens) == (8, 0, 8 * mt.MAX_TOKENS)
+    grades = mt.grade_answers(questions, answers, prompts, endpoint)
+    assert [(g.question_id, g.turn, g.grade, g.status) for g in grades] == [
+        (81, 1, 9.0, "answered"), (81, 2, 5.0, "answered"),
+        (82, 1, None, "unparsable"), (82, 2, None, "unparsable"),
+        (83, 1, None, "refused"), (83, 2, None, "refused"),
+        (84, 1, 9.0, "answered"), (84, 2, 5.0, "answered"),
+    ]  # fmt: skip
+    result = mt.summarise(grades, samples=50, confidence=0.95, seed=0)
+    assert result["score"]["value"] == 7.0
+    assert (result["turns"]["1"]["value"], result["turns"]["2"]["value"]) == (9.0, 5.0)
+    assert result["statuses"] == {"answered": 4, "unparsable": 2, "refused": 2}
+    assert mt.grading_cost(questions, answers, prompts, endpoint)[:2] == (0, 8)
+    with pytest.raises(ValueError, match="none of 2"):
+        mt.summarise(grades[2:4], 10, 0.95, 0)
+
+
+def test_mt_bench_second_turn_sees_the_first_answer(tmp_path: Path) -> None:
+    questions = [
+        mt.Question(1, "writing", ["red", "blue"], None),
+        mt.Question(2, "math", ["one two", "three"], ["2", "3"]),
+        mt.Question(3, "math", ["poem " * 150, "short"], ["2", "3"]),
+    ]
+    answers, dropped = mt.answer_questions(save_policy(tmp_path / "policy"), questions, settings(), MODEL, tmp_path, 0)
+    assert set(answers) == {1, 2}
+    assert all(len(given) == 2 for given in answers.values())
+    assert dropped == {"prompt_too_long": 1}
+    prompt = mt._conversation(questions[0], answers[1][:1])
+    assert [m["role"] for m in prompt] == ["user", "assistant", "user"]
+    assert prompt[1]["content"] == answers[1][0]
+
+
+# --- Arena-Hard ---------------------------------------------------------------------------------------------------
+
+
+def test_arena_hard_reads_both_schemas_alike(data_root: Path) -> None:
+    folder = data_root / "arena-hard"
+    old, new = ah.read_questions(folder / "question.jsonl"), ah.read_questions(folder / "question_2025_schema.jsonl")
+    assert len(old) == 500
+    assert list(old.items()) == list(new.items())
+    assert set(ah.read_answers(folder / "model_answer_gpt-4-0314.jsonl")) == set(old)
+
+
+def test_real_verdict_texts_are_parsed_exactly(data_root: Path) -> None:
+    path = data_root / "arena-hard" / JUDGMENTS
+    games = ah.read_judgments(path)
+    recorded = [[game["score"] for game in json.loads(line)["games"]] for line in path.read_text().splitlines()]
+    assert [[g.first, g.second] for g in games] == recorded
+    assert len(games) == 7
+    # Rows 1, 3 and 5 prefer the same place in both orders.
+    assert [index for index, g in enumerate(games) if g.contradictory] == [1, 3, 5]
+
+
+def test_the_judge_s_prompt_has_the_benchmark_s_layout(data_root: Path) -> None:
+    """The recorded user prompts come out letter by letter from question, baseline answer and what they hold of ours."""
+    folder = data_root / "arena-hard"
+    questions, baseline = (
+        ah.read_questions(folder / "question.jsonl"),
+        ah.read_answers(folder / "model_answer_gpt-4-0314.jsonl"),
+    )
+    for line in (folder / JUDGMENTS).read_text().splitlines():
+        row = json.loads(line)
+        first, second = (game["user_prompt"] for game in row["games"])
+        identifier = row["question_id"]
+        ours = first.split("<|The Start of Assistant B's Answer|>\n")[1].split("\n<|The End of Assistant B's")[0]
+        assert ah.comparison_prompt(questions[identifier], baseline[identifier], ours)[1]["content"] == first
+        assert ah.comparison_prompt(questions[identifier], ours, baseline[identifier])[1]["content"] == second
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("My final verdict is: [[A>>B]]", "A>>B"),
+        ("[[A=B]] as said: [[A=B]]", "A=B"),
+        ("Either [[A>B]] or [[B>A]]", "unparsable"),
+        ("[[A]]", "unparsable"),
+        ("[[A<B]]", "unparsable"),
+        ("A>B", "unparsable"),
+    ],
+)
+def test_parse_arena_verdict(reply: str, verdict: str) -> None:
+    assert ah.parse_verdict(reply) == verdict
+
+
+def test_battles_by_hand() -> None:
+    # The baseline is A in the first game, the policy in the second.
+    assert ah.battles(ah.Games("q", "B>>A", "A>B")) == [(1.0, 3), (1.0, 1)]
+    assert ah.battles(ah.Games("q", "A>B", "A=B")) == [(0.0, 1), (0.5, 1)]
+    assert ah.battles(ah.Games("q", "refused", "B>>A")) == [(0.0, 3)]
+    assert ah.battles(ah.Games("q", "unparsable", "timed_out")) == []
+
+
+def test_scores_by_hand() -> None:
+    ours = [ah.Games("1", "B>A", "A>B"), ah.Games("2", "A>>B", "unparsable"), ah.Games("3", "A=B", "A>B")]
+    theirs = [ah.Games(q, "A>B", "A>B") for q in "123"]  # always the first: contradictory
+    result = ah.scores({"ours": ours, "biased": theirs}, samples=200, confidence=0.95, seed=0)
+    # Won 1 + 1 + 0.5 + 1 of 1 + 1 + 3 + 1 + 1.
+    assert result["ours"]["score"]["value"] == pytest.approx(3.5 / 7, abs=1e-3)
+    assert result["ours"]["score"]["n"] == 3
+    assert result["ours"]["verdicts"] == {"B>A": 1, "A>B": 2, "A>>B": 1, "unparsable": 1, "A=B": 1}
+    assert result["ours"]["contradictory"] == 0
+    assert result["biased"]["score"]["value"] == pytest.approx(0.5, abs=1e-3)
+    assert result["biased"]["contradictory"] == 3
+    assert result["ours"]["score"]["ci_low"] < 0.5 < result["ours"]["score"]["ci_high"]
+    with pytest.raises(ValueError, match="'silent' has no game"):
+        ah.scores({"silent": [ah.Games("1", "refused", "refused")]}, 10, 0.95, 0)
+
+
+def test_bradley_terry_finds_planted_strengths() -> None:
+    """Four players, all pairs: strengths by an independent route (Zermelo's iteration) and near the planted ones."""
+    rng = np.random.default_rng(0)
+    planted = np.array([0.0, 0.5, -1.0, 1.2])
+    first, second = rng.integers(0, 4, 4000), rng.integers(0, 4, 4000)
+    keep = first != second
+    first, second = first[keep], second[keep]
+    won = (rng.random(len(first)) < 1 / (1 + np.exp(planted[second] - planted[first]))).astype(float)
+    found = ah.bradley_terry(first, second, won, np.ones(len(won)))
+    wins, games = np.zeros(4), np.zeros((4, 4))
+    for i, j, y in zip(first, second, won, strict=True):
+        wins[i], wins[j] = wins[i] + y, wins[j] + 1 - y
+        games[i, j], games[j, i] = games[i, j] + 1, games[j, i] + 1
+    power = np.ones(4)
+    for _ in range(500):
+        power = wins / (games / (power[:, None] + power[None, :])).sum(axis=1)
+        power /= power[0]
+    assert found == pytest.approx(np.log(power), abs=1e-3)
+    assert found == pytest.approx(planted, abs=0.2)
+
+
+def test_arena_hard_intervals_cover_the_truth() -> None:
+    """Both games of a question share its luck; a bootstrap over questions knows that."""
+    rng = np.random.default_rng(1)
+    covered, repeats = 0, 500
+    for repeat in range(repeats):
+        chance = rng.beta(1.2, 0.8, 80)  # mean 0.6
+        games = [
+            ah.Games(str(i), "B>A" if rng.random() < p else "A>B", "A>B" if rng.random() < p else "B>A")
+            for i, p in enumerate(chance)
+        ]
+        score = ah.scores({"p": games}, samples=300, confidence=0.95, seed=repeat)["p"]["score"]
+        covered += score["ci_low"] <= 0.6 <= score["ci_high"]
+    assert 0.92 <= covered / repeats <= 0.975
+
+
+def test_arena_hard_judges_both_orders(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(number: int, prompt: str) -> Reply:
+        first = prompt.split("Assistant A's Answer|>\n")[1]
+        if "biased" in prompt:
+            return "[[A>B]]"
+        return "[[A>>B]]" if first.startswith("GOOD") else "[[B>>A]]"
+
+    server = serve(answer)
+    questions = {"1": "q", "2": "biased"}
+    games = ah.judge_answers(
+        questions, {"1": "GOOD", "2": "GOOD"}, {"1": "bad", "2": "bad"}, ChatEndpoint(server.url, "judge", None), [1, 1]
+    )
+    assert games == [ah.Games("1", "B>>A", "A>>B"), ah.Games("2", "A>B", "A>B")]
+    assert [g.contradictory for g in games] == [False, True]
+    assert "4 requests (0 more are cached)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="answer '9' has no question"):
+        ah.judge_answers(questions, {"9": "x"}, {}, ChatEndpoint(server.url, "judge", None))
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def _questions(folder: Path) -> Path:
+    """Every benchmark's files, with two short questions each."""
+    files: dict[str, list[dict[str, Any]]] = {
+        "mt-bench/question.jsonl": [
+            {"question_id": i, "category": "stem", "turns": [f"red {i}", f"blue {i}"]} for i in (1, 2)
+        ],
+        "mt-bench/reference_answer_gpt-4.jsonl": [],
+        "mt-bench/judge_prompts.jsonl": [
+            {"name": name, "system_prompt": "s", "prompt_template": template}
+            for name, template in {
+                "single-v1": "{question} {answer}", "single-v1-multi-turn": "second {question_2} {answer_2}"
+            }.items()
+        ],
+        "arena-hard/question.jsonl": [{"question_id": i, "turns": [{"content": f"one {i}"}]} for i in "ab"],
+        "arena-hard/model_answer_gpt-4-0314.jsonl": [
+            {"question_id": i, "choices": [{"turns": [{"content": "baseline"}]}]} for i in "ab"
+        ],
+    }  # fmt: skip
+    for name, rows in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reference = [{"instruction": f"poem {i}", "output": "baseline", "generator": "gpt4", "dataset": "x"} for i in "ab"]
+    (folder / "alpaca_eval").mkdir()
+    (folder / "alpaca_eval/alpaca_eval_gpt4_baseline.json").write_text(json.dumps(reference))
+    return folder
+
+
+def _judge(number: int, prompt: str) -> Reply:
+    """Prefers the policy everywhere: grade 9, then 7; never the answer that says baseline."""
+    if "Best Model Identifier" in prompt:
+        first = prompt.split('"model_identifier": "m"')[1].split('"model_identifier": "M"')[0]
+        token = "M" if "baseline" in first else "m"
+        top = {"token": token, "logprob": -0.1, "bytes": None}
+        content = [{**top, "top_logprobs": [top]}]
+        return {"index": 0, "message": {"role": "assistant", "content": token}, "finish_reason": "length",
+                "logprobs": {"content": content, "refusal": None}}  # fmt: skip
+    if "User Prompt" in prompt:
+        return "[[B>>A]]" if "Assistant A's Answer|>\nbaseline" in prompt else "[[A>>B]]"
+    return "Rating: [[7]]" if prompt.startswith("second") else "Rating: [[9]]"
+
+
+@pytest.mark.parametrize("benchmark", ["mt_bench", "arena_hard", "alpaca_eval"])
+def test_one_command_answers_judges_and_scores(
+    serve: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, benchmark: str, capsys: Any
+) -> None:
+    from rlhflow_utils.__main__ import main
+
+    if benchmark == "alpaca_eval":
+        pytest.importorskip("alpaca_eval")
+    server = serve(_judge)
+    policy, questions = save_policy(tmp_path / "policy"), _questions(tmp_path / "questions")
+    arguments = ["chat", "--benchmark", benchmark, "--profile", "slices", "--model", str(policy)]
+    arguments += ["--questions", str(questions), "--out", str(tmp_path / "out")]
+    for change in (f"endpoint_url={server.url}", "judge_model=judge", "judge=endpoint", "bootstrap_samples=20"):
+        arguments += ["--set", f"evaluation.{change}"]
+    arguments += ["--set", "generation.max_new_tokens=8", "--set", "generation.max_prompt_tokens=150"]
+    assert main(arguments) == 0
+    asked = len(server.prompts)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert (results["questions"], results["dropped"]) == (2, {"prompt_too_long": 0})
+    if benchmark == "mt_bench":
+        assert (results["score"]["value"], results["turns"]["2"]["value"], asked) == (8.0, 7.0, 4)
+    elif benchmark == "arena_hard":
+        assert results["score"]["value"] == pytest.approx(1.0, abs=0.01)
+        assert (results["verdicts"], results["contradictory"], asked) == ({"B>>A": 2, "A>>B": 2}, 0, 4)
+    else:
+        assert (results["win_rate"]["value"], results["n"], asked) == (pytest.approx(1.0), 2, 2)
+        outputs = json.loads((tmp_path / "out/model_outputs.json").read_text())
+        assert [set(row) for row in outputs] == [{"instruction", "output", "generator"}] * 2
+    assert main(arguments) == 0
+    assert len(server.prompts) == asked  # everything was cached
+    assert "judge endpoint" in capsys.readouterr().out
