@@ -106,7 +106,8 @@ def surprises(records: Mapping[str, Record]) -> str:
     for record in records.values():
         if record["verdict"] in (FAILS, UNTESTABLE):
             text += (f" **{record['claim']}** ({record['title']}): *{record['verdict']}*; {record['part']} "
-                     f"{signed(record['effect'])} ({signed(record['ci_low'])} … {signed(record['ci_high'])}).")  # fmt: skip
+                     f"{signed(record['effect'])} ({signed(record['ci_low'])} … "
+                     f"{signed(record['ci_high'])}).")  # fmt: skip
     fragile = [r["claim"] for r in records.values() if r["verdict"] == HOLDS and r["robust"] is False]
     if fragile:
         text += f" Not under every setting of the annotators: {', '.join(fragile)}."

@@ -46,10 +46,8 @@ def _forest_panel(axes: Axes, record: Record) -> None:
     axes.axvline(0, color=DARK, lw=1)
     for place, part in enumerate(record["parts"]):
         colour = COLOURS[part["verdict"]]
-        axes.errorbar(
-            part["effect"], place, xerr=error_bar({**part, "value": part["effect"]}), color=colour, marker="o", capsize=3,
-            lw=1.8,
-        )  # fmt: skip
+        sides_of_bar = error_bar({**part, "value": part["effect"]})
+        axes.errorbar(part["effect"], place, xerr=sides_of_bar, color=colour, marker="o", capsize=3, lw=1.8)
         seeds = list(part["per_seed"].values())
         axes.plot(seeds, [place + 0.22] * len(seeds), ls="none", marker="|", ms=5, color=GREY)
         if part["kind"] in ("no_worse", "near_equal"):
