@@ -146,7 +146,7 @@ def loop_claims(profile: Profile) -> list[Claim]:
     one = "win_rate@1"
     return [
         Claim("i", "the last iterate loses nothing against a restart", "3.3",
-              "Training on from the last iterate is as good as restarts from π₀ on all pairs so far, at half the training.",
+              "Training on from the last iterate is as good as restarting from π₀ on all pairs, at half the training.",
               f"{last} iterations with the same prompts; the restart trains on 1 + … + {last} sets of pairs.",
               f"No worse: by less than {margin:g}.", "no regression, half of the training time", (MAIN, "restart"),
               (Part("last iterate − restart", f"win_rate@{last}", MAIN, "restart", "no_worse", margin),), "loop"),
