@@ -72,8 +72,6 @@ class Profile(Section):
             )
         if self.evaluation.judge == "gold" and self.world is None:
             raise ValueError("evaluation.judge: gold needs the simulated world; use reward_model or endpoint")
-        if self.claims is not None and self.evaluation.judge != "gold":
-            raise ValueError("claims need evaluation.judge: gold (the simulated world); set claims: null")
         if self.evaluation.judge == "endpoint" and not self.evaluation.endpoint_url:
             raise ValueError("evaluation.judge: endpoint needs evaluation.endpoint_url")
         return self

@@ -1,4 +1,4 @@
-"""Effects and verdicts against numbers worked out by hand; designs that are complete and fair; the committed records."""
+"""Effects and verdicts against numbers worked out by hand; complete and fair designs; the committed records."""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ POINTS = {"SFT": {"win_rate": _estimate(0.5), "mean_length": _estimate(60, 2)}}
 CLAIM = {
     "claim": "l", "title": "proxy and gold", "verdict": "inconclusive", "seeds": 2,
     "parts": [
-        {"part": "a − b", "effect": 0.1, "ci_low": -0.1, "ci_high": 0.3, "kind": "near_equal", "margin": 0.05,
+        {"part": "a − b", "metric": "win_rate@1", "effect": 0.1, "ci_low": -0.1, "ci_high": 0.3, "kind": "near_equal", "margin": 0.05,
          "verdict": "inconclusive", "per_seed": {"10": 0.0, "11": 0.2}},
-        {"part": "c", "effect": 0.2, "ci_low": 0.1, "ci_high": 0.3, "kind": "measured", "margin": 0.0, "verdict": None,
+        {"part": "c", "metric": "length@1", "effect": 0.2, "ci_low": 0.1, "ci_high": 0.3, "kind": "measured", "margin": 0.0, "verdict": None,
          "per_seed": {"10": 0.2, "11": 0.2}},
     ],
     "arms": {
@@ -112,9 +112,18 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     ),
     "policy_bars": (lambda: plotting.policy_bars(POLICIES, "c"), "Highest gold win rate: iterative, 0.7"),
     "win_rate_against_length": (lambda: plotting.win_rate_against_length(POINTS, "c"), "SFT, 50.0 % with 60"),
-    "claim_forest": (lambda: plotting.claim_forest([CLAIM, {**CLAIM, "verdict": "holds"}], caption="c"), "1 of 2 claims"),
-    "claim_curves": (lambda: plotting.claim_curves(CLAIM, {"main": "the main recipe"}, caption="c"), "proxy and gold: inc"),
-    "claim_sizes": (lambda: plotting.claim_sizes(CLAIM, {"bt": 1.0, "half": 0.5}, caption="c"), "accuracy 70.0 to 80.0 %"),
+    "claim_forest": (
+        lambda: plotting.claim_forest([CLAIM, {**CLAIM, "verdict": "holds"}], caption="c"),
+        "1 of 2 claims",
+    ),
+    "claim_curves": (
+        lambda: plotting.claim_curves(CLAIM, {"main": "the main recipe"}, caption="c"),
+        "proxy and gold: inc",
+    ),
+    "claim_sizes": (
+        lambda: plotting.claim_sizes(CLAIM, {"bt": 1.0, "half": 0.5}, caption="c"),
+        "accuracy 70.0 to 80.0 %",
+    ),
     "chapter_times": (lambda: plotting.chapter_times({"00": 30.0, "09": 90.0}, "c"), "2.0 minutes; 09 took 75 %"),
 }
 

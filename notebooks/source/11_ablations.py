@@ -26,13 +26,13 @@ from IPython.display import Markdown, display
 from rlhflow_utils import paper, plotting, tables
 from rlhflow_utils.claims import effects, report
 from rlhflow_utils.claims.arms import build_arms
-from rlhflow_utils.claims.records import MISSING, claims_table, read_records, variants_table
+from rlhflow_utils.claims.records import CLAIMS, MISSING, claims_table, collect_records, read_records, variants_table
 from rlhflow_utils.manifest import open_run
 
 run = open_run("11_ablations", PROFILE, RUN_DIR, SEED, OVERRIDES)
 for name in ("09_sft_evaluation", "10_offline_dpo_evaluation", "10_iterative_dpo_evaluation"):
     run.folder(name)
-records = read_records()
+records = read_records(run.stage("11_claims", collect_records, inputs={"records": CLAIMS}).path / "records")
 print(f"{len(records)} claims in results/claims/" if records else MISSING)
 
 # %% [markdown]
@@ -78,7 +78,7 @@ if run.profile.claims:
 # prompts and nothing else, so nothing here is a verdict about the method.
 
 # %%
-live = report.claims_of_run(run, ["a", "d", "f"]) if run.profile.claims else {}
+live = report.claims_of_run(run, ["a", "d", "f"]) if run.profile.claims and run.profile.evaluation.judge == "gold" else {}
 if live:
     display(Markdown(tables.markdown_table(claims_table(live), caption=tables.world_caption(run.profile))))
 

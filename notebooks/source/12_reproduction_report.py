@@ -30,7 +30,7 @@ display(Markdown(f"*{caption}*"))
 # Each verdict hangs on the comparison that is shown; chapter 11 has the others, the designs and the controls.
 
 # %%
-records = read_records()
+records = read_records(run.folder("11_claims").path / "records")
 display(Markdown(tables.markdown_table(claims_table(records), caption=claims.CAPTION) if records else MISSING))
 
 # %%

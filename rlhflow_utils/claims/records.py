@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.claims.designs import Claim
 from rlhflow_utils.claims.effects import (
@@ -20,6 +20,9 @@ from rlhflow_utils.claims.effects import (
 from rlhflow_utils.manifest import PROJECT, write_json
 from rlhflow_utils.settings import EvaluationSettings
 from rlhflow_utils.tables import cell
+
+if TYPE_CHECKING:
+    from rlhflow_utils.manifest import Stage
 
 CLAIMS = PROJECT / "results" / "claims"
 DEVELOPMENT = "development.json"
@@ -78,6 +81,16 @@ def read_records(folder: Path = CLAIMS) -> dict[str, Record]:
     files = [file for file in folder.glob("*.json") if file.name != DEVELOPMENT]
     records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return {record["claim"]: record for record in sorted(records, key=lambda r: (len(r["claim"]) > 1, r["claim"]))}
+
+
+def collect_records(stage: Stage) -> None:
+    """Stage: the records of `inputs["records"]` as this run saw them, so that its chapters follow when they change."""
+    records = read_records(stage.inputs["records"])
+    write_records(records, stage.out / "records", stage.out / "records")
+    stage.metric("11.claims.measured", len(records))
+    for name, record in records.items():
+        stage.metric(f"11.claims.{name}.effect", record["effect"])
+        stage.metric(f"11.claims.{name}.verdict", record["verdict"])
 
 
 def claims_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def family_text(records: Sequence[Record]) -> str:
         stated = f" The paper: {record['paper']}." if record["paper"] else ""
         blocks.append(
             f"**{record['claim']} · {record['title']}** ({record['section']}): **{record['verdict']}**, "
-            f"{record['seeds']} seeds, interval {record['interval']}.\n\n{record['hypothesis']}{stated} "
+            f"seeds: {record['seeds']}, interval {record['interval']}.\n\n{record['hypothesis']}{stated} "
             f"*Design:* {record['design']} *Control:* {record['control']}\n\n"
             f"{markdown_table(parts_table(record))}\n\n`{record['command']}`"
         )
@@ -101,13 +101,13 @@ def surprises(records: Mapping[str, Record]) -> str:
     if not records:
         return MISSING
     counts = Counter(record["verdict"] for record in records.values())
-    text = "Of {} claims and checks {}.".format(
-        len(records), ", ".join(f"{count} are *{verdict}*" if " " in verdict or verdict == "inconclusive" else f"{count} *hold*"
-                                for verdict, count in counts.items()))  # fmt: skip
+    tally = ", ".join(f"{count} × *{verdict}*" for verdict, count in counts.most_common())
+    text = f"{len(records)} claims and checks: {tally}."
     for record in records.values():
         if record["verdict"] in (FAILS, UNTESTABLE):
-            text += (f" **{record['claim']}** ({record['title']}) is *{record['verdict']}*: {record['part']} "
-                     f"{signed(record['effect'])} ({signed(record['ci_low'])} … {signed(record['ci_high'])}).")  # fmt: skip
+            text += (f" **{record['claim']}** ({record['title']}): *{record['verdict']}*; {record['part']} "
+                     f"{signed(record['effect'])} ({signed(record['ci_low'])} … "
+                     f"{signed(record['ci_high'])}).")  # fmt: skip
     fragile = [r["claim"] for r in records.values() if r["verdict"] == HOLDS and r["robust"] is False]
     if fragile:
         text += f" Not under every setting of the annotators: {', '.join(fragile)}."

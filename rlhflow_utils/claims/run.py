@@ -99,6 +99,8 @@ def seed_profile(profile_name: str, overrides: Mapping[str, Any], seed: int | No
         raise ConfigError(
             f"profile {plain.name} has no section `claims`: they are measured in a simulated world (tiny)"
         )
+    if plain.evaluation.judge != "gold":
+        raise ConfigError("the claims are about the true reward: they need evaluation.judge=gold")
     changed = {**plain.claims.overrides, **overrides}
     return load_profile(profile_name, changed if seed is None else {**changed, "world.seed": seed}, seed)
 

@@ -24,20 +24,30 @@ def claim_forest(records: Sequence[Record], caption: str = "") -> Figure:
         records: of `results/claims/`.
         caption: line below the figure.
     """
-    heights = [len(record["parts"]) + 1.6 for record in records]
-    figure, panels = new_figure(len(records), height=0.6 + 0.3 * sum(heights), gridspec_kw={"height_ratios": heights})
-    for axes, record in zip(panels, records, strict=True):
-        _forest_panel(axes, record)
+    blocks = [block for record in records for block in _by_unit(record)]
+    heights = [len(block["parts"]) + 1.6 for block in blocks]
+    figure, panels = new_figure(len(blocks), height=0.6 + 0.3 * sum(heights), gridspec_kw={"height_ratios": heights})
+    for axes, block in zip(panels, blocks, strict=True):
+        _forest_panel(axes, block)
     holds = sum(record["verdict"] == "holds" for record in records)
     return finish(figure, f"{holds} of {len(records)} claims of this family hold", caption)
+
+
+def _by_unit(record: Record) -> list[Record]:
+    """A claim's comparisons, those in characters or proxy reward apart: on one axis they would hide the others."""
+    units: dict[str, list[Any]] = {}
+    for part in record["parts"]:
+        unit = {"length@": "characters", "proxy_g": "proxy reward"}.get(part["metric"][:7], "")
+        units.setdefault(unit, []).append(part)
+    return [{**record, "parts": parts, "unit": unit} for unit, parts in units.items()]
 
 
 def _forest_panel(axes: Axes, record: Record) -> None:
     axes.axvline(0, color=DARK, lw=1)
     for place, part in enumerate(record["parts"]):
         colour = COLOURS[part["verdict"]]
-        row = {"value": part["effect"], "ci_low": part["ci_low"], "ci_high": part["ci_high"]}
-        axes.errorbar(row["value"], place, xerr=error_bar(row), color=colour, marker="o", capsize=3, lw=1.8)
+        sides_of_bar = error_bar({**part, "value": part["effect"]})
+        axes.errorbar(part["effect"], place, xerr=sides_of_bar, color=colour, marker="o", capsize=3, lw=1.8)
         seeds = list(part["per_seed"].values())
         axes.plot(seeds, [place + 0.22] * len(seeds), ls="none", marker="|", ms=5, color=GREY)
         if part["kind"] in ("no_worse", "near_equal"):
@@ -46,7 +56,8 @@ def _forest_panel(axes: Axes, record: Record) -> None:
     axes.set_yticks(range(len(record["parts"])), [part["part"] for part in record["parts"]])
     axes.set_ylim(len(record["parts"]) - 0.4, -0.6)
     axes.grid(axis="x")
-    title = f"{record['claim']} · {record['title']}: {record['verdict']} ({record['seeds']} seeds)"
+    unit = f", in {record['unit']}" if record["unit"] else ""
+    title = f"{record['claim']} · {record['title']}: {record['verdict']} (seeds: {record['seeds']}){unit}"
     axes.set_title(textwrap.shorten(title, 110), loc="left")
 
 
