@@ -41,7 +41,8 @@ def publish_results(run_dir: str) -> Path:
         figure = plotting.win_rate_over_iterations(
             [estimate(summary, f"09.iter{k}.gold_win_rate_vs_sft") for k in iterations(summary)],
             others={"offline DPO": estimate(summary, "10.offline_dpo.gold_win_rate_vs_sft")},
-            caption="Simulated world, model of under one million parameters, one seed. Evidence about the method, not about LLaMA-3.",
+            caption="Simulated world, model of under one million parameters, one seed. "
+            "Evidence about the method, not about LLaMA-3.",
         )
         figure.savefig(target / "win_rate.png", dpi=110)
         update_readme()
@@ -67,8 +68,9 @@ def readme_block(summary: dict[str, Any]) -> str:
         f"({_interval(estimate(summary, f'09.iter{k}.gold_win_rate_vs_sft'))})"
         for k in iterations(summary)
     )
+    sections = ("chat", "chat_hard", "safety", "reasoning", "overall")
     judges = [
-        {"judge": label, **{s: summary[f"05.rewardbench.{label}.{s}"] for s in ("chat", "chat_hard", "safety", "reasoning", "overall")}}
+        {"judge": label, **{section: summary[f"05.rewardbench.{label}.{section}"] for section in sections}}
         for label in ("prompting", "bt", "pm")
     ]
     bias = ", ".join(

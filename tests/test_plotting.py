@@ -50,10 +50,10 @@ POINTS = {"SFT": {"win_rate": _estimate(0.5), "mean_length": _estimate(60, 2)}}
 CLAIM = {
     "claim": "l", "title": "proxy and gold", "verdict": "inconclusive", "seeds": 2,
     "parts": [
-        {"part": "a − b", "metric": "win_rate@1", "effect": 0.1, "ci_low": -0.1, "ci_high": 0.3, "kind": "near_equal", "margin": 0.05,
-         "verdict": "inconclusive", "per_seed": {"10": 0.0, "11": 0.2}},
-        {"part": "c", "metric": "length@1", "effect": 0.2, "ci_low": 0.1, "ci_high": 0.3, "kind": "measured", "margin": 0.0, "verdict": None,
-         "per_seed": {"10": 0.2, "11": 0.2}},
+        {"part": "a − b", "metric": "win_rate@1", "effect": 0.1, "ci_low": -0.1, "ci_high": 0.3,
+         "kind": "near_equal", "margin": 0.05, "verdict": "inconclusive", "per_seed": {"10": 0.0, "11": 0.2}},
+        {"part": "c", "metric": "length@1", "effect": 0.2, "ci_low": 0.1, "ci_high": 0.3,
+         "kind": "measured", "margin": 0.0, "verdict": None, "per_seed": {"10": 0.2, "11": 0.2}},
     ],
     "arms": {
         "main": {seed: {"gold@1": 0.1, "gold@2": 0.2, "proxy@1": 1.0, "proxy@2": 2.0} for seed in ("10", "11")},
