@@ -13,7 +13,7 @@ Rows = list[dict[str, Any]]
 
 
 def headline_rows(run: Run) -> Rows:
-    """One row per claim that the run can speak to: what the paper prints, and what this run measured, interval and n."""
+    """One row per claim that the run can speak to: the paper's figure and ours, with interval and n."""
     main = run.profile.data.main_mixture
     rows = [
         _row("BT RM, accuracy on held-out pairs", None, _results(run, f"03_bt_{main}_test")["accuracy"]),
