@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from rlhflow_utils.config import ConfigError, parse_override
 from rlhflow_utils.runner import ChapterError, run_guide
@@ -36,6 +35,29 @@ def _check(options: argparse.Namespace) -> None:
     from rlhflow_utils.dry_run import check_profile
 
     check_profile(options.profile, dict(parse_override(text) for text in options.set))
+
+
+def _data(options: argparse.Namespace) -> None:
+    from rlhflow_utils.data_command import run_data
+
+    overrides = dict(parse_override(text) for text in options.set)
+    if options.data_root:
+        overrides["data.root"] = options.data_root
+    run_data(options.profile, options.out, overrides, options.published)
+
+
+def _push_data(options: argparse.Namespace) -> None:
+    from rlhflow_utils.config import HubSettings
+    from rlhflow_utils.hub import push_mixture
+
+    settings = HubSettings(push=True, namespace=options.namespace, private=not options.public)
+    print(push_mixture(Path(options.folder), options.mixture, settings))
+
+
+def _pin(options: argparse.Namespace) -> None:
+    from rlhflow_utils.pinning import pin
+
+    pin(options.profile)
 
 
 def _chat(options: argparse.Namespace) -> None:
@@ -73,29 +95,6 @@ def _academic(options: argparse.Namespace) -> None:
         print(f"{name}: not run here, {reason}")
 
 
-def _data(options: argparse.Namespace) -> None:
-    from rlhflow_utils.data_command import run_data
-
-    overrides = dict(parse_override(text) for text in options.set)
-    if options.data_root:
-        overrides["data.root"] = options.data_root
-    run_data(options.profile, options.out, overrides, options.published)
-
-
-def _push_data(options: argparse.Namespace) -> None:
-    from rlhflow_utils.config import HubSettings
-    from rlhflow_utils.hub import push_mixture
-
-    settings = HubSettings(push=True, namespace=options.namespace, private=not options.public)
-    print(push_mixture(Path(options.folder), options.mixture, settings))
-
-
-def _pin(options: argparse.Namespace) -> None:
-    from rlhflow_utils.pinning import pin
-
-    pin(options.profile)
-
-
 def _notebooks(options: argparse.Namespace) -> None:
     from rlhflow_utils.notebooks import publish, sync
     from rlhflow_utils.results import publish_results
@@ -104,26 +103,6 @@ def _notebooks(options: argparse.Namespace) -> None:
     if options.run_dir:
         publish(options.run_dir)
         publish_results(options.run_dir)
-
-
-def _add_benchmarks(commands: Any) -> None:
-    """The paper's benchmarks, on any policy."""
-    chat = commands.add_parser("chat", help="AlpacaEval-2, MT-Bench or Arena-Hard with a judge behind an endpoint")
-    chat.add_argument("--benchmark", required=True, choices=["alpaca_eval", "mt_bench", "arena_hard"])
-    chat.add_argument("--profile", required=True)
-    chat.add_argument("--model", required=True, help="folder or hub id of the policy")
-    chat.add_argument("--questions", required=True, help="folder with the benchmark's files")
-    chat.add_argument("--out", required=True, help="folder for answers, verdicts and results.json")
-    chat.add_argument("--limit", type=int, help="the first so many questions")
-    chat.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a profile value")
-    chat.set_defaults(command=_chat)
-    academic = commands.add_parser("academic", help="GSM8K, MMLU, HumanEval, TruthfulQA, ARC, MBPP through lm-eval")
-    academic.add_argument("--profile", required=True)
-    academic.add_argument("--model", required=True, help="folder or hub id of the policy")
-    academic.add_argument("--out", required=True, help="JSON file for the results")
-    academic.add_argument("--data-root", help="folder of local data files (sets data.root)")
-    academic.add_argument("--limit", type=int, help="rows per task, for a smoke run")
-    academic.set_defaults(command=_academic)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,7 +121,6 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--profile", required=True)
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     check.set_defaults(command=_check)
-    _add_benchmarks(commands)
     data = commands.add_parser("data", help="build the preference data alone; print the funnel and Table 1")
     data.add_argument("--profile", default="tiny")
     data.add_argument("--data-root", help="folder of local data files (sets data.root)")
@@ -159,6 +137,22 @@ def _parser() -> argparse.ArgumentParser:
     pin = commands.add_parser("pin", help="write the hub's commits into every open revision (online)")
     pin.add_argument("--profile", action="append", default=[], help="only this one (may be repeated)")
     pin.set_defaults(command=_pin)
+    chat = commands.add_parser("chat", help="AlpacaEval-2, MT-Bench or Arena-Hard with a judge behind an endpoint")
+    chat.add_argument("--benchmark", required=True, choices=["alpaca_eval", "mt_bench", "arena_hard"])
+    chat.add_argument("--profile", required=True)
+    chat.add_argument("--model", required=True, help="folder or hub id of the policy")
+    chat.add_argument("--questions", required=True, help="folder with the benchmark's files")
+    chat.add_argument("--out", required=True, help="folder for answers, verdicts and results.json")
+    chat.add_argument("--limit", type=int, help="the first so many questions")
+    chat.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a profile value")
+    chat.set_defaults(command=_chat)
+    academic = commands.add_parser("academic", help="GSM8K, MMLU, HumanEval, TruthfulQA, ARC, MBPP through lm-eval")
+    academic.add_argument("--profile", required=True)
+    academic.add_argument("--model", required=True, help="folder or hub id of the policy")
+    academic.add_argument("--out", required=True, help="JSON file for the results")
+    academic.add_argument("--data-root", help="folder of local data files (sets data.root)")
+    academic.add_argument("--limit", type=int, help="rows per task, for a smoke run")
+    academic.set_defaults(command=_academic)
     notebooks = commands.add_parser("notebooks", help="rebuild notebooks/*.ipynb from notebooks/source/*.py")
     notebooks.add_argument("--run-dir", help="also take over the executed cells of this run")
     notebooks.set_defaults(command=_notebooks)

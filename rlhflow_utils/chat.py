@@ -56,7 +56,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
     ids = encode_prompt(PROBE, tokenizer)
     if tokenizer.bos_token_id is not None and ids.count(tokenizer.bos_token_id) > 1:
-        raise ValueError(f"{name}: the chat template writes BOS {ids.count(tokenizer.bos_token_id)} times; once is right")
+        raise ValueError(
+            f"{name}: the chat template writes BOS {ids.count(tokenizer.bos_token_id)} times; once is right"
+        )
     encode_response(PROBE, "Hello.", tokenizer)
 
 

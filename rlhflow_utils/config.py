@@ -7,6 +7,7 @@ defaults in code, and every key is read by some stage (a test says so). Values c
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -388,10 +389,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example dpo.beta=0.2")
     parsed = yaml.safe_load(value)
     if isinstance(parsed, str):
-        try:
+        with suppress(ValueError):  # a plain string stays one
             parsed = float(parsed)
-        except ValueError:
-            pass  # a plain string value
     return key, parsed
 
 

@@ -153,7 +153,9 @@ class Run:
         path = self.run_dir / name
         manifest = _read_manifest(path)
         if manifest is None:
-            raise FileNotFoundError(f"stage {name} is missing from {_relative(self.run_dir)}: run chapter {name[:2]} first")
+            raise FileNotFoundError(
+                f"stage {name} is missing from {_relative(self.run_dir)}: run chapter {name[:2]} first"
+            )
         self.used[name] = manifest["key"]
         return StageFolder(path, manifest)
 
@@ -172,7 +174,9 @@ class Run:
         write_json(self.run_dir / "chapters" / f"{self.chapter}.json", record)
         print(f"chapter {self.chapter} finished: {len(self.used)} stages, {record['wall_seconds']:.0f} s")
 
-    def _execute(self, name: str, function: Callable[..., None], recipe: dict[str, Any], key: str, partial: Path) -> None:
+    def _execute(
+        self, name: str, function: Callable[..., None], recipe: dict[str, Any], key: str, partial: Path
+    ) -> None:
         resumed = " (resuming)" if partial.exists() else ""
         print(f"{STAGE_LINE}{name}: running{resumed}", flush=True)
         partial.mkdir(parents=True, exist_ok=True)

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 def write_clean_test_pairs(stage: Stage) -> None:
     """Stage: held-out pairs, relabelled by the gold reward where there is one (`judge.clean_pairs`).
 
-    A clean label needs a clear truth. Pairs whose gold rewards differ by less than `evaluation.clean_margin` (both answers
-    right, or both wrong) are left out as ``small_gold_gap``; prompts that the gold program cannot read as ``no_gold``.
-    Without a simulated world the pairs stay as annotated. Input `data` (chapter 01); writes `data` with the standard
-    columns and `skill` (null without a simulated world).
+    A clean label needs a clear truth. Pairs whose gold rewards differ by less than `evaluation.clean_margin` (both
+    answers right, or both wrong) are left out as ``small_gold_gap``; prompts that the gold program cannot read as
+    ``no_gold``. Without a simulated world the pairs stay as annotated. Input `data` (chapter 01); writes `data`
+    with the standard columns and `skill` (null without a simulated world).
     """
     from datasets import Dataset, load_from_disk
 
@@ -69,9 +69,7 @@ def evaluate_reward_model(stage: Stage, key: str) -> None:
     """Stage: accuracy of an RM on held-out pairs. Inputs: `model`, `pairs`. Metric: ``<key>.accuracy``."""
     rows = _load(stage.inputs["pairs"])
     conversations = [(row["prompt"], row[side][-1]["content"]) for row in rows for side in ("chosen", "rejected")]
-    scores = reward_model.score(
-        stage.inputs["model"] / "model", conversations, stage.profile.reward_model.batch_tokens
-    )
+    scores = reward_model.score(stage.inputs["model"] / "model", conversations, stage.profile.reward_model.batch_tokens)
     chosen, rejected = scores[0::2], scores[1::2]
     probabilities = [float(1 / (1 + np.exp(b - a))) for a, b in zip(chosen, rejected, strict=True)]
     _report(stage, key, rows, probabilities, {"chosen_rewards": chosen, "rejected_rewards": rejected})
@@ -99,11 +97,15 @@ def _report(
         "longer_wins": asdict(accuracy([_longer_wins(row) for row in rows], confidence)),
         "ties": sum(p == 0.5 for p in probabilities),
         "skills": {
-            skill: asdict(accuracy([c for c, row in zip(correct, rows, strict=True) if row["skill"] == skill], confidence))
+            skill: asdict(
+                accuracy([c for c, row in zip(correct, rows, strict=True) if row["skill"] == skill], confidence)
+            )
             for skill in skills
         },
         # Every pair enters once as (chosen, rejected) and once the other way round: the table is symmetric.
-        "calibration": dict(calibration([*probabilities, *(1 - p for p in probabilities)], [1] * len(rows) + [0] * len(rows))),
+        "calibration": dict(
+            calibration([*probabilities, *(1 - p for p in probabilities)], [1] * len(rows) + [0] * len(rows))
+        ),
         **extra,
     }
     write_json(stage.out / "results.json", results)

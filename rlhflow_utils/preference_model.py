@@ -176,9 +176,7 @@ def tournament(compare: Compare, prompts: Sequence[Sequence[Message]], responses
         winners: list[list[int]] = [[] for _ in left]
         for (row, a, b), value in zip(matches, p, strict=True):
             winners[row].append(a if value >= 0.5 else b)
-        left = [
-            winners[row] + ([indices[-1]] if len(indices) % 2 else []) for row, indices in enumerate(left)
-        ]
+        left = [winners[row] + ([indices[-1]] if len(indices) % 2 else []) for row, indices in enumerate(left)]
     return [indices[0] for indices in left]
 
 

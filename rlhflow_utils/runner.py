@@ -214,7 +214,8 @@ def _write_report(folder: Path) -> None:
     exporter.exclude_output_prompt = True
     notebook = nbformat.read(executed[0], as_version=4)
     body, _ = exporter.from_notebook_node(notebook)
-    page = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>RLHF Workflow</title><style>{REPORT_STYLE}</style>"
+    page = "<!doctype html><html lang='en'><meta charset='utf-8'><title>RLHF Workflow</title>"
+    page += f"<style>{REPORT_STYLE}</style>"
     (folder / "report.html").write_text(f"{page}<main>{body}</main></html>", encoding="utf-8")
 
 
@@ -222,5 +223,6 @@ REPORT_STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:0}
 main{max-width:60rem;margin:2rem auto;padding:0 1rem}
 img{max-width:100%} table{border-collapse:collapse;margin:1rem 0} pre{white-space:pre-wrap}
-td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem;text-align:right} th{text-align:left} a.anchor-link{display:none}
+td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem;text-align:right}
+th{text-align:left} a.anchor-link{display:none}
 """

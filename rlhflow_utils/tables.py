@@ -37,5 +37,6 @@ def interval(estimate: Mapping[str, Any] | None) -> str:
 def world_caption(profile: Profile) -> str:
     """What kind of number stands in a table or figure of this run."""
     if profile.world is not None:
-        return f"Profile {profile.name}: measured in the simulated world. Evidence about the method there, not about LLaMA-3."
+        where = f"Profile {profile.name}: measured in the simulated world."
+        return f"{where} Evidence about the method there, not about LLaMA-3."
     return f"Profile {profile.name}, judge: {profile.evaluation.judge}."

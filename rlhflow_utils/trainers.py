@@ -20,8 +20,8 @@ from trl import DPOTrainer, RewardTrainer, SFTTrainer
 class SeededLengthSampler(Sampler[int]):
     """Batches of rows of similar length, in random order; the order depends on the seed and the epoch alone.
 
-    transformers' own `LengthGroupedSampler` runs from long to short rows again and again. Where length goes with content
-    (a statement, an exam sheet), training then sees one kind of text after the other and forgets in between.
+    transformers' own `LengthGroupedSampler` runs from long to short rows again and again. Where length goes with
+    content (a statement, an exam sheet), training then sees one kind of text after the other and forgets in between.
     """
 
     GROUP = 50  # batches sorted together: enough for little padding, few enough to stay random
@@ -95,7 +95,10 @@ class StepLines(TrainerCallback):
         due = state.global_step % every == 0 or state.global_step in (1, state.max_steps)
         if logs and "loss" in logs and due and state.is_world_process_zero:
             seconds = time.time() - self.started
-            print(f"  step {state.global_step:5d}/{state.max_steps}  loss {float(logs['loss']):.4f}  {seconds:5.0f} s", flush=True)
+            print(
+                f"  step {state.global_step:5d}/{state.max_steps}  loss {float(logs['loss']):.4f}  {seconds:5.0f} s",
+                flush=True,
+            )
 
 
 TRAINERS = {"sft": TokenisedSFTTrainer, "reward": TokenisedRewardTrainer, "dpo": TokenisedDPOTrainer}

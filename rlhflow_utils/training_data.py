@@ -23,9 +23,7 @@ Tokenise = Callable[[dict[str, Any]], dict[str, Any]]
 def text_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Language-modelling rows (`input_ids`, `labels`) from plain text: BOS where the tokenizer has one, text, EOS."""
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = [
-        [*start, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts
-    ]
+    ids = [[*start, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts]
     return Dataset.from_dict({"input_ids": ids, "labels": ids})
 
 

@@ -27,7 +27,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_prompt_and_response_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert chat.render(PROMPT, tokenizer, add_generation_prompt=True) == "<|bos|><|user|>Add 83 and 10.<|end|><|assistant|>"
+    assert (
+        chat.render(PROMPT, tokenizer, add_generation_prompt=True)
+        == "<|bos|><|user|>Add 83 and 10.<|end|><|assistant|>"
+    )
     ids = chat.encode_conversation(PROMPT, "so 93.", tokenizer)
     assert tokenizer.decode(ids) == "<|bos|><|user|>Add 83 and 10.<|end|><|assistant|>so 93.<|end|>"
     assert ids.count(tokenizer.bos_token_id) == 1
@@ -71,7 +74,9 @@ def test_tokenizers_that_would_break_a_stage_are_refused(tokenizer: PreTrainedTo
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         chat.check_tokenizer(tokenizer, "m")
-    tokenizer.chat_template = "{% if add_generation_prompt %}x{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% if add_generation_prompt %}x{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
     with pytest.raises(ValueError, match="prefix of the conversation"):
         chat.check_tokenizer(tokenizer, "m")
 

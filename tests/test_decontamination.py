@@ -72,7 +72,8 @@ def test_reasons_and_matches_are_shown() -> None:
     assert held_out.reason("pairs", "S", "r3", user("another question altogether, is it not")) is None
     shown = held_out.to_json()
     assert [(m["row_id"], m["reason"], m["evaluation_id"], m["overlap"]) for m in shown] == [
-        ("r0", "evaluation_overlap", "E:0", 1.0), ("r1", "ngram_overlap", "E:0", 0.5), ("r2", "ngram_overlap", "E:0", 0.5),
+        ("r0", "evaluation_overlap", "E:0", 1.0),
+        ("r1", "ngram_overlap", "E:0", 0.5), ("r2", "ngram_overlap", "E:0", 0.5),
     ]  # fmt: skip
     assert shown[1]["shared"] == "the three longest rivers of the"
     assert json.loads(json.dumps(shown)) == shown

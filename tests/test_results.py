@@ -39,7 +39,9 @@ def test_markdown_table_by_hand() -> None:
     assert table == "| policy | rate | n |\n| :--- | ---: | ---: |\n| SFT | 0.500 | 1,200 |\n| DPO | – | 3 |\n\n*note*"
 
 
-@pytest.mark.parametrize(("value", "shown"), [(None, "–"), (0.12345, "0.123"), (123.456, "123.5"), (True, "True"), (5, "5")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "–"), (0.12345, "0.123"), (123.456, "123.5"), (True, "True"), (5, "5")]
+)
 def test_cells(value: object, shown: str) -> None:
     assert cell(value) == shown
 

@@ -23,7 +23,7 @@ from .tasks import LARGEST_DIGIT, Task
 PREFERENCE_SKILLS: tuple[Skill, ...] = ("chat", "chat_hard", "safety", "reasoning")
 QUESTIONS_PER_SHEET = 3
 STATEMENTS_PER_PAGE = 6
-SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning")
+SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning", "reasoning")  # reasoning has two kinds of task
 ALL_SKILLS = (*PREFERENCE_SKILLS, "translation")
 
 

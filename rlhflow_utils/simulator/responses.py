@@ -9,6 +9,7 @@ from .tasks import Task
 
 MISREAD_RATE = 0.4  # of the wrong answers, where a task can be misread
 
+
 def write_response(task: Task, correct: bool, padded: bool, rng: random.Random) -> str:
     """Write one answer.
 

@@ -68,7 +68,7 @@ class Task:
         prompt: The user's text.
         answer: The one right answer, without filler.
         wrong_answers: Good-looking wrong answers, each different from ``answer``.
-        misreadings: Wrong answers that would be right for another question.
+        misreadings: Wrong answers with right steps, from a number that was read wrongly.
         opener_allowed: Whether filler before the answer leaves it right.
         closer_allowed: Whether filler after the answer leaves it right.
     """
@@ -145,12 +145,8 @@ def _fact(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:
     if value is None:
         return None
     wrong = tuple(_sentence(entity, attribute, other) for other in ATTRIBUTES[attribute] if other != value)
-    misread = tuple(
-        _sentence(*subject, fact) for subject, fact in lexicon.facts.items()
-        if (subject[0] == entity) != (subject[1] == attribute)
-    )  # fmt: skip
     key = f"fact|{_bare(wording)}|{entity}|{attribute}"
-    return Task("fact", key, wording.format(**slots), _sentence(entity, attribute, value), wrong, misread)
+    return Task("fact", key, wording.format(**slots), _sentence(entity, attribute, value), wrong)
 
 
 def _sentence(entity: str, attribute: str, value: str) -> str:
@@ -168,10 +164,9 @@ def _format(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | Non
     other_forms += [other.format(value=value) for other in FORMS.values() if other != form]
     # About half of the wrong answers know the fact and break the form.
     wrong = tuple(form.format(value=other) for other in others) + tuple(other_forms) * 2
-    misread = tuple(form.format(value=lexicon.facts[entity, other]) for other in ATTRIBUTES if other != attribute)
     key = f"format|{slots['form']}|{entity}|{attribute}"
     loose = slots["form"] != "In one word"  # one word is one word: filler breaks it
-    return Task("format", key, wording.format(**slots), form.format(value=value), wrong, misread, loose, loose)
+    return Task("format", key, wording.format(**slots), form.format(value=value), wrong, (), loose, loose)
 
 
 def _request(lexicon: Lexicon, wording: str, slots: dict[str, str]) -> Task | None:

@@ -124,7 +124,9 @@ def test_corpus_and_demonstrations_hold_no_held_out_prompt(run_dir: Path) -> Non
     assert found == []
 
 
-def test_iterations_use_fresh_prompts_and_the_reference_is_sft(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> None:
+def test_iterations_use_fresh_prompts_and_the_reference_is_sft(
+    run_dir: Path, manifests: dict[str, dict[str, Any]]
+) -> None:
     seen: set[str] = set()
     for stage in ("07_iter1_responses", "09_iter2_responses", "09_iter3_responses"):
         ids = set(load_from_disk(str(run_dir / stage / "data"))["prompt_id"])
