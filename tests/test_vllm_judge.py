@@ -139,7 +139,7 @@ def test_replies_without_a_verdict_are_counted(server: Server) -> None:
     assert [(grade.grade, grade.status) for grade in grades] == [(None, "unparsable")] * 2
     games = arena_hard.judge_answers({"q": "one"}, {"q": "x"}, {"q": "y"}, endpoint)
     assert games == [arena_hard.Games("q", "refused", "refused")]
-    assert (endpoint.counts["asked"], endpoint.counts["refused"]) == (4, 2)
+    assert (endpoint.counts["asked"], endpoint.counts["refused"]) == (3, 2)
 
 
 def test_a_server_that_is_too_slow_is_retried_and_then_named(server: Server) -> None:

@@ -148,6 +148,9 @@ def judge_outputs(
     from alpaca_eval.annotators import PairwiseAnnotator
 
     annotator = PairwiseAnnotator(annotators_config=str(_write_config(cache, url, model, workers)), seed=0)
+    if annotator.df_annotations is not None:
+        # Verdicts that are all whole numbers come back from the cache as int64, where the package cannot write a tie.
+        annotator.df_annotations = annotator.df_annotations.astype({"preference": float})
     annotated = annotator.annotate_head2head(
         outputs_1=pd.DataFrame([dict(theirs[row["instruction"]]) for row in outputs]),
         outputs_2=pd.DataFrame([dict(row) for row in outputs]),
