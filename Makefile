@@ -1,11 +1,15 @@
 # make guide   set up and run the whole guide (PROFILE=tiny by default; DATA_ROOT=folder for local data)
 # make test    set up and run the tests
+# make claims  measure the paper's claims over seeds (SEEDS=1: a first look; ONLY=a,e: some)
 PYTHON   ?= python3
 PROFILE  ?= tiny
 RUN_DIR  ?= runs/$(PROFILE)
 EXTRAS   ?= dev
 DATA_ROOT ?=
 SET      ?=
+SEEDS    ?=
+ONLY     ?=
+WORKERS  ?= 2
 comma    := ,
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -21,7 +25,7 @@ else
 endif
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: guide test setup check lint notebooks lock clean
+.PHONY: guide test claims setup check lint notebooks lock clean
 
 guide: setup
 	$(BIN)/python -m rlhflow_utils run --profile $(PROFILE) --run-dir $(RUN_DIR) \
@@ -30,6 +34,11 @@ guide: setup
 test: setup
 	@echo "Running the tests (about 8 minutes on 2 cores)"
 	$(BIN)/python -m pytest
+
+# Goes on where it was stopped; a seed takes a worker. With SEEDS=1 there is one seed, and it has all the cores.
+claims: setup
+	$(BIN)/python -m rlhflow_utils claims --workers $(WORKERS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) \
+	  $(foreach pair,$(SET),--set $(pair))
 
 setup: $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhflow_utils.config import FilterSettings, SourceSettings
+    from rlhflow_utils.settings import FilterSettings, SourceSettings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -101,7 +101,7 @@ def write_rows(path: Path, count: int) -> None:
 
 def our_settings(file: Path) -> tuple[SourceSettings, FilterSettings]:
     """The source and the rules' numbers, as the profiles have them."""
-    from rlhflow_utils.config import FilterSettings, SourceSettings
+    from rlhflow_utils.settings import FilterSettings, SourceSettings
 
     source = SourceSettings.model_validate(
         {"name": "HH-RLHF", "schema": "hh_rlhf", "hub_id": None, "hub_config": None, "revision": None, "split": None,

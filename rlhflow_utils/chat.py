@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rlhflow_utils.config import ModelSettings
+    from rlhflow_utils.settings import ModelSettings
 
 Message = dict[str, str]
 PROBE: list[Message] = [{"role": "user", "content": "Hello."}]

@@ -16,11 +16,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.config import Profile, SourceSettings, load_profile
+from rlhflow_utils.config import Profile, load_profile
 from rlhflow_utils.funnel import Funnel
 from rlhflow_utils.manifest import write_json
 from rlhflow_utils.pair_table import Measuring, SourcePairs, filter_source
 from rlhflow_utils.prompt_data import seeded_order
+from rlhflow_utils.settings import SourceSettings
 from rlhflow_utils.sources import read_candidates
 
 FOLDER = Path(__file__).resolve().parent.parent / "data_cards"

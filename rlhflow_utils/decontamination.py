@@ -18,7 +18,7 @@ from rlhflow_utils.chat import Message
 from rlhflow_utils.filters import opening_key
 
 if TYPE_CHECKING:
-    from rlhflow_utils.config import DecontaminationSettings
+    from rlhflow_utils.settings import DecontaminationSettings
 
 WORD = re.compile(r"\w+|[-+*/=<>%^]")  # operators are words: "a + 1" is not "a * 1"
 EXCERPT = 200  # characters of the shared words that a match shows

@@ -11,7 +11,7 @@ from rlhflow_utils.chat import load_tokenizer, stop_token_ids
 from rlhflow_utils.inference import load_model
 
 if TYPE_CHECKING:
-    from rlhflow_utils.config import GenerationSettings, ModelSettings
+    from rlhflow_utils.settings import GenerationSettings, ModelSettings
 
 Responses = list[list[list[int]]]  # per prompt, per response: token ids
 

@@ -20,7 +20,7 @@ from rlhflow_utils.chat import Message, prompt_key
 from rlhflow_utils.sources.records import Candidate, Conversation
 
 if TYPE_CHECKING:
-    from rlhflow_utils.config import FilterSettings
+    from rlhflow_utils.settings import FilterSettings
 
 # U+200B..U+200D, U+2060 and U+FEFF take no space on the page and survive str.strip().
 ZERO_WIDTH = re.compile("[\u200b-\u200d\u2060\ufeff]")

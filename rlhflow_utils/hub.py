@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.config import HubSettings
 from rlhflow_utils.manifest import StageFolder
+from rlhflow_utils.settings import HubSettings
 
 
 def model_card(name: str, base: str, stage: StageFolder, metrics: dict[str, Any]) -> str:

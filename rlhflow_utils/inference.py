@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from rlhflow_utils.config import ModelSettings
+    from rlhflow_utils.settings import ModelSettings
 
 Kind = Literal["causal", "reward"]
 

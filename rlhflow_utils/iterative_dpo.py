@@ -28,7 +28,7 @@ class Setting:
         reward_model: the RM that ranks (BT, main mixture).
         data: prompts and held-out prompts (chapter 01).
         judge_model: the RM that judges, where `evaluation.judge` is reward_model; else None.
-        arm: name of an ablation arm (chapter 11); empty for the main run.
+        arm: name of a claim's arm (chapter 11); empty for the main run.
     """
 
     sft: StageFolder
@@ -68,7 +68,10 @@ def build_pairs_for_iteration(
 ) -> StageFolder:
     """Best against worst of n (or the profile's other strategy), identical pairs dropped; `name`: of another folder."""
     return run.stage(
-        name or stage_name(setting, iteration, "pairs"), build_preference_pairs, reads=("pair_building",), inputs={"scores": scores}
+        name or stage_name(setting, iteration, "pairs"),
+        build_preference_pairs,
+        reads=("pair_building",),
+        inputs={"scores": scores},
     )
 
 
@@ -118,7 +121,13 @@ def evaluation_responses(run: Run, setting: Setting, name: str, policy: StageFol
 
 
 def evaluate(
-    run: Run, setting: Setting, name: str, key: str, policy: StageFolder, reference: StageFolder, is_answered: bool = False
+    run: Run,
+    setting: Setting,
+    name: str,
+    key: str,
+    policy: StageFolder,
+    reference: StageFolder,
+    is_answered: bool = False,
 ) -> StageFolder:
     """Judge a policy's held-out responses against the SFT model's.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from rlhflow_utils.endpoint_judge import EndpointJudge, Prompts
 
 if TYPE_CHECKING:
-    from rlhflow_utils.config import EvaluationSettings
+    from rlhflow_utils.settings import EvaluationSettings
     from rlhflow_utils.simulator.settings import WorldSettings
 
 

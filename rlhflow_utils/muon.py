@@ -1,9 +1,9 @@
-"""Muon (Jordan et al. 2024), where a tiny model has to learn an algorithm in a few hundred steps.
+"""Muon (Jordan et al. 2024) for the tiny base model, which has to learn algorithms in some thousand steps.
 
-With AdamW a model of under one million parameters learns neither to check a sum (base model) nor to compare two answers
-(preference model) within the steps that two CPU cores can afford; with Muon it learns both. `torch.optim.Muon` iterates
-in bfloat16, which a CPU without bfloat16 arithmetic emulates: a step of 0.1 s takes 10 s. Here the iteration is float32
-and runs on all matrices of one shape together. Every other stage is trained with AdamW, as in the paper.
+With AdamW a model of under one million parameters does not learn to check a sum within the steps that two CPU cores
+can afford; with Muon it begins to. `torch.optim.Muon` iterates in bfloat16, which a CPU without bfloat16 arithmetic
+emulates: a step of 0.1 s takes 10 s. Here the iteration is float32 and runs on all matrices of one shape together.
+Every stage of the paper is trained with AdamW, as there.
 """
 
 from __future__ import annotations

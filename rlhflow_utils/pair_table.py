@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-    from rlhflow_utils.config import FilterSettings, ModelSettings, SourceSettings
+    from rlhflow_utils.settings import FilterSettings, ModelSettings, SourceSettings
 
 CHUNK = 500  # native rows
 EXCERPT = 200  # characters of an example

@@ -18,8 +18,8 @@ from rlhflow_utils.judge import GoldJudge, Judge, ScoringJudge, build_judge, com
 from rlhflow_utils.statistics import Estimate, accuracy, bootstrap_mean, length_controlled_win_rate, outcome_counts
 
 if TYPE_CHECKING:
-    from rlhflow_utils.config import EvaluationSettings
     from rlhflow_utils.manifest import Stage
+    from rlhflow_utils.settings import EvaluationSettings
 
 Row = Mapping[str, Any]
 

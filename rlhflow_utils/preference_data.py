@@ -39,8 +39,8 @@ from rlhflow_utils.source_statistics import table1_of
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from rlhflow_utils.config import DataSettings, PartitionSettings
     from rlhflow_utils.manifest import Stage
+    from rlhflow_utils.settings import DataSettings, PartitionSettings
 
 MAP_PROMPTS = 1500  # points of the prompt map
 PARTITIONS = ("test", "sft", "prompts", "judge", "train")

@@ -20,7 +20,7 @@ from rlhflow_utils.inference import check_lengths, length_batches, load_model, n
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rlhflow_utils.config import ModelSettings
+    from rlhflow_utils.settings import ModelSettings
 
 Comparison = tuple[Sequence[Message], str, str]  # prompt messages, response a, response b
 Compare = Callable[[Sequence[Comparison]], Sequence[float]]  # P(a is better) of each comparison

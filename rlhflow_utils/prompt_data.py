@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-    from rlhflow_utils.config import SourceSettings
+    from rlhflow_utils.settings import SourceSettings
 
 Row = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ Rows = list[dict[str, Any]]
 
 
 def headline_rows(run: Run) -> Rows:
-    """One row per claim that the run can speak to: what the paper prints, what this run measured, with interval and n."""
+    """One row per claim that the run can speak to: the paper's figure and ours, with interval and n."""
     main = run.profile.data.main_mixture
     rows = [
         _row("BT RM, accuracy on held-out pairs", None, _results(run, f"03_bt_{main}_test")["accuracy"]),
@@ -54,7 +54,8 @@ def provenance_rows(run: Run) -> Rows:
 
 def chapter_seconds(run: Run) -> dict[str, float]:
     """Wall seconds of the chapters before this one, from their records; empty when chapters were run by hand."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((run.run_dir / "chapters").glob("*.json"))]
+    files = sorted((run.run_dir / "chapters").glob("*.json"))
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return {record["chapter"]: record["wall_seconds"] for record in records if record["chapter"] < run.chapter}
 
 
@@ -62,7 +63,8 @@ def _row(what: str, printed: float | str | None, estimate: dict[str, Any] | None
     if estimate is None:
         return {"result": what, "paper": printed, "ours": "no rows here", "95 % interval": None, "n": None}
     between = f"{cell(float(estimate['ci_low']))} … {cell(float(estimate['ci_high']))}"
-    return {"result": what, "paper": printed, "ours": float(estimate["value"]), "95 % interval": between, "n": estimate["n"]}
+    ours = float(estimate["value"])
+    return {"result": what, "paper": printed, "ours": ours, "95 % interval": between, "n": estimate["n"]}
 
 
 def _results(run: Run, stage: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from rlhflow_utils.tables import markdown_table
 RESULTS = PROJECT / "results"
 README = PROJECT / "README.md"
 BLOCK = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
+CLAIMS_BLOCK = re.compile(r"(<!-- claims:begin -->\n).*?(<!-- claims:end -->)", re.DOTALL)
+CLAIMS_SHOWN = "abcdefgh"  # of the README; chapter 12 has all
 POLICIES = {"sft": "SFT (π₀)", "offline_dpo": "offline DPO", "iterative_dpo": "iterative DPO"}
 PAPER_LC = {"sft": "10.2", "offline_dpo": "22.5", "iterative_dpo": "37.2"}
 
@@ -39,7 +41,8 @@ def publish_results(run_dir: str) -> Path:
         figure = plotting.win_rate_over_iterations(
             [estimate(summary, f"09.iter{k}.gold_win_rate_vs_sft") for k in iterations(summary)],
             others={"offline DPO": estimate(summary, "10.offline_dpo.gold_win_rate_vs_sft")},
-            caption="Simulated world, model of under one million parameters, one seed. Evidence about the method, not about LLaMA-3.",
+            caption="Simulated world, model of under one million parameters, one seed. "
+            "Evidence about the method, not about LLaMA-3.",
         )
         figure.savefig(target / "win_rate.png", dpi=110)
         update_readme()
@@ -65,8 +68,9 @@ def readme_block(summary: dict[str, Any]) -> str:
         f"({_interval(estimate(summary, f'09.iter{k}.gold_win_rate_vs_sft'))})"
         for k in iterations(summary)
     )
+    sections = ("chat", "chat_hard", "safety", "reasoning", "overall")
     judges = [
-        {"judge": label, **{s: summary[f"05.rewardbench.{label}.{s}"] for s in ("chat", "chat_hard", "safety", "reasoning", "overall")}}
+        {"judge": label, **{section: summary[f"05.rewardbench.{label}.{section}"] for section in sections}}
         for label in ("prompting", "bt", "pm")
     ]
     bias = ", ".join(
@@ -82,11 +86,25 @@ def readme_block(summary: dict[str, Any]) -> str:
     )
 
 
+def claims_block() -> str:
+    """The README's claims: the head of chapter 12's table, from `results/claims/`."""
+    from rlhflow_utils.claims.records import MISSING, claims_table, read_records
+
+    records = read_records()
+    shown = {name: record for name, record in records.items() if name in CLAIMS_SHOWN}
+    if not shown:
+        return f"{MISSING}\n"
+    rest = len(records) - len(shown)
+    return f"{markdown_table(claims_table(shown))}\n\nChapter 12 shows these and {rest} more, with every comparison.\n"
+
+
 def update_readme() -> None:
-    """Rewrite the README's results block from `results/tiny/summary.json`."""
+    """Rewrite the README's blocks from `results/tiny/summary.json` and `results/claims/`."""
     summary = json.loads((RESULTS / "tiny" / "summary.json").read_text(encoding="utf-8"))["summary"]
     text = README.read_text(encoding="utf-8")
-    README.write_text(BLOCK.sub(lambda match: match[1] + readme_block(summary) + match[2], text), encoding="utf-8")
+    text = BLOCK.sub(lambda match: match[1] + readme_block(summary) + match[2], text)
+    text = CLAIMS_BLOCK.sub(lambda match: match[1] + claims_block() + match[2], text)
+    README.write_text(text, encoding="utf-8")
 
 
 def iterations(summary: dict[str, Any]) -> list[int]:

@@ -16,8 +16,8 @@ from rlhflow_utils.inference import check_lengths, length_batches, load_model, p
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rlhflow_utils.config import ModelSettings
     from rlhflow_utils.manifest import Stage
+    from rlhflow_utils.settings import ModelSettings
 
 Conversation = tuple[Sequence[Message], str]  # prompt messages, response text
 PROMPTS_PER_SHARD = 1024  # the unit of resuming in `score_responses`

@@ -26,8 +26,8 @@ from rlhflow_utils.chat import encode_conversation, encode_prompt, load_tokenize
 from rlhflow_utils.statistics import Estimate, accuracy, weighted_mean
 
 if TYPE_CHECKING:
-    from rlhflow_utils.config import SourceSettings
     from rlhflow_utils.manifest import Stage
+    from rlhflow_utils.settings import SourceSettings
 
 Method = Literal["bt", "pm", "prompting"]
 Row = Mapping[str, Any]

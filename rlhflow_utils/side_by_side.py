@@ -14,19 +14,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rlhflow_utils import paper
+from rlhflow_utils.claims.effects import t_interval
 from rlhflow_utils.manifest import PROJECT
 from rlhflow_utils.tables import interval
 
 NOT_RUN = "not run here"
 POLICIES = {"SFT": "sft", "offline DPO": "offline_dpo", "iterative DPO": "iterative_dpo"}
-# Row of the paper's Table 6 -> the stage prefix that changes the same thing in a run of ours.
+# Row of the paper's Table 6 -> the claim (chapter 11) and its arm that change the same thing here.
 ABLATIONS = {
-    "ours": "11.no_length_penalty",
-    "concise (lambda = 0.001)": "09.iter1",
-    "with UltraRM-13B": "11.mix1_rm",
+    "ours": ("g", "no_penalty"),
+    "concise (lambda = 0.001)": ("g", "penalty"),
+    "with UltraRM-13B": ("k", "mix1_rm"),
 }
 # Benchmark -> its column in Table 4, the key of its score in the results of `chat`, and the scale of the column.
 CHAT = {
@@ -101,21 +103,18 @@ def table_5(results: Results) -> list[Line]:
     return lines
 
 
-def table_6(results: Results) -> list[Line]:
-    """The ablations: length penalty, and a reward model that likes length.
+def table_6(records: Mapping[str, Mapping[str, Any]]) -> list[Line]:
+    """The ablations: length penalty, and a reward model that likes length. The RM of mix1 stands for UltraRM-13B.
 
-    In the simulated world each arm is one iteration; the main recipe carries the length penalty, and the RM of mix1
-    stands for UltraRM-13B.
+    Args:
+        records: the claims' records, as from `claims.records.read_records`.
     """
     lines = []
     for name, (alpaca, arena, length) in paper.ABLATIONS.items():
-        arm = ABLATIONS[name]
-        lengths = {
-            f"{profile}: {arm[3:]}, characters (paper: tokens)": found
-            for profile, summary in results.items()
-            if (found := _estimate(summary, f"{arm}.mean_length"))
-        }
-        lines += _estimate_lines({"row": name, "column": "LC AlpacaEval-2 (%)"}, alpaca, _against_sft(results, arm))
+        seeds = records.get(ABLATIONS[name][0], {"arms": {}})["arms"].get(ABLATIONS[name][1], {})
+        rates = _over_seeds(seeds, "lc_win_rate", "gold judge, LC win rate against SFT")
+        lengths = _over_seeds(seeds, "length", "characters (paper: tokens)")
+        lines += _estimate_lines({"row": name, "column": "LC AlpacaEval-2 (%)"}, alpaca, rates)
         lines += _estimate_lines({"row": name, "column": "Arena-Hard (%)"}, arena, {})
         lines += _estimate_lines({"row": name, "column": "length"}, length, lengths, scale=1.0)
         for task, printed in zip(paper.ACADEMIC_TASKS, paper.ABLATIONS_ACADEMIC[name], strict=True):
@@ -167,6 +166,20 @@ def _against_sft(results: Results, prefix: str) -> dict[str, dict[str, float]]:
                     {"proxy": proxy["value"]} if proxy else {}
                 )
     return rates
+
+
+def _over_seeds(seeds: Mapping[str, Mapping[str, float]], metric: str, words: str) -> Estimates:
+    """An arm's measure after its last iteration: mean over seeds, with Student's t interval where there are two."""
+    iterations = [key for measures in seeds.values() for key in measures if key.startswith(f"{metric}@")]
+    if not iterations:
+        return {}
+    last = max(iterations, key=lambda key: int(key.partition("@")[2]))
+    values = [measures[last] for measures in seeds.values()]
+    found = {"value": fmean(values)}
+    if len(values) > 1:
+        estimate = t_interval(values, 0.95)
+        found |= {"ci_low": estimate.ci_low, "ci_high": estimate.ci_high}
+    return {f"tiny, iteration {last.partition('@')[2]}, {len(values)} seed(s): {words}": found}
 
 
 def _rewardbench_setting(profile: str) -> str:

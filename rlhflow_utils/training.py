@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlhflow_utils.chat import load_tokenizer
 from rlhflow_utils.child_process import end_with_parent, stream_command
-from rlhflow_utils.config import LaunchSettings, ModelSettings, Section, TrainingSettings
 from rlhflow_utils.manifest import PROJECT, quiet_libraries, write_json
+from rlhflow_utils.settings import LaunchSettings, ModelSettings, Section, TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhflow_utils.config import Profile, TrainingSettings
+from rlhflow_utils.config import Profile
+from rlhflow_utils.settings import TrainingSettings
 from rlhflow_utils.source_statistics import PAPER_TABLE1
 from rlhflow_utils.training import DpoObjective, TrainingJob, optimiser_steps
 

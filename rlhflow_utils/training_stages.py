@@ -11,9 +11,9 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from rlhflow_utils.base_model import build_model, train_tokenizer
 from rlhflow_utils.chat import load_tokenizer
-from rlhflow_utils.config import DpoSettings, TrainingSettings
 from rlhflow_utils.manifest import Stage
 from rlhflow_utils.preference_model import training_tokens
+from rlhflow_utils.settings import DpoSettings, TrainingSettings
 from rlhflow_utils.sources import load_texts
 from rlhflow_utils.training import DpoObjective, TrainingJob, run_training
 from rlhflow_utils.training_data import dpo_tokens, reward_tokens, sft_tokens, text_rows, tokenise

@@ -52,7 +52,10 @@ def test_a_wrong_type_is_named(tmp_path: Path) -> None:
 
 def test_5e_7_in_yaml_is_text_and_the_message_says_so(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump(_raw()).replace("beta: 0.1", "beta: 5e-7"), encoding="utf-8")
+    raw = _raw()
+    raw["dpo"]["beta"] = "5e-7"
+    file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    assert "beta: 5e-7\n" in file.read_text(encoding="utf-8"), "without quotes"
     with pytest.raises(ConfigError) as caught:
         load_profile(str(file))
     expected = "dpo.beta: Input should be a valid number, got '5e-7' (YAML reads 5e-7 as text: write 5.0e-7)"

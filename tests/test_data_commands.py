@@ -15,10 +15,11 @@ from datasets import load_dataset, load_from_disk
 from huggingface_hub import DatasetCard
 
 from rlhflow_utils.__main__ import main
-from rlhflow_utils.config import PROFILES_FOLDER, HubSettings, load_profile
+from rlhflow_utils.config import PROFILES_FOLDER, load_profile
 from rlhflow_utils.data_command import with_published_sets
 from rlhflow_utils.hub import export_mixture, mixture_card, push_mixture
 from rlhflow_utils.pinning import FACTS, Repository, open_revisions, pin_files, pin_text
+from rlhflow_utils.settings import HubSettings
 from rlhflow_utils.source_statistics import explain_table1, side_by_side, table1_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

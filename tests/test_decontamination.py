@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.config import DecontaminationSettings
 from rlhflow_utils.decontamination import HeldOut, NgramIndex, words_of
+from rlhflow_utils.settings import DecontaminationSettings
 
 EVALUATION = "Name the three longest rivers of the old world and their sources."  # twelve words
 

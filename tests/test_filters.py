@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from rlhflow_utils.chat import prompt_key
-from rlhflow_utils.config import FilterSettings
 from rlhflow_utils.filters import (
     RULES,
     PairMemory,
@@ -20,6 +19,7 @@ from rlhflow_utils.filters import (
     prompt_failure,
 )
 from rlhflow_utils.funnel import Funnel
+from rlhflow_utils.settings import FilterSettings
 from rlhflow_utils.sources.records import Candidate, Conversation
 
 USER, AGAIN = {"role": "user", "content": "Q"}, {"role": "user", "content": "Q2"}

@@ -10,8 +10,8 @@ import torch
 from tiny_training import build_tiny_model, losses, make_job, weights
 
 from rlhflow_utils.child_process import stream_command
-from rlhflow_utils.config import LaunchSettings
 from rlhflow_utils.manifest import write_json
+from rlhflow_utils.settings import LaunchSettings
 from rlhflow_utils.training import launch_command, run_training
 
 KINDS = ("sft", "reward", "dpo")

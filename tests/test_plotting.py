@@ -47,6 +47,20 @@ LOSSES = {"mix1": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}, {"train_r
 MAP = [{"source": "a", "x": 0.0, "y": 1.0}, {"source": "b", "x": 2.0, "y": 3.0}, {"source": "a", "x": 4.0, "y": 5.0}]
 POINTS = {"SFT": {"win_rate": _estimate(0.5), "mean_length": _estimate(60, 2)}}
 
+CLAIM = {
+    "claim": "l", "title": "proxy and gold", "verdict": "inconclusive", "seeds": 2,
+    "parts": [
+        {"part": "a − b", "metric": "win_rate@1", "effect": 0.1, "ci_low": -0.1, "ci_high": 0.3,
+         "kind": "near_equal", "margin": 0.05, "verdict": "inconclusive", "per_seed": {"10": 0.0, "11": 0.2}},
+        {"part": "c", "metric": "length@1", "effect": 0.2, "ci_low": 0.1, "ci_high": 0.3,
+         "kind": "measured", "margin": 0.0, "verdict": None, "per_seed": {"10": 0.2, "11": 0.2}},
+    ],
+    "arms": {
+        "main": {seed: {"gold@1": 0.1, "gold@2": 0.2, "proxy@1": 1.0, "proxy@2": 2.0} for seed in ("10", "11")},
+        "bt": {"10": {"accuracy": 0.8}, "11": {"accuracy": 0.8}},
+        "half": {"10": {"accuracy": 0.6}, "11": {"accuracy": 0.8}},
+    },
+}  # fmt: skip
 FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     "funnel": (lambda: plotting.funnel(FUNNEL, "c"), "Filtering drops 13.3 % of 150 rows"),
     "length_distributions": (
@@ -98,11 +112,17 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     ),
     "policy_bars": (lambda: plotting.policy_bars(POLICIES, "c"), "Highest gold win rate: iterative, 0.7"),
     "win_rate_against_length": (lambda: plotting.win_rate_against_length(POINTS, "c"), "SFT, 50.0 % with 60"),
-    "ablation_forest": (
-        lambda: plotting.ablation_forest(
-            {"main": _estimate(0.7), "random pairs": _estimate(0.5), "n = 4": _estimate(0.69)}, "main", caption="c"
-        ),
-        "1 of 2 arms",
+    "claim_forest": (
+        lambda: plotting.claim_forest([CLAIM, {**CLAIM, "verdict": "holds"}], caption="c"),
+        "1 of 2 claims",
+    ),
+    "claim_curves": (
+        lambda: plotting.claim_curves(CLAIM, {"main": "the main recipe"}, caption="c"),
+        "proxy and gold: inc",
+    ),
+    "claim_sizes": (
+        lambda: plotting.claim_sizes(CLAIM, {"bt": 1.0, "half": 0.5}, caption="c"),
+        "accuracy 70.0 to 80.0 %",
     ),
     "chapter_times": (lambda: plotting.chapter_times({"00": 30.0, "09": 90.0}, "c"), "2.0 minutes; 09 took 75 %"),
 }

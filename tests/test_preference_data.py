@@ -13,12 +13,13 @@ from datasets import Dataset, load_from_disk
 
 from rlhflow_utils.base_model import train_tokenizer
 from rlhflow_utils.chat import prompt_key
-from rlhflow_utils.config import DataSettings, PartitionSettings, Profile, load_profile
+from rlhflow_utils.config import Profile, load_profile
 from rlhflow_utils.filters import opening_key
 from rlhflow_utils.funnel import Funnel
 from rlhflow_utils.manifest import Sections, Stage
 from rlhflow_utils.pair_table import Measuring, filter_source
 from rlhflow_utils.preference_data import PARTITIONS, build_preference_data, partition_of, subsample
+from rlhflow_utils.settings import DataSettings, PartitionSettings
 from rlhflow_utils.simulator import write_world
 from rlhflow_utils.source_statistics import PAPER_TABLE1, table1, word_lengths
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rlhflow_utils.manifest import PROJECT
-from rlhflow_utils.results import BLOCK, README, RESULTS, iterations, readme_block
+from rlhflow_utils.results import BLOCK, CLAIMS_BLOCK, README, RESULTS, claims_block, iterations, readme_block
 from rlhflow_utils.tables import cell, interval, markdown_table
 
 
@@ -18,6 +18,12 @@ def test_readme_block_is_the_one_that_results_give() -> None:
     match = BLOCK.search(README.read_text(encoding="utf-8"))
     assert match is not None
     assert match[0] == match[1] + readme_block(summary) + match[2]
+
+
+def test_readme_shows_the_claims_that_results_hold() -> None:
+    match = CLAIMS_BLOCK.search(README.read_text(encoding="utf-8"))
+    assert match is not None
+    assert match[0] == match[1] + claims_block() + match[2]
 
 
 def test_readme_shows_the_two_commands_and_links_that_exist() -> None:

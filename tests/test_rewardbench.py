@@ -12,9 +12,10 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rlhflow_utils import rewardbench as rb
 from rlhflow_utils.base_model import build_model, train_tokenizer
-from rlhflow_utils.config import SourceSettings, load_profile
+from rlhflow_utils.config import load_profile
 from rlhflow_utils.judge import ScoringJudge, build_judge, judge_pairs
 from rlhflow_utils.manifest import Stage
+from rlhflow_utils.settings import SourceSettings
 from rlhflow_utils.simulator import World
 from rlhflow_utils.simulator.evaluation_sets import write_benchmark
 from rlhflow_utils.statistics import Estimate

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from rlhflow_utils.config import SourceSettings
+from rlhflow_utils.settings import SourceSettings
 from rlhflow_utils.sources import (
     CONVERTERS,
     SourceError,

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from rlhflow_utils.base_model import build_model, train_tokenizer
 from rlhflow_utils.chat import load_tokenizer
-from rlhflow_utils.config import ModelSettings, TrainingSettings
+from rlhflow_utils.settings import ModelSettings, TrainingSettings
 from rlhflow_utils.training import DpoObjective, TrainingJob
 from rlhflow_utils.training_data import dpo_tokens, reward_tokens, sft_tokens, tokenise
 

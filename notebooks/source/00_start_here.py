@@ -31,8 +31,6 @@ import json
 import math
 import platform
 
-from IPython.display import Markdown, display
-
 from rlhflow_utils import base_model, chat, manifest, plotting, tables
 from rlhflow_utils.inputs import local_files
 from rlhflow_utils.manifest import open_run

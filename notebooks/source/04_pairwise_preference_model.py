@@ -129,8 +129,7 @@ print(f"P = {forward:.3f} and {backward:.3f}; all checks hold")
 # ## Where we differ
 #
 # * The paper packs PM samples into blocks of 3072 tokens; `preference_model.packing` does the same.
-# * On `tiny` the hidden matrices are trained with Muon, not AdamW. To compare two answers is an algorithm, and with AdamW
-#   a model this small has not found it after one epoch: loss and accuracy stay near a coin's.
+# * Two epochs on `tiny`, one in the paper: to compare two answers takes this model longer than to score one.
 # * The released data script draws the order unseeded under many workers, so no two runs agree. Here it is a hash of the
 #   row's id.
 # * The released evaluation reads the logits at a position that depends on the chat template's version. Here it is the

@@ -19,6 +19,7 @@ import inspect
 from IPython.display import Markdown, display
 
 from rlhflow_utils import hub, paper, plotting, policy_evaluation, side_by_side, statistics, tables
+from rlhflow_utils.claims.records import read_records
 from rlhflow_utils.generation import generate_responses
 from rlhflow_utils.inputs import judge_model, local_files
 from rlhflow_utils.iterative_dpo import Setting, evaluate
@@ -218,10 +219,10 @@ display(Markdown(tables.markdown_table(side_by_side.table_4(published))))
 display(Markdown(tables.markdown_table(side_by_side.table_5(published))))
 
 # %% [markdown]
-# **Table 6**, the ablations of chapter 11:
+# **Table 6**, from the claims of chapter 11 (`make claims`):
 
 # %%
-display(Markdown(tables.markdown_table(side_by_side.table_6(published))))
+display(Markdown(tables.markdown_table(side_by_side.table_6(read_records()))))
 
 # %% [markdown]
 # ## Publishing

@@ -1,11 +1,14 @@
 # %% [markdown]
-# # 11 · Ablations
+# # 11 · The claims, measured
 #
-# **The claim.** Choices matter: best against worst is the better pair; a length penalty shortens answers and raises the
-# length-controlled win rate (41.9 against 37.2; Table 6); a weaker RM gives a weaker policy (20.7 with UltraRM-13B); the
-# reference should stay π₀. This chapter changes one number at a time and shares everything else with the main run.
+# **The claim.** All of them. Every chapter so far ran once, with one seed. Here each claim of the paper is put to the
+# test over several seeds, in a world where the true reward is known, with a design, a control, an interval and a verdict:
+# *holds*, *does not hold*, *inconclusive* or *not testable here*. Four questions that the paper leaves open stand beside
+# them.
 #
-# **One seed.** The intervals cover the choice of prompts, not of seeds: differences of a few points prove nothing here.
+# The runs are too long for a chapter: `make claims` does them (about two hours on two cores, resumable), and their
+# results are in `results/claims/`. This chapter reads them; and it measures three of the claims again, live, from the
+# stages of the run at hand.
 #
 # **You need** chapters 00–10.
 
@@ -20,77 +23,143 @@ import inspect
 
 from IPython.display import Markdown, display
 
-from rlhflow_utils import ablations, paper, plotting, statistics, tables
-from rlhflow_utils.ablations import run_arm
-from rlhflow_utils.inputs import judge_model
-from rlhflow_utils.iterative_dpo import Setting
+from rlhflow_utils import paper, plotting, tables
+from rlhflow_utils.claims import effects, report
+from rlhflow_utils.claims.arms import build_arms
+from rlhflow_utils.claims.records import CLAIMS, MISSING, claims_table, collect_records, read_records, variants_table
 from rlhflow_utils.manifest import open_run
 
 run = open_run("11_ablations", PROFILE, RUN_DIR, SEED, OVERRIDES)
-data, sft = run.folder("01_preference_data"), run.folder("02_sft")
-setting = Setting(sft, run.folder(f"03_bt_{run.profile.data.main_mixture}"), data, **judge_model(run))
-reference = run.folder("09_sft_evaluation_scores")
+for name in ("09_sft_evaluation", "10_offline_dpo_evaluation", "10_iterative_dpo_evaluation"):
+    run.folder(name)
+records = read_records(run.stage("11_claims", collect_records, inputs={"records": CLAIMS}).path / "records")
+print(f"{len(records)} claims in results/claims/" if records else MISSING)
 
 # %% [markdown]
 # ## The idea
 #
-# Two policies that answer the same prompts are compared pair by pair: the difference of their outcomes has a smaller
-# variance than two separate rates. By hand, four prompts:
+# A seed here is a world: other facts, other people, other annotators' errors, another base model, and everything that is
+# trained on it. Two arms that are compared share all of it but the one thing under test. So the *difference* is taken
+# seed by seed, and the interval is Student's $t$ over the seeds:
+#
+# $$\bar d \pm t_{0.975,\,k-1}\, s_d / \sqrt{k}.$$
+#
+# By hand: three seeds on which an arm wins 2, 4 and 6 points more. The mean is 4, $s_d = 2$, and $t_{0.975,2} = 4.303$:
 
 # %%
-ours, other = [1.0, 1.0, 0.5, 0.0], [1.0, 0.0, 0.5, 0.0]
-print("differences", [a - b for a, b in zip(ours, other, strict=True)])
-print(statistics.paired_difference(ours, other, samples=1000, confidence=0.95, seed=0))
+print(effects.t_interval([2.0, 4.0, 6.0], confidence=0.95), "by hand: 4 ± 4.303 · 2 / √3 = 4 ± 4.97")
+
+# %% [markdown]
+# Two points less on one seed, and the verdict would be open. That is as it should be: three seeds are few.
+#
+# A claim holds when *each* of its comparisons holds. "No worse" and "near equal" need a margin, which is set before; an
+# interval that merely includes zero proves no equality.
+
+# %%
+print(inspect.getsource(effects.part_verdict))
 
 # %% [markdown]
 # ## The arms
-
-# %%
-table = [
-    {"arm": arm.name, "question": arm.question, "changes": str(arm.overrides), "iterations": arm.iterations}
-    for arm in run.profile.ablations.arms
-]
-display(Markdown(tables.markdown_table(table)))
-
-# %%
-print(inspect.getsource(ablations.run_arm))
-
-# %% [markdown]
-# ## The full run
-
-# %%
-arms = {arm.name: run_arm(run, setting, arm, reference) for arm in run.profile.ablations.arms}
-
-# %% [markdown]
-# ## Results
 #
-# Each arm stands beside the main recipe after the *same* number of iterations.
+# Each arm is the profile with a few values changed.
 
 # %%
-iterations = {arm.name: arm.iterations for arm in run.profile.ablations.arms}
-main = {k: run.folder(f"09_iter{k}_evaluation").read_json("results.json") for k in sorted(set(iterations.values()))}
-results = {name: folder.read_json("results.json") for name, folder in arms.items()}
-settings = run.profile.evaluation
-table = []
-for name, result in results.items():
-    row, beside = result["estimates"], main[iterations[name]]
-    difference = statistics.paired_difference(
-        result["prompts"]["outcome"], beside["prompts"]["outcome"], settings.bootstrap_samples, settings.confidence, SEED
-    )
-    table.append(
-        {"arm": name, "win rate vs SFT": row["win_rate"]["value"], "main recipe": beside["estimates"]["win_rate"]["value"],
-         "difference": difference.value, "95 % interval": f"{difference.ci_low:+.3f} … {difference.ci_high:+.3f}",
-         "length-controlled": row["lc_win_rate"]["value"], "length (characters)": row["mean_length"]["value"], "n": difference.n}
-    )  # fmt: skip
-display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
-
-# %%
-for count, beside in main.items():
-    names = {f"main recipe, {count} iteration(s)": beside["estimates"]["win_rate"]}
-    names |= {name: results[name]["estimates"]["win_rate"] for name in results if iterations[name] == count}
-    display(plotting.ablation_forest(names, f"main recipe, {count} iteration(s)", caption=tables.world_caption(run.profile)))
+if run.profile.claims:
+    rows = [
+        {"arm": arm.name, "what": arm.what, "iterations": arm.iterations, "ranked by": arm.ranker, "changes": str(arm.overrides)}
+        for arm in build_arms(run.profile).values()
+    ]
+    display(Markdown(tables.markdown_table(rows)))
 
 # %% [markdown]
+# ## Live: three claims on this run
+#
+# The same functions, on the stages that chapters 05 to 10 left in this run. One seed: the interval covers the choice of
+# prompts and nothing else, so nothing here is a verdict about the method.
+
+# %%
+live = report.claims_of_run(run, ["a", "d", "f"]) if run.profile.claims and run.profile.evaluation.judge == "gold" else {}
+if live:
+    display(Markdown(tables.markdown_table(claims_table(live), caption=tables.world_caption(run.profile))))
+
+# %%
+plotting.claim_forest(list(live.values()), caption=tables.world_caption(run.profile)) if live else None
+
+# %% [markdown]
+# ## Over seeds
+
+# %%
+display(Markdown(tables.markdown_table(claims_table(records), caption=report.CAPTION) if records else MISSING))
+
+# %% [markdown]
+# ### The judges: prompting, BT, PM, and two mixtures
+
+# %%
+report.show_family(records, "judges")
+
+# %% [markdown]
+# ### Length
+
+# %%
+report.show_family(records, "length")
+
+# %% [markdown]
+# ### The policies
+
+# %%
+report.show_family(records, "policies")
+
+# %% [markdown]
+# ### Choices inside the loop
+
+# %%
+report.show_family(records, "loop")
+
+# %% [markdown]
+# ### Who ranks, and over-optimisation
+
+# %%
+report.show_family(records, "rankers")
+
+# %%
+report.show_curves(records)
+
+# %%
+costs = report.ranking_costs(records)
+display(Markdown(tables.markdown_table(costs, caption=report.CAPTION))) if costs else None
+
+# %% [markdown]
+# ### Checks of the machinery and of the world
+
+# %%
+report.show_family(records, "checks")
+
+# %%
+report.show_sizes(records, run.profile)
+
+# %% [markdown]
+# ### Other annotators
+#
+# A finding of a simulated world may be one of its settings. Claims a to e were measured again with noisier labels, and
+# with a stronger taste for length.
+
+# %%
+varied = variants_table(records)
+display(Markdown(tables.markdown_table(varied, caption=report.CAPTION) if varied else "Not measured (`make claims` with at least two seeds)."))
+
+# %% [markdown]
+# ## Read it with care
+
+# %%
+display(Markdown(report.surprises(records)))
+
+# %% [markdown]
+# **Built in** to the world, so that finding it proves only that the pipeline can: the gold reward; annotators who err by a
+# known amount, and lean to length by a known amount; mix1's sources, which lean long and know little of safety and
+# reasoning; mix2's, which label those cleanly; SFT demonstrations that are right only part of the time and often padded;
+# graded exam sheets in the base corpus, without which no judge could check a sum; a fifth skill that no preference
+# touches. **Measured**: whether the models pick any of it up, how far a policy follows, and what each choice costs.
+#
 # The paper's own ablation rows (Table 6), for orientation: another scale, another judge.
 
 # %%
@@ -101,23 +170,24 @@ display(Markdown(tables.markdown_table([{"paper": name, **dict(zip(columns, row,
 # ## Checks
 
 # %%
-for name, result in results.items():
-    assert result["prompts"]["prompt_id"] == main[iterations[name]]["prompts"]["prompt_id"], "the same held-out prompts"
-    assert arms[name].manifest["seed"] is not None
+for record in records.values():
+    assert record["ci_low"] <= record["effect"] <= record["ci_high"], "an interval around its effect"
+    assert all(len(part["per_seed"]) == record["seeds"] for part in record["parts"]), "every comparison on every seed"
+    assert str(SEED) not in next(iter(record["arms"].values())), "a test seed is not the guide's own"
 print("all checks hold")
 
 # %% [markdown]
 # ## Where we differ
 #
-# * UltraRM-13B is not run; the mix1 model stands in its place.
-# * λ of the length penalty is scaled to the world's rewards and lengths (marked in the profile).
-# * The arms run for one or two iterations, not three, and the table says against what they are compared.
+# * UltraRM-13B is not run; the RM of mix1, and one of few pairs, stand in its place.
+# * λ and β of the arms are scaled to this world (marked in the profile), and chosen on a development seed.
+# * Some arms run for one iteration only: the table of arms says which. Both sides of a comparison run equally long.
 #
 # ## Summary and exercises
 #
-# 1. Add an arm with `dpo.beta: 0.5`. Predict the sign of the difference.
-# 2. Run the guide with `make guide SET="seed=1"` into another `RUN_DIR`. Which verdicts survive a second seed?
-# 3. Which arm would you expect to matter more after three iterations than after one?
+# 1. Run `make claims SEEDS=1 ONLY=f` and compare the interval with the one over seeds. Why is it narrower?
+# 2. Which verdict would change if every margin in `claims.margins` were halved? Work it out from the tables.
+# 3. Add a setting to `claims.variants` in which annotators prefer *shorter* answers. Predict claim d first.
 #
 # **Next:** [12 · The reproduction report](12_reproduction_report.ipynb)
 

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 12 · The reproduction report
 #
-# All results of one run on one page: the paper's number, ours, and what kind of number ours is. This chapter computes
-# nothing: it reads the finished stages of chapters 00–11.
+# Everything on one page: the paper's claims over several seeds, then the results of this run, the paper's number beside
+# ours, and what kind of number ours is. This chapter computes nothing: it reads `results/claims/` and the finished stages
+# of chapters 00–11.
 
 # %% tags=["parameters"]
 PROFILE = "tiny"
@@ -14,6 +15,8 @@ OVERRIDES = {}
 from IPython.display import Markdown, display
 
 from rlhflow_utils import paper, plotting, report, tables
+from rlhflow_utils.claims import report as claims
+from rlhflow_utils.claims.records import MISSING, claims_table, read_records
 from rlhflow_utils.manifest import open_run
 
 run = open_run("12_reproduction_report", PROFILE, RUN_DIR, SEED, OVERRIDES)
@@ -22,7 +25,31 @@ last, judge, main = run.profile.iterative.iterations, run.profile.evaluation.jud
 display(Markdown(f"*{caption}*"))
 
 # %% [markdown]
-# ## The result in one figure
+# ## The paper's claims
+#
+# Each verdict hangs on the comparison that is shown; chapter 11 has the others, the designs and the controls.
+
+# %%
+records = read_records(run.folder("11_claims").path / "records")
+display(Markdown(tables.markdown_table(claims_table(records), caption=claims.CAPTION) if records else MISSING))
+
+# %%
+display(Markdown(claims.surprises(records)))
+
+# %% [markdown]
+# One figure for each family of claims; the mark is the mean over seeds, the small ones are the seeds.
+
+# %%
+for name in claims.FAMILIES if records else []:
+    chosen = claims.family(records, name)
+    if chosen:
+        display(plotting.claim_forest(chosen, caption=claims.command_of(chosen)))
+
+# %%
+claims.show_curves(records)
+
+# %% [markdown]
+# ## This run: the result in one figure
 
 # %%
 iterations = [run.folder(f"09_iter{k}_evaluation").read_json("results.json")["estimates"] for k in range(1, last + 1)]
@@ -68,19 +95,6 @@ if all("reward" in row for row in policies.values()):
         [row["reward"] for row in policies.values()], caption=caption,
     )  # fmt: skip
 figure
-
-# %% [markdown]
-# ## Ablations
-
-# %%
-arms = {arm.name: run.folder(f"11_{arm.name}_evaluation").read_json("results.json") for arm in run.profile.ablations.arms}
-rows = [
-    {"arm": arm.name, "question": arm.question, "win rate vs SFT": arms[arm.name]["estimates"]["win_rate"]["value"],
-     "95 % interval": tables.interval(arms[arm.name]["estimates"]["win_rate"]),
-     "iterations": arm.iterations, "main recipe": iterations[arm.iterations - 1]["win_rate"]["value"]}
-    for arm in run.profile.ablations.arms
-]  # fmt: skip
-display(Markdown(tables.markdown_table(rows, caption=caption)))
 
 # %% [markdown]
 # ## Where the time went

@@ -20,7 +20,7 @@ from rlhflow_utils.endpoint import ChatEndpoint, Cost, Reply
 from rlhflow_utils.statistics import bootstrap_mean
 
 if TYPE_CHECKING:
-    from rlhflow_utils.config import GenerationSettings, ModelSettings
+    from rlhflow_utils.settings import GenerationSettings, ModelSettings
 
 REFERENCE_CATEGORIES = {"math", "reasoning", "coding"}
 TEMPERATURES = {

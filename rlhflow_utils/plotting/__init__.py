@@ -4,6 +4,7 @@ Nothing is computed here beyond what a title says. `caption` goes below the figu
 model the numbers come from.
 """
 
+from rlhflow_utils.plotting.claims import claim_curves, claim_forest, claim_sizes
 from rlhflow_utils.plotting.data import funnel, label_noise, length_distributions, mixture_composition, prompt_map
 from rlhflow_utils.plotting.models import (
     calibration_curves,
@@ -14,7 +15,6 @@ from rlhflow_utils.plotting.models import (
     rewardbench_subsets,
 )
 from rlhflow_utils.plotting.policies import (
-    ablation_forest,
     chapter_times,
     pair_length_change,
     policy_bars,
@@ -26,8 +26,26 @@ from rlhflow_utils.plotting.policies import (
 )
 
 __all__ = [
-    "ablation_forest", "calibration_curves", "chapter_times", "funnel", "label_noise", "length_bias",
-    "length_distributions", "loss_curves", "mixture_composition", "pair_length_change", "policy_bars", "prompt_map",
-    "proxy_against_gold", "response_lengths", "reward_gap_histogram", "reward_histogram", "rewardbench_bars",
-    "rewardbench_subsets", "win_rate_against_length", "win_rate_over_iterations",
+    "calibration_curves",
+    "chapter_times",
+    "claim_curves",
+    "claim_forest",
+    "claim_sizes",
+    "funnel",
+    "label_noise",
+    "length_bias",
+    "length_distributions",
+    "loss_curves",
+    "mixture_composition",
+    "pair_length_change",
+    "policy_bars",
+    "prompt_map",
+    "proxy_against_gold",
+    "response_lengths",
+    "reward_gap_histogram",
+    "reward_histogram",
+    "rewardbench_bars",
+    "rewardbench_subsets",
+    "win_rate_against_length",
+    "win_rate_over_iterations",
 ]  # fmt: skip

@@ -227,36 +227,6 @@ def win_rate_against_length(points: Mapping[str, Mapping[str, Any]], caption: st
     return finish(figure, title, caption)
 
 
-def ablation_forest(
-    arms: Mapping[str, Estimate], main: str, metric: str = "win rate against SFT (%)", caption: str = ""
-) -> Figure:
-    """Each ablation's result with its interval, and the main recipe's as a line through all.
-
-    Args:
-        arms: arm -> estimate (fractions), the main recipe among them.
-        main: name of the main recipe in `arms`.
-        metric: name and unit of what is shown, in percent.
-        caption: line below the figure.
-    """
-    figure, [axes] = new_figure(height=1.2 + 0.34 * len(arms))
-    centre = arms[main]
-    axes.axvspan(100 * centre["ci_low"], 100 * centre["ci_high"], color=BLUE, alpha=0.1)
-    axes.axvline(100 * centre["value"], color=BLUE, lw=1, ls="--")
-    for place, (name, arm) in enumerate(arms.items()):
-        shown, colour = percent(arm), BLUE if name == main else DARK
-        axes.errorbar(shown["value"], place, xerr=error_bar(shown), color=colour, marker="o", capsize=3)
-        end, text = (shown["ci_high"], place), f"{shown['value']:.1f}"
-        axes.annotate(text, end, (5, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
-    axes.set_yticks(range(len(arms)), list(arms))
-    axes.invert_yaxis()
-    axes.grid(axis="x")
-    axes.margins(x=0.12)
-    axes.set(xlabel=metric)
-    apart = sum(a["ci_low"] > centre["value"] or a["ci_high"] < centre["value"] for n, a in arms.items() if n != main)
-    title = f"{apart} of {len(arms) - 1} arms have an interval that excludes the main recipe's value"
-    return finish(figure, title, caption)
-
-
 def chapter_times(seconds: Mapping[str, float], caption: str = "") -> Figure:
     """Wall time of each chapter.
 

@@ -17,7 +17,7 @@ from rlhflow_utils.sources.reading import SourceError, load_rows
 from rlhflow_utils.sources.records import Candidate, Conversation, FieldError, Prompt, Record, Row, Scored, Text
 
 if TYPE_CHECKING:
-    from rlhflow_utils.config import SourceSettings
+    from rlhflow_utils.settings import SourceSettings
 
 __all__ = [
     "CONVERTERS", "Candidate", "Conversation", "PairStrategy", "Prompt", "SourceError", "Text", "as_conversation",

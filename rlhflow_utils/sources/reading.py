@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from rlhflow_utils.sources.records import Row
 
 if TYPE_CHECKING:
-    from rlhflow_utils.config import SourceSettings
+    from rlhflow_utils.settings import SourceSettings
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # ValueError: JSON, UTF-8; RecursionError: JSON nested thousands deep; OverflowError: a date out of range.

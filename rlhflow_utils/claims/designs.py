@@ -1,0 +1,240 @@
+"""The claims: what the paper says, how it is tested here, and against which control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhflow_utils.claims.arms import MAIN, claims_settings
+from rlhflow_utils.claims.effects import Part
+from rlhflow_utils.config import Profile
+
+SECTIONS = ("chat", "chat_hard", "safety", "reasoning")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    Attributes:
+        identifier: a letter, or the name of a check.
+        title: a few words for tables.
+        section: of the paper; `beyond` where the paper leaves it open.
+        hypothesis: one sentence.
+        design: what is compared, and what is held equal.
+        control: what guards the comparison.
+        paper: the paper's own figures, where it has them.
+        arms: whose measures enter.
+        parts: the comparisons, all of which must hold.
+        family: of the figure that shows it.
+        all_seeds: measured on all seeds, not on the fewer.
+        in_variants: measured again under other annotators.
+        precondition: without which the claim cannot be tested.
+    """
+
+    identifier: str
+    title: str
+    section: str
+    hypothesis: str
+    design: str
+    control: str
+    paper: str | None
+    arms: tuple[str, ...]
+    parts: tuple[Part, ...]
+    family: str
+    all_seeds: bool = False
+    in_variants: bool = False
+    precondition: Part | None = None
+
+
+def build_claims(profile: Profile) -> dict[str, Claim]:
+    """Every claim, by identifier, in the order of the report."""
+    claims = [
+        *judge_claims(profile),
+        *policy_claims(profile),
+        *loop_claims(profile),
+        *open_questions(profile),
+        *checks(profile),
+    ]
+    return {claim.identifier: claim for claim in claims}
+
+
+def judge_claims(profile: Profile) -> list[Claim]:
+    """a to d: reward models and their rivals (paper 2.3)."""
+    margin = claims_settings(profile).margins.accuracy
+    same_rows = "the same benchmark rows, base and SFT model; a tie counts as wrong"
+    return [
+        Claim("a", "prompting < BT and PM", "2.3, Table 2",
+              "In every section of RewardBench the prompted model is below the BT model and the PM.",
+              f"Accuracy by section of three judges: {same_rows}.",
+              "The prompted judge must itself be better than a coin.", "below both in every section",
+              ("prompting", "bt", "pm"),
+              tuple(Part(f"{model} − prompting, {section}", section, model, "prompting")
+                    for model in ("bt", "pm") for section in SECTIONS),
+              "judges", all_seeds=True, in_variants=True,
+              precondition=Part("prompting − coin", "overall", "prompting", None, against=0.5)),
+        Claim("b", "PM > BT in reasoning, near equal elsewhere", "2.3, Table 2",
+              "The PM beats the BT model in reasoning and is near it in the other sections.",
+              f"Accuracy by section, both trained on the same pairs for one epoch; {same_rows}.",
+              f"Near: within {margin:g} on both sides.", "reasoning 94.7 and 86.4; chat 98.3 and 99.4",
+              ("bt", "pm"),
+              (Part("PM − BT, reasoning", "reasoning", "pm", "bt"),
+               *(Part(f"PM − BT, {section}", section, "pm", "bt", "near_equal", margin) for section in SECTIONS[:3])),
+              "judges", all_seeds=True, in_variants=True),
+        Claim("c", "mix2 > mix1 in safety and reasoning", "2.3",
+              "An RM of mix2 beats one of mix1 in safety and in reasoning.",
+              f"Two RMs with the same settings; the mixtures differ in sources and size, as in the paper; {same_rows}.",
+              "Chat and chat-hard are shown beside them: they should not carry the difference.", None,
+              ("bt", "bt_mix1"),
+              (Part("mix2 − mix1, safety", "safety", "bt", "bt_mix1"),
+               Part("mix2 − mix1, reasoning", "reasoning", "bt", "bt_mix1"),
+               Part("mix2 − mix1, chat", "chat", "bt", "bt_mix1", "measured"),
+               Part("mix2 − mix1, chat_hard", "chat_hard", "bt", "bt_mix1", "measured")),
+              "judges", all_seeds=True, in_variants=True),
+        Claim("d", "a mix1 RM leans more to length", "2.3, Fig. 5",
+              "Over the answers to one prompt, length and reward correlate more for the RM of mix1 than of mix2.",
+              "Mean Pearson correlation per prompt; both RMs score the same answers of the SFT model.",
+              "Prompts whose answers are all equally long, or equally good, are left out and counted.",
+              "0.19 (UltraRM-13B, whose data resembles mix1) and 0.06", ("bt", "bt_mix1"),
+              (Part("mix1 − mix2", "length_correlation", "bt_mix1", "bt"),),
+              "length", all_seeds=True, in_variants=True),
+    ]  # fmt: skip
+
+
+def policy_claims(profile: Profile) -> list[Claim]:
+    """e to h: what the loop does to the policy (paper 4.2)."""
+    last, margins = profile.iterative.iterations, claims_settings(profile).margins
+    steps = [Part("iteration 1 − SFT", "win_rate@1", MAIN, None, against=0.5)]
+    steps += [Part(f"iteration {k} − iteration {k - 1}", f"win_rate@{k}", MAIN, MAIN, other_metric=f"win_rate@{k - 1}")
+              for k in range(2, last + 1)]  # fmt: skip
+    equal = "equal prompts, pairs, epochs and batch in both"
+    return [
+        Claim("e", "iterative > offline DPO > SFT", "4.2, Table 4",
+              "By true win rate against SFT, iterative DPO beats offline DPO, and offline DPO beats SFT.",
+              f"Offline: pairs of other models (Nectar's form), from π₀; iterative: {last} iterations; {equal}.",
+              "SFT's own sampled answers are the opponent: 0.5 by definition.",
+              "37.2, 22.5 and 10.2 % (LC AlpacaEval-2)",
+              (MAIN, "offline"),
+              (Part("iterative − offline DPO", f"win_rate@{last}", MAIN, "offline", other_metric="win_rate"),
+               Part("offline DPO − SFT", "win_rate", "offline", None, against=0.5)),
+              "policies", all_seeds=True, in_variants=True),
+        Claim("f", "each iteration improves", "4.2 (implied)",
+              "Each iteration raises the true win rate over the one before.",
+              "The main recipe after each iteration, on the same held-out prompts.",
+              "Every iteration sees prompts of its own.", None, (MAIN,), tuple(steps), "policies"),
+        Claim("g", "a length penalty shortens, and raises the LC win rate", "4.2, Table 6",
+              "Ranking by the penalised reward (eq. 8) gives shorter answers and a higher length-controlled win rate.",
+              f"With and without λ, {last} iterations each; {equal}.", "Everything but λ is shared.",
+              "length 656 to 382 tokens, LC 37.2 to 41.9 %", ("penalty", "no_penalty"),
+              (Part("characters saved", f"length@{last}", "no_penalty", "penalty"),
+               Part("LC win rate, with − without", f"lc_win_rate@{last}", "penalty", "no_penalty"),
+               Part("win rate, with − without", f"win_rate@{last}", "penalty", "no_penalty", "measured")),
+              "length", all_seeds=True),
+        Claim("h", "no alignment tax", "4.2, Table 5",
+              "A skill that no preference and no RL prompt touched does not suffer.",
+              "Exact match of greedy answers, iterative DPO and SFT.",
+              f"No worse: by less than {margins.exact_match:g}.",
+              "GSM-8K 80.7 and 74.2, MMLU 65.3 and 64.7, HumanEval 64.6 and 65.2", ("sft", MAIN, "offline"),
+              (Part("iterative DPO − SFT", "exact_match", MAIN, "sft", "no_worse", margins.exact_match),
+               Part("offline DPO − SFT", "exact_match", "offline", "sft", "measured")), "policies"),
+    ]  # fmt: skip
+
+
+def loop_claims(profile: Profile) -> list[Claim]:
+    """i to k: choices inside the loop (paper 3.3, Table 6)."""
+    last, margin = profile.iterative.iterations, claims_settings(profile).margins.win_rate
+    one = "win_rate@1"
+    return [
+        Claim("i", "the last iterate loses nothing against a restart", "3.3",
+              "Training on from the last iterate is as good as restarting from π₀ on all pairs, at half the training.",
+              f"{last} iterations with the same prompts; the restart trains on 1 + … + {last} sets of pairs.",
+              f"No worse: by less than {margin:g}.", "no regression, half of the training time", (MAIN, "restart"),
+              (Part("last iterate − restart", f"win_rate@{last}", MAIN, "restart", "no_worse", margin),), "loop"),
+        Claim("j", "best against worst is the best pair", "3.3",
+              "Best against worst gives a better policy than best against random, and than two random answers.",
+              "One iteration from the same scored responses; equal prompts, epochs and batch.",
+              "Two random answers, ordered by the same RM.", None,
+              (MAIN, "best_vs_random", "random", "one_temperature", "two_checkpoints"),
+              (Part("best-worst − best-random", one, MAIN, "best_vs_random"),
+               Part("best-worst − random", one, MAIN, "random"),
+               Part("two temperatures − one", one, MAIN, "one_temperature", "measured"),
+               Part("one checkpoint − two", "win_rate@2", MAIN, "two_checkpoints", "measured")), "loop"),
+        Claim("k", "a better RM gives a better policy", "4.2, Table 6",
+              "The RM of all of mix2 gives a better policy than one of few pairs, and than that of mix1.",
+              f"Few pairs: {last} iterations; mix1: one. No length penalty in any arm, since reward scales differ.",
+              "Responses of iteration 1 are shared; the random arm of claim j shows what no ranking gives.",
+              "37.2 and 20.7 % LC with UltraRM-13B", ("no_penalty", "weak_rm", "mix1_rm"),
+              (Part("RM of all pairs − of few", f"win_rate@{last}", "no_penalty", "weak_rm"),
+               Part("RM of mix2 − of mix1", one, "no_penalty", "mix1_rm")), "rankers"),
+    ]  # fmt: skip
+
+
+def open_questions(profile: Profile) -> list[Claim]:
+    """l to o: beyond the paper."""
+    last, margin = profile.iterative.iterations, claims_settings(profile).margins.win_rate
+    one, gold = "win_rate@1", "gold_gain"
+    losses = tuple(claims_settings(profile).losses)
+    return [
+        Claim("l", "over-optimisation comes with a weak RM and a low β", "beyond",
+              "From the first to the last iteration, true reward gains less with a weaker RM, and with a lower β.",
+              "Change of the gold reward from iteration 1 to the last, beside the arm's own proxy reward.",
+              "The same arm with all pairs and the profile's β.", None, ("no_penalty", "weak_rm", "low_beta"),
+              (Part("gold gain, good RM − weak RM", gold, "no_penalty", "weak_rm"),
+               Part("gold gain, β − low β", gold, "no_penalty", "low_beta"),
+               *(Part(f"{kind} gain, {arm}", f"{kind}_gain", arm, None, "measured")
+                 for arm in ("no_penalty", "weak_rm", "low_beta") for kind in ("proxy", "gold"))), "rankers"),
+        Claim("m", "the PM ranks as well as the BT RM", "beyond (left open in 2.3)",
+              "Pairs chosen by the PM, by tournament or round robin, give a policy no worse than those of the BT RM.",
+              "One iteration from the same responses, no length penalty. Cost: forward passes for each prompt.",
+              f"No worse: by less than {margin:g}; random pairs beside them.", None,
+              ("no_penalty", "pm_tournament", "pm_round_robin", "random"),
+              (Part("tournament − BT", one, "pm_tournament", "no_penalty", "no_worse", margin),
+               Part("round robin − BT", one, "pm_round_robin", "no_penalty", "no_worse", margin),
+               Part("tournament − random", one, "pm_tournament", "random", "measured")), "rankers"),
+        Claim("n", "replaying all data beats new pairs only", "beyond (Algorithm 1)",
+              "Training on the pairs of all iterations so far beats training on the new ones only.",
+              f"{last} iterations; epochs are divided by the number of pair sets, so that the updates are equal.",
+              "The same prompts in both.", None, ("replay", MAIN),
+              (Part("replay − new only", f"win_rate@{last}", "replay", MAIN),), "loop"),
+        Claim("o", "DPO's own loss is no worse than IPO or hinge", "beyond",
+              "The sigmoid loss gives a policy no worse than the IPO and the hinge loss.",
+              "One iteration on the same pairs; each loss with its own β, chosen on the development seed.",
+              f"No worse: by less than {margin:g}.", None, (MAIN, *losses),
+              tuple(Part(f"sigmoid − {loss}", one, MAIN, loss, "no_worse", margin) for loss in losses), "loop"),
+    ]  # fmt: skip
+
+
+def checks(profile: Profile) -> list[Claim]:
+    """Checks of the machinery and of the world."""
+    settings, last = claims_settings(profile), profile.iterative.iterations
+    shares = sorted(settings.rm_shares)
+    return [
+        Claim("reference", "π₀ as fixed reference", "the authors, to users",
+              "With π₀ as reference in every iteration the policy ends better than with the last iterate as reference.",
+              f"The two references over {last} iterations; iteration 1 is the same.",
+              "Everything else is shared.", None,
+              (MAIN, "moving_reference"),
+              (Part("fixed − moving", f"win_rate@{last}", MAIN, "moving_reference"),
+               Part("characters, fixed − moving", f"length@{last}", MAIN, "moving_reference", "measured")),
+              "loop", all_seeds=True),
+        Claim("bon", "KL of best-of-n stays under its bound", "3.3",
+              "KL(best-of-n ‖ π) is at most log n − (n − 1)/n.",
+              f"{settings.bon_responses} responses of π₀ to each of {settings.bon_prompts} prompts stand for π.",
+              "A theorem: a violation would be a defect of ours. Equal answers make it loose.", "the bound", ("bon",),
+              tuple(Part(f"bound − KL, n = {n}", f"slack_{n}", "bon", None) for n in settings.bon_n), "checks"),
+        Claim("sizes", "RM accuracy grows with its pairs", "the world",
+              "An RM of all pairs is more accurate on clean held-out pairs than one of the smallest share.",
+              "One epoch each on nested shares of the main mixture.", "Clean labels, prompts of their own.", None,
+              ("bt", *(share_name(share) for share in shares)),
+              (Part(f"all pairs − {shares[0]:g} of them", "accuracy", "bt", share_name(shares[0])),), "checks"),
+    ]  # fmt: skip
+
+
+def share_name(share: float) -> str:
+    """Name of the RM that was trained on a share of the main mixture."""
+    return "share" + f"{share:g}".replace(".", "_")
+
+
+def wanted_arms(claims: Sequence[Claim]) -> list[str]:
+    """The arms of some claims, each once, in order."""
+    return list(dict.fromkeys(arm for claim in claims for arm in claim.arms))

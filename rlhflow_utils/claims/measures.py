@@ -1,0 +1,144 @@
+"""Reads what the arms measured back from their stage folders: of a claims run, or of the guide's own run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhflow_utils.claims.arm_runs import arm_stage
+from rlhflow_utils.claims.arms import MAIN, Arm, build_arms, same_as_main
+from rlhflow_utils.claims.designs import SECTIONS
+from rlhflow_utils.claims.effects import Measure
+from rlhflow_utils.manifest import Run
+
+POLICY_METRICS = {
+    "win_rate": ("win_rate", "outcome"),
+    "lc_win_rate": ("lc_win_rate", None),
+    "length": ("mean_length", "length"),
+    "gold": ("reward", "reward"),
+    "proxy": ("proxy_reward", "proxy_reward"),
+}  # our name -> key of the estimate, and of the numbers by prompt
+
+
+def measure_arm(run: Run, name: str) -> dict[str, Measure]:
+    """Everything an arm measured under one seed, by metric; policies' metrics end in ``@iteration``.
+
+    Raises:
+        FileNotFoundError: a stage of the arm is missing.
+    """
+    if name in ("prompting", "bt", "pm", "bt_mix1"):
+        return measure_judge(run, name)
+    if name.startswith("share"):
+        return {"accuracy": _measure(_results(run, f"03_bt_{name}_test")["accuracy"])}
+    if name == "bon":
+        return measure_best_of_n(_results(run, "11_bon"))
+    if name == "sft":
+        return _policy(run, "09_sft_evaluation", "") | _exact_match(run, "sft")
+    if name == "offline":
+        return _policy(run, "10_offline_dpo_evaluation", "") | _exact_match(run, "offline_dpo")
+    return measure_loop(run, build_arms(run.profile)[name])
+
+
+def measure_judge(run: Run, label: str) -> dict[str, Measure]:
+    """RewardBench by section; for a reward model also its correlation with length; for the main one its accuracy."""
+    sections = _results(run, f"05_rewardbench_{label}")["sections"]
+    found = {section: _measure(sections[section]) for section in (*SECTIONS, "overall") if sections[section]}
+    main = run.profile.data.main_mixture
+    if label in ("bt", "bt_mix1"):
+        mixture = main if label == "bt" else "mix1"
+        found["length_correlation"] = _measure(_results(run, f"06_length_bias_{mixture}")["mean"])
+    if label == "bt":
+        found["accuracy"] = _measure(_results(run, f"03_bt_{main}_test")["accuracy"])
+    return found
+
+
+def measure_loop(run: Run, arm: Arm) -> dict[str, Measure]:
+    """A policy arm: its evaluated iterations, and how far its rewards moved from the first of them to the last."""
+    stages = MAIN if same_as_main(arm, run.profile) else arm.name
+    found: dict[str, Measure] = {}
+    for iteration in arm.evaluated():
+        found |= _policy(run, arm_stage(stages, iteration, "evaluation"), f"@{iteration}")
+    if arm.evaluate_all and arm.iterations > 1:
+        for name in ("gold", "proxy"):
+            found[f"{name}_gain"] = gain(found[f"{name}@1"], found[f"{name}@{arm.iterations}"])
+    if arm.name == MAIN:
+        found |= _exact_match(run, "iterative_dpo")
+    if arm.ranker.startswith("pm") or arm.name == "no_penalty":
+        found |= _ranking_cost(run, arm)
+    return found
+
+
+def gain(first: Measure, last: Measure) -> Measure:
+    """How far a mean over prompts moved; the interval is normal, over the prompts' own differences.
+
+    Raises:
+        ValueError: the two do not have one number for each of the same prompts.
+    """
+    if first.units is None or last.units is None or len(first.units) != len(last.units):
+        raise ValueError("a gain needs one number per prompt from both, in the same order")
+    units = np.asarray(last.units) - np.asarray(first.units)
+    half = 1.96 * float(units.std(ddof=1)) / len(units) ** 0.5
+    value = float(units.mean())
+    return Measure(value, value - half, value + half, len(units), tuple(units.tolist()))
+
+
+def measure_best_of_n(results: Mapping[str, Any]) -> dict[str, Measure]:
+    """KL of best-of-n by n, and its distance from the bound; the mean over prompts."""
+    found = {}
+    for n, values in results["kl"].items():
+        bound = results["bound"][n]
+        found[f"kl_{n}"] = _mean(values)
+        found[f"slack_{n}"] = _mean([bound - value for value in values])
+    return found
+
+
+def _policy(run: Run, stage: str, suffix: str) -> dict[str, Measure]:
+    results = _results(run, stage)
+    found = {}
+    for name, (key, by_prompt) in POLICY_METRICS.items():
+        estimate = results["estimates"].get(key)
+        if estimate is not None:
+            found[name + suffix] = _measure(estimate, results["prompts"][by_prompt] if by_prompt else None)
+    return found
+
+
+def _exact_match(run: Run, name: str) -> dict[str, Measure]:
+    results = _results(run, f"10_{name}_exact_match")
+    return {"exact_match": _measure(results["exact_match"], results["prompts"]["correct"])}
+
+
+def _ranking_cost(run: Run, arm: Arm) -> dict[str, Measure]:
+    """Forward passes for each prompt of iteration 1, and the seconds the ranking took."""
+    if not arm.ranker.startswith("pm"):
+        seconds = float(run.folder("08_iter1_scores").manifest["wall_seconds"])
+        return {"passes": _exact(run.profile.generation.responses), "ranking_seconds": _exact(seconds)}
+    folder = run.folder(f"11_{arm.name}_iter1_scores")
+    passes = float(folder.metrics[f"11.{arm.name}_iter1_scores.passes"] or 0)
+    return {"passes": _exact(passes), "ranking_seconds": _exact(float(folder.manifest["wall_seconds"]))}
+
+
+def _results(run: Run, stage: str) -> dict[str, Any]:
+    return dict(run.folder(stage).read_json("results.json"))
+
+
+def _measure(estimate: Mapping[str, Any], units: Sequence[float] | None = None) -> Measure:
+    by_prompt = None if units is None else tuple(float(value) for value in units)
+    return Measure(estimate["value"], estimate["ci_low"], estimate["ci_high"], estimate["n"], by_prompt)
+
+
+def _exact(value: float) -> Measure:
+    return Measure(value, value, value, 1)
+
+
+def _mean(values: Sequence[float]) -> Measure:
+    vector = np.asarray(values, dtype=float)
+    half = 1.96 * float(vector.std(ddof=1)) / len(vector) ** 0.5
+    return Measure(
+        float(vector.mean()),
+        float(vector.mean()) - half,
+        float(vector.mean()) + half,
+        len(vector),
+        tuple(vector.tolist()),
+    )

@@ -1,0 +1,169 @@
+"""One JSON file for each claim in `results/claims/`, and the tables that are read from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhflow_utils.claims.designs import Claim
+from rlhflow_utils.claims.effects import (
+    HOLDS,
+    Effect,
+    Measures,
+    claim_verdict,
+    deciding_effect,
+    part_effect,
+    plain,
+)
+from rlhflow_utils.manifest import PROJECT, write_json
+from rlhflow_utils.settings import EvaluationSettings
+from rlhflow_utils.tables import cell
+
+if TYPE_CHECKING:
+    from rlhflow_utils.manifest import Stage
+
+CLAIMS = PROJECT / "results" / "claims"
+DEVELOPMENT = "development.json"
+MISSING = "No claim has been measured yet: `make claims` writes results/claims/."
+Record = dict[str, Any]
+
+
+def claim_record(
+    claim: Claim,
+    seeds: Mapping[str, Measures],
+    variants: Mapping[str, Mapping[str, Measures]],
+    settings: EvaluationSettings,
+    command: str,
+) -> Record:
+    """A claim's result as JSON.
+
+    Args:
+        claim: the design.
+        seeds: seed -> arm -> metric -> measure, under the profile's own annotators.
+        variants: setting of the annotators -> seed -> arm -> metric -> measure.
+        settings: draws and confidence.
+        command: that measures this claim again.
+    """
+    effects, precondition = _effects(claim, seeds, settings)
+    deciding = deciding_effect(effects)
+    verdict = claim_verdict(effects, precondition)
+    elsewhere = {name: _variant(claim, measured, settings) for name, measured in variants.items() if measured}
+    return {
+        "claim": claim.identifier, "title": claim.title, "section": claim.section, "hypothesis": claim.hypothesis,
+        "design": claim.design, "control": claim.control, "paper": claim.paper, "family": claim.family,
+        "arms": {arm: {seed: _values(measured[arm]) for seed, measured in seeds.items()} for arm in claim.arms},
+        "part": deciding.part.name, "effect": deciding.estimate.value, "ci_low": deciding.estimate.ci_low,
+        "ci_high": deciding.estimate.ci_high, "interval": deciding.interval, "confidence": settings.confidence,
+        "seeds": len(seeds), "verdict": verdict, "parts": [plain(effect) for effect in effects],
+        "precondition": plain(precondition) if precondition else None, "variants": elsewhere,
+        "robust": all(other["verdict"] == verdict for other in elsewhere.values()) if elsewhere else None,
+        "command": command,
+    }  # fmt: skip
+
+
+def write_records(records: Mapping[str, Record], folder: Path, aside: Path) -> None:
+    """Write each claim's file; where `folder` has one from more seeds, that one stays and ours goes to `aside`."""
+    for identifier, record in records.items():
+        file = folder / f"{identifier}.json"
+        known = json.loads(file.read_text(encoding="utf-8"))["seeds"] if file.is_file() else 0
+        if known > record["seeds"]:
+            print(
+                f"claim {identifier}: {known} seeds stand in {folder.name}/, not replaced by {record['seeds']}",
+                flush=True,
+            )
+        write_json((aside if known > record["seeds"] else folder) / f"{identifier}.json", record)
+
+
+def read_records(folder: Path = CLAIMS) -> dict[str, Record]:
+    """The measured claims, in the report's order: letters, then the checks. Empty where nothing has been measured."""
+    files = [file for file in folder.glob("*.json") if file.name != DEVELOPMENT]
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return {record["claim"]: record for record in sorted(records, key=lambda r: (len(r["claim"]) > 1, r["claim"]))}
+
+
+def collect_records(stage: Stage) -> None:
+    """Stage: the records of `inputs["records"]` as this run saw them, so that its chapters follow when they change."""
+    records = read_records(stage.inputs["records"])
+    write_records(records, stage.out / "records", stage.out / "records")
+    stage.metric("11.claims.measured", len(records))
+    for name, record in records.items():
+        stage.metric(f"11.claims.{name}.effect", record["effect"])
+        stage.metric(f"11.claims.{name}.verdict", record["verdict"])
+
+
+def claims_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """One row for each claim: claim, paper, ours, interval, verdict. The effect is that of the deciding comparison."""
+    return [
+        {
+            "claim": f"**{record['claim']}** {record['title']}",
+            "paper": record["paper"],
+            "ours (the comparison that decides)": f"{record['part']}: {signed(record['effect'])}",
+            "95 % interval": f"{signed(record['ci_low'])} … {signed(record['ci_high'])}",
+            "seeds": record["seeds"],
+            "verdict": verdict_text(record),
+        }
+        for record in records.values()
+    ]
+
+
+def verdict_text(record: Record) -> str:
+    """The verdict, with what limits it: another setting of the annotators, or an interval over prompts alone."""
+    text = str(record["verdict"])
+    holding = [name for name, other in record["variants"].items() if other["verdict"] == HOLDS]
+    if text == HOLDS and record["variants"] and len(holding) < len(record["variants"]):
+        text += f" (other annotators: {len(holding)} of {len(record['variants'])})"
+    return text + ("" if record["interval"].startswith("t ") else ", prompts only")
+
+
+def parts_table(record: Record) -> list[dict[str, Any]]:
+    """Every comparison of a claim, with its interval and its verdict."""
+    return [
+        {
+            "comparison": part["part"],
+            "effect": signed(part["effect"]),
+            "95 % interval": f"{signed(part['ci_low'])} … {signed(part['ci_high'])}",
+            "by seed": ", ".join(signed(value) for value in part["per_seed"].values()),
+            "verdict": part["verdict"] or "(shown only)",
+        }
+        for part in record["parts"]
+    ]
+
+
+def variants_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """The verdicts of the claims that were measured under other annotators, setting by setting."""
+    return [
+        {"claim": f"**{record['claim']}** {record['title']}", "this world": record["verdict"],
+         **{name: f"{other['verdict']} ({signed(other['effect'])})" for name, other in record["variants"].items()}}
+        for record in records.values()
+        if record["variants"]
+    ]  # fmt: skip
+
+
+def signed(value: float) -> str:
+    """A difference with its sign."""
+    return ("+" if value >= 0 else "−") + cell(abs(float(value)))
+
+
+def _effects(
+    claim: Claim, seeds: Mapping[str, Measures], settings: EvaluationSettings
+) -> tuple[list[Effect], Effect | None]:
+    options = (seeds, settings.bootstrap_samples, settings.confidence)
+    precondition = part_effect(claim.precondition, *options) if claim.precondition else None
+    return [part_effect(part, *options) for part in claim.parts], precondition
+
+
+def _variant(claim: Claim, seeds: Mapping[str, Measures], settings: EvaluationSettings) -> Record:
+    effects, precondition = _effects(claim, seeds, settings)
+    deciding = deciding_effect(effects)
+    return {
+        "verdict": claim_verdict(effects, precondition), "part": deciding.part.name, "effect": deciding.estimate.value,
+        "ci_low": deciding.estimate.ci_low, "ci_high": deciding.estimate.ci_high, "interval": deciding.interval,
+        "seeds": len(seeds), "parts": [plain(effect) for effect in effects],
+        "precondition": plain(precondition) if precondition else None,
+    }  # fmt: skip
+
+
+def _values(measures: Mapping[str, Any]) -> dict[str, float]:
+    return {metric: round(measure.value, 5) for metric, measure in measures.items()}

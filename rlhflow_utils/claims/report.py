@@ -1,0 +1,120 @@
+"""What chapters 11 and 12 show of the claims: tables and figures from `results/claims/`, each with its command."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhflow_utils.claims.designs import build_claims, share_name, wanted_arms
+from rlhflow_utils.claims.effects import FAILS, HOLDS, UNTESTABLE
+from rlhflow_utils.claims.measures import measure_arm
+from rlhflow_utils.claims.records import MISSING, Record, claim_record, parts_table, signed
+from rlhflow_utils.config import Profile
+from rlhflow_utils.manifest import Run
+from rlhflow_utils.tables import markdown_table
+
+CAPTION = "Simulated world, model of about one million parameters. Evidence about the method there, not about LLaMA-3."
+CURVES = {"no_penalty": "RM of all pairs, the profile's β", "weak_rm": "RM of few pairs", "low_beta": "low β"}
+FAMILIES = ("judges", "length", "policies", "loop", "rankers", "checks")
+
+
+def claims_of_run(run: Run, identifiers: Sequence[str]) -> dict[str, Record]:
+    """Some claims measured on the guide's own run: one seed, so intervals over prompts.
+
+    Raises:
+        FileNotFoundError: a stage of an arm is missing; the message names its chapter.
+    """
+    claims = build_claims(run.profile)
+    chosen = [claims[name] for name in identifiers]
+    measures = {str(run.profile.seed): {arm: measure_arm(run, arm) for arm in wanted_arms(chosen)}}
+    command = "make guide"
+    return {c.identifier: claim_record(c, measures, {}, run.profile.evaluation, command) for c in chosen}
+
+
+def family(records: Mapping[str, Record], name: str) -> list[Record]:
+    """The claims that one figure shows."""
+    return [record for record in records.values() if record["family"] == name]
+
+
+def family_text(records: Sequence[Record]) -> str:
+    """Hypothesis, design, control and verdict of each claim, its comparisons, and the command that measures it."""
+    blocks = []
+    for record in records:
+        stated = f" The paper: {record['paper']}." if record["paper"] else ""
+        blocks.append(
+            f"**{record['claim']} · {record['title']}** ({record['section']}): **{record['verdict']}**, "
+            f"seeds: {record['seeds']}, interval {record['interval']}.\n\n{record['hypothesis']}{stated} "
+            f"*Design:* {record['design']} *Control:* {record['control']}\n\n"
+            f"{markdown_table(parts_table(record))}\n\n`{record['command']}`"
+        )
+    return "\n\n".join(blocks)
+
+
+def show_family(records: Mapping[str, Record], name: str) -> Any:
+    """A notebook cell's output: the family's text, then its figure; says so where nothing has been measured."""
+    from IPython.display import Markdown, display
+
+    from rlhflow_utils import plotting
+
+    chosen = family(records, name)
+    if not chosen:
+        return Markdown(MISSING)
+    display(Markdown(family_text(chosen)))
+    return plotting.claim_forest(chosen, caption=command_of(chosen))
+
+
+def show_curves(records: Mapping[str, Record]) -> Any:
+    """Claim l: proxy and gold reward over the iterations."""
+    from rlhflow_utils import plotting
+
+    return plotting.claim_curves(records["l"], CURVES, caption=command_of([records["l"]])) if "l" in records else None
+
+
+def show_sizes(records: Mapping[str, Record], profile: Profile) -> Any:
+    """RM accuracy against training size."""
+    from rlhflow_utils import plotting
+
+    if "sizes" not in records or profile.claims is None:
+        return None
+    shares = {share_name(share): share for share in profile.claims.rm_shares} | {"bt": 1.0}
+    known = {arm: share for arm, share in shares.items() if arm in records["sizes"]["arms"]}
+    return plotting.claim_sizes(records["sizes"], known, caption=command_of([records["sizes"]]))
+
+
+def ranking_costs(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """Claim m: forward passes for each prompt, and seconds for all prompts of one iteration; means over seeds."""
+    rows = []
+    for arm in ("no_penalty", "pm_tournament", "pm_round_robin") if "m" in records else ():
+        seeds = list(records["m"]["arms"][arm].values())
+        mean = {
+            key: sum(seed[key] for seed in seeds) / len(seeds) for key in ("passes", "ranking_seconds", "win_rate@1")
+        }
+        label = {"no_penalty": "BT RM"}.get(arm, arm.replace("pm_", "PM, ").replace("_", " "))
+        rows.append({"ranked by": label, "forward passes for a prompt": int(mean["passes"]),
+                     "seconds": mean["ranking_seconds"], "win rate vs SFT": mean["win_rate@1"]})  # fmt: skip
+    return rows
+
+
+def surprises(records: Mapping[str, Record]) -> str:
+    """A paragraph, written from the records: what held, what did not, and what hung on the annotators."""
+    if not records:
+        return MISSING
+    counts = Counter(record["verdict"] for record in records.values())
+    tally = ", ".join(f"{count} × *{verdict}*" for verdict, count in counts.most_common())
+    text = f"{len(records)} claims and checks: {tally}."
+    for record in records.values():
+        if record["verdict"] in (FAILS, UNTESTABLE):
+            text += (f" **{record['claim']}** ({record['title']}): *{record['verdict']}*; {record['part']} "
+                     f"{signed(record['effect'])} ({signed(record['ci_low'])} … "
+                     f"{signed(record['ci_high'])}).")  # fmt: skip
+    fragile = [r["claim"] for r in records.values() if r["verdict"] == HOLDS and r["robust"] is False]
+    if fragile:
+        text += f" Not under every setting of the annotators: {', '.join(fragile)}."
+    return text
+
+
+def command_of(records: Sequence[Record]) -> str:
+    """The command that measures some claims again."""
+    only = ",".join(record["claim"] for record in records)
+    return f"python -m rlhflow_utils claims --only {only}"

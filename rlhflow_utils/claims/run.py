@@ -1,0 +1,202 @@
+"""`python -m rlhflow_utils claims`: every seed in turn, or two at once; then the verdicts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rlhflow_utils.claims.arms import claims_settings
+from rlhflow_utils.claims.designs import Claim, build_claims, wanted_arms
+from rlhflow_utils.claims.effects import Measure
+from rlhflow_utils.config import ConfigError, Profile, load_profile
+from rlhflow_utils.manifest import PROJECT, locked, quiet_libraries
+
+Measured = dict[
+    str, dict[str, dict[str, Measure]]
+]  # setting of the annotators ("" is the world's own) -> arm -> metric
+
+
+@dataclass(frozen=True)
+class Job:
+    """One seed's work; plain values, so that another process can do it.
+
+    Attributes:
+        profile_name: name or file.
+        overrides: from the command line, on top of the claims' own.
+        seed: of the world and of all training.
+        run_dir: relative to the project.
+        claims: identifiers to measure in the world's own setting.
+        variant_claims: identifiers to measure under the other annotators; empty: none.
+    """
+
+    profile_name: str
+    overrides: dict[str, Any]
+    seed: int
+    run_dir: str
+    claims: tuple[str, ...]
+    variant_claims: tuple[str, ...]
+
+
+def run_claims(
+    profile_name: str = "tiny",
+    seeds: int | None = None,
+    only: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    run_dir: str = "runs/claims",
+    results: Path | None = None,
+    workers: int = 1,
+) -> None:
+    """Measure claims over seeds and write one JSON file for each.
+
+    Args:
+        profile_name: a profile with a section `claims`.
+        seeds: at most so many; None: as the profile says. With one, no other annotators are tried.
+        only: identifiers; None: all.
+        overrides: dotted profile keys -> values.
+        run_dir: where the stages go, one folder a seed, relative to the project.
+        results: where the JSON files go; None: `results/claims/`, and the README is rewritten from there.
+        workers: seeds at once, each in a process of its own with its share of the cores.
+
+    Raises:
+        ConfigError: an unknown claim, or a profile without claims.
+    """
+    from rlhflow_utils.claims.records import CLAIMS, write_records
+    from rlhflow_utils.results import update_readme
+
+    quiet_libraries()
+    profile = seed_profile(profile_name, overrides or {}, None)
+    claims = choose_claims(profile, only)
+    jobs = plan_jobs(profile_name, profile, claims, seeds, dict(overrides or {}), run_dir)
+    started = time.time()
+    print(
+        f"Claims {', '.join(claims)} on profile {profile.name}: seeds {', '.join(str(job.seed) for job in jobs)}",
+        flush=True,
+    )
+    measured: dict[int, Measured] = {}
+    for seed, found in _results_of(jobs, min(workers, len(jobs))):
+        measured[seed] = found
+        records = _records(profile, claims, measured, jobs)
+        write_records(records, results or CLAIMS, PROJECT / run_dir / "results")
+        print(f"seed {seed} measured after {time.time() - started:.0f} s", flush=True)
+    if results is None:
+        update_readme()
+
+
+def seed_profile(profile_name: str, overrides: Mapping[str, Any], seed: int | None) -> Profile:
+    """The profile of one seed: the claims' own overrides, the given ones, and the seed in both places.
+
+    Raises:
+        ConfigError: the profile has no section `claims`.
+    """
+    plain = load_profile(profile_name, dict(overrides))
+    if plain.claims is None:
+        raise ConfigError(
+            f"profile {plain.name} has no section `claims`: they are measured in a simulated world (tiny)"
+        )
+    if plain.evaluation.judge != "gold":
+        raise ConfigError("the claims are about the true reward: they need evaluation.judge=gold")
+    changed = {**plain.claims.overrides, **overrides}
+    return load_profile(profile_name, changed if seed is None else {**changed, "world.seed": seed}, seed)
+
+
+def choose_claims(profile: Profile, only: Sequence[str] | None) -> dict[str, Claim]:
+    """The wanted claims, in the report's order.
+
+    Raises:
+        ConfigError: an identifier that does not exist.
+    """
+    claims = build_claims(profile)
+    unknown = sorted(set(only or []) - set(claims))
+    if unknown:
+        raise ConfigError(f"no claim {', '.join(unknown)}; known: {', '.join(claims)}")
+    return {name: claim for name, claim in claims.items() if only is None or name in only}
+
+
+def plan_jobs(
+    profile_name: str,
+    profile: Profile,
+    claims: Mapping[str, Claim],
+    seeds: int | None,
+    overrides: dict[str, Any],
+    run_dir: str,
+) -> list[Job]:
+    """Which seed measures which claims. The first seeds do most, so they come first."""
+    settings = claims_settings(profile)
+    limit = settings.seeds if seeds is None else seeds
+    jobs = []
+    for index in range(min(limit, settings.seeds)):
+        own = tuple(name for name, claim in claims.items() if claim.all_seeds or index < settings.fewer_seeds)
+        elsewhere = index < settings.variant_seeds and limit >= settings.variant_seeds
+        variant = tuple(name for name, claim in claims.items() if claim.in_variants) if elsewhere else ()
+        if own:
+            jobs.append(Job(profile_name, overrides, settings.first_seed + index, run_dir, own, variant))
+    return jobs
+
+
+def run_job(job: Job) -> Measured:
+    """All stages and measures of one seed."""
+    from rlhflow_utils.claims.seed_run import SeedRun, variant_overrides
+
+    quiet_libraries()
+    profile = seed_profile(job.profile_name, job.overrides, job.seed)
+    claims = build_claims(profile)
+    folder = PROJECT / job.run_dir / f"seed{job.seed}"
+    with locked(folder):
+        own = SeedRun(profile, folder)
+        measured = {"": measure_claims(own, [claims[name] for name in job.claims])}
+        for variant in claims_settings(profile).variants if job.variant_claims else []:
+            changed = own.run.with_overrides(variant_overrides(profile, variant)).profile
+            other = SeedRun(changed, folder.with_name(f"{folder.name}-{variant.name}"), models_from=own)
+            measured[variant.name] = measure_claims(other, [claims[name] for name in job.variant_claims])
+    return measured
+
+
+def measure_claims(seed: Any, claims: Sequence[Claim]) -> dict[str, dict[str, Measure]]:
+    """Run the arms of some claims and read their measures: arm -> metric -> measure."""
+    from rlhflow_utils.claims.arm_runs import prepare
+    from rlhflow_utils.claims.measures import measure_arm
+
+    arms = wanted_arms(claims)
+    for arm in arms:
+        prepare(seed, arm)
+    return {arm: measure_arm(seed.run, arm) for arm in arms}
+
+
+def _results_of(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Measured]]:
+    """Seed and measures of each job as it ends; in this process where one worker does."""
+    if workers <= 1:
+        yield from ((job.seed, run_job(job)) for job in jobs)
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))  # read by the children's torch
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(run_job, job): job.seed for job in jobs}
+        for future in as_completed(running):
+            yield running[future], future.result()
+
+
+def _records(
+    profile: Profile, claims: Mapping[str, Claim], measured: Mapping[int, Measured], jobs: Sequence[Job]
+) -> dict[str, dict[str, Any]]:
+    """The record of every claim that at least one finished seed has measured."""
+    from rlhflow_utils.claims.records import claim_record
+
+    done = [job for job in sorted(jobs, key=lambda job: job.seed) if job.seed in measured]
+    records = {}
+    for name, claim in claims.items():
+        seeds = {str(job.seed): measured[job.seed][""] for job in done if name in job.claims}
+        variants = {
+            variant.name: {
+                str(job.seed): measured[job.seed][variant.name] for job in done if name in job.variant_claims
+            }
+            for variant in claims_settings(profile).variants
+        }
+        if seeds:
+            command = f"python -m rlhflow_utils claims --only {name} --seeds {len(seeds)}"
+            records[name] = claim_record(claim, seeds, variants, profile.evaluation, command)
+    return records

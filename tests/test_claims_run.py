@@ -1,0 +1,114 @@
+"""A shortened real run of two claims in a very small world: every kind of stage, equal budgets, nothing run twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhflow_utils.claims.run import run_claims
+from rlhflow_utils.config import load_profile
+from rlhflow_utils.manifest import PROJECT
+
+pytestmark = pytest.mark.slow
+SMALL: dict[str, Any] = {
+    "world.entities": 4,
+    "world.corpus": {"statements": 40, "questions": 40, "proofread": 20, "graded": 20, "comparisons": 20},
+    "world.sft.demonstrations": 120,
+    "world.sft.translations": 30,
+    "world.sft.judgements": 30,
+    "world.prompts": 64,
+    "world.eval_prompts": 24,
+    "world.translation_tests": 6,
+    "world.benchmark_rows": 24,
+    "base_model.hidden_size": 32,
+    "base_model.num_hidden_layers": 1,
+    "base_model.intermediate_size": 64,
+    "base_model.num_attention_heads": 2,
+    "base_model.vocab_size": 400,
+    "generation.max_new_tokens": 12,
+    "generation.responses": 4,
+    "iterative.iterations": 2,
+    "iterative.prompts_per_iteration": 16,
+    "data.evaluation_prompts": 24,
+    "length_bias.prompts": 12,
+    "length_bias.responses": 4,
+    "evaluation.bootstrap_samples": 100,
+    "claims.overrides": {},
+    "claims.variants": [{"name": "noisier", "sharpness": 0.5, "length_bonus": 1.0}],
+    "claims.seeds": 1,
+    "claims.fewer_seeds": 1,
+    "claims.variant_seeds": 1,
+    **{f"world.preferences.sources.{name}.rows": 20 for name in load_profile("tiny").world.preferences.sources},  # type: ignore[union-attr]
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("claims")
+    _run(folder)
+    return folder
+
+
+def _run(folder: Path) -> None:
+    run_dir = os.path.relpath(folder / "runs", PROJECT)
+    run_claims("tiny", only=["e", "n"], overrides=SMALL, run_dir=run_dir, results=folder / "results")
+
+
+def _manifest(finished: Path, stage: str, seed: str = "seed10") -> dict[str, Any]:
+    return dict(json.loads((finished / "runs" / seed / stage / "manifest.json").read_text(encoding="utf-8")))
+
+
+def test_each_claim_has_its_record(finished: Path) -> None:
+    records = {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in (finished / "results").glob("*.json")
+    }
+    assert set(records) == {"e", "n"}
+    e = records["e"]
+    assert (e["claim"], e["seeds"], e["interval"]) == ("e", 1, "over prompts, not over seeds")
+    assert set(e["arms"]) == {"main", "offline"}
+    assert set(e["arms"]["main"]) == {"10"}
+    assert {"win_rate@1", "win_rate@2", "gold@2", "proxy@2", "exact_match"} <= set(e["arms"]["main"]["10"])
+    assert set(e["variants"]) == {"noisier"}
+    assert records["n"]["variants"] == {}
+    shown = e["arms"]["main"]["10"]["win_rate@2"] - e["arms"]["offline"]["10"]["win_rate"]
+    assert e["parts"][0]["effect"] == pytest.approx(shown, abs=1e-4)
+
+
+def test_offline_and_iterative_dpo_train_on_equally_many_pairs(finished: Path) -> None:
+    """Pairs times epochs agree: with a smaller offline set, its epochs make up for it."""
+    pairs = [_manifest(finished, name)["rows"]["prompts"]["rows_out"] for name in ("08_iter1_pairs", "09_iter2_pairs")]
+    offline = _manifest(finished, "10_offline_dpo")
+    rows = offline["config"]["offline_dpo"]["pairs"]
+    epochs = offline["config"]["offline_dpo"]["training"]["num_train_epochs"]
+    online = _manifest(finished, "09_iter2_dpo")["config"]["dpo"]["training"]["num_train_epochs"]
+    assert rows * epochs == pytest.approx(sum(pairs) * online)
+
+
+def test_replay_takes_all_pairs_with_equal_updates(finished: Path) -> None:
+    replay, main = _manifest(finished, "11_replay_iter2_dpo"), _manifest(finished, "09_iter2_dpo")
+    assert set(replay["inputs"]) == {"policy", "sft", "pairs0", "pairs1"}
+    assert replay["inputs"]["policy"] == "stage:09_iter1_dpo", "iteration 1 is shared"
+    epochs = [m["config"]["dpo"]["training"]["num_train_epochs"] for m in (replay, main)]
+    assert epochs[0] == epochs[1] / 2
+
+
+def test_other_annotators_share_base_and_sft(finished: Path) -> None:
+    for stage in ("00_base_model", "02_sft"):
+        assert _manifest(finished, stage)["key"] == _manifest(finished, stage, "seed10-noisier")["key"]
+    assert _manifest(finished, "03_bt_mix2")["key"] != _manifest(finished, "03_bt_mix2", "seed10-noisier")["key"]
+
+
+def test_nothing_runs_twice_and_a_lost_stage_is_made_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "results" / "e.json").read_text(encoding="utf-8")
+    _run(finished)
+    assert ": running" not in capsys.readouterr().out
+    shutil.rmtree(finished / "runs" / "seed10" / "11_replay_iter2_evaluation")
+    _run(finished)
+    ran = [line for line in capsys.readouterr().out.splitlines() if ": running" in line]
+    assert ran == ["▸ 11_replay_iter2_evaluation: running"]
+    assert (finished / "results" / "e.json").read_text(encoding="utf-8") == before
