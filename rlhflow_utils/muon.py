@@ -27,7 +27,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     tall = matrices.size(-2) > matrices.size(-1)
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
@@ -50,7 +50,9 @@ class Muon(torch.optim.Optimizer):
             betas: AdamW's decay rates.
             weight_decay: decoupled; of the hidden matrices and the embeddings, not of the norms.
         """
-        hidden, tables, vectors = [], [], []
+        hidden: list[Tensor] = []
+        tables: list[Tensor] = []
+        vectors: list[Tensor] = []
         for name, parameter in model.named_parameters():
             outer = any(part in name for part in ("embed", "lm_head", "score"))
             (vectors if parameter.ndim < 2 else tables if outer else hidden).append(parameter)

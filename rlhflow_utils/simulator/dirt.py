@@ -114,9 +114,11 @@ def _spoil(source: str, rows: list[Row], index: int, reason: str) -> int:
         _set_answer(source, row, 1, _get_answer(source, row, 0))
     elif reason in ("empty_turn", "zero_width", "role_tag_in_turn", "non_string_content"):
         old = _get_answer(source, row, 1)
-        new = {"empty_turn": "", "zero_width": ZERO_WIDTH, "role_tag_in_turn": f"{old}{ROLE_TAG}",
-               "non_string_content": True}[reason]  # fmt: skip
-        _set_answer(source, row, 1, new)
+        spoiled: dict[str, str | bool] = {
+            "empty_turn": "", "zero_width": ZERO_WIDTH,
+            "role_tag_in_turn": f"{old}{ROLE_TAG}", "non_string_content": True,
+        }  # fmt: skip
+        _set_answer(source, row, 1, spoiled[reason])
         return 3 if source in ("helpsteer", "ultrafeedback", "code_ultrafeedback") else 1
     elif reason == "tie":
         _tie(source, rows, index)
