@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Test processes are many and their models tiny: one thread each is fastest, and the hub is never asked.
@@ -10,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from loopback import ChatServer, Reply
 
 from rlhflow_utils.manifest import PROJECT, quiet_libraries
 
@@ -29,3 +31,17 @@ def data_root() -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-dir", default=None, help="run folder of a finished guide run, for tests/guide_run")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[int, str], Reply]], ChatServer]]:
+    """Starts chat servers on loopback and closes them after the test."""
+    servers: list[ChatServer] = []
+
+    def start(answer: Callable[[int, str], Reply]) -> ChatServer:
+        servers.append(ChatServer(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

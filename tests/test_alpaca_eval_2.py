@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from loopback import ChatServer, Reply
+from loopback import Reply
 
 from rlhflow_utils.chat_benchmarks import alpaca_eval_2 as ae
 
@@ -62,19 +61,6 @@ def test_model_outputs_are_in_the_benchmark_s_format() -> None:
     assert ae.model_outputs([row], "ours") == [{"instruction": "Q", "output": "A", "generator": "ours"}]
     with pytest.raises(ValueError, match="prompt p: AlpacaEval wants one user turn"):
         ae.model_outputs([{**row, "prompt": row["prompt"] * 3}], "ours")
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[int, str], Reply]], ChatServer]]:
-    servers: list[ChatServer] = []
-
-    def start(answer: Callable[[int, str], Reply]) -> ChatServer:
-        servers.append(ChatServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def _verdict(likeliest: dict[str, float]) -> dict[str, Any]:

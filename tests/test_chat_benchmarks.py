@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from loopback import ChatServer, Reply
+from loopback import Reply
 from tiny_models import MODEL, save_policy, settings
 
 from rlhflow_utils.chat_benchmarks import arena_hard as ah
@@ -18,19 +17,6 @@ from rlhflow_utils.chat_benchmarks import mt_bench as mt
 from rlhflow_utils.endpoint import ChatEndpoint
 
 JUDGMENTS = "model_judgment_gemini-1.5-pro-api-0514_phi-3-medium-4k-instruct.jsonl"
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[int, str], Reply]], ChatServer]]:
-    servers: list[ChatServer] = []
-
-    def start(answer: Callable[[int, str], Reply]) -> ChatServer:
-        servers.append(ChatServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 # --- MT-Bench -----------------------------------------------------------------------------------------------------

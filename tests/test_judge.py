@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import ChatServer, Reply
+from loopback import Reply
 
 from rlhflow_utils import judge as jd
 from rlhflow_utils.config import load_profile
@@ -29,19 +29,6 @@ class LengthJudge:
 
     def outcomes(self, prompts: jd.Prompts, responses_a: Any, responses_b: Any) -> list[float]:
         return jd.compare_rewards(self.rewards(prompts, responses_a), self.rewards(prompts, responses_b))
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[int, str], Reply]], ChatServer]]:
-    servers: list[ChatServer] = []
-
-    def start(answer: Callable[[int, str], Reply]) -> ChatServer:
-        servers.append(ChatServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def _prompt(text: str) -> list[dict[str, str]]:
