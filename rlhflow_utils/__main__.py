@@ -67,7 +67,8 @@ def _chat(options: argparse.Namespace) -> None:
 def _academic(options: argparse.Namespace) -> None:
     from rlhflow_utils.academic import evaluate_academic
     from rlhflow_utils.config import load_profile
-    from rlhflow_utils.manifest import PROJECT, write_json
+    from rlhflow_utils.manifest import write_json
+    from rlhflow_utils.provenance import PROJECT
 
     profile = load_profile(options.profile, {"data.root": options.data_root} if options.data_root else None)
     results = evaluate_academic(

@@ -17,8 +17,9 @@ from typing import Any
 
 from rlhflow_utils.config import ConfigError, Profile, load_profile, validate_profile
 from rlhflow_utils.data_cards import load_facts
-from rlhflow_utils.manifest import Sections, Stage, quiet_libraries, stage_seed
+from rlhflow_utils.manifest import Sections, Stage, stage_seed
 from rlhflow_utils.preference_data import build_preference_data
+from rlhflow_utils.provenance import quiet_libraries
 from rlhflow_utils.simulator import write_world
 from rlhflow_utils.source_statistics import explain_table1, side_by_side
 from rlhflow_utils.tables import markdown_table

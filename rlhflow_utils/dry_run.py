@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlhflow_utils.config import ConfigError, Profile, load_profile
-from rlhflow_utils.manifest import PROJECT, quiet_libraries
 from rlhflow_utils.paper_recipe import ARCHITECTURES, GATED, PAPER_GENERATION, paper_settings
+from rlhflow_utils.provenance import PROJECT, quiet_libraries
 from rlhflow_utils.training import accumulation_steps, lora_config, training_arguments
 from rlhflow_utils.training_plan import PlannedStage, planned_stages
 

@@ -19,7 +19,8 @@ from rlhflow_utils.chat import encode_prompt, load_tokenizer
 from rlhflow_utils.child_process import end_with_parent, run_module
 from rlhflow_utils.engines import Engine, open_engine
 from rlhflow_utils.inference import check_lengths, length_batches, load_model, pad
-from rlhflow_utils.manifest import quiet_libraries, write_json
+from rlhflow_utils.manifest import write_json
+from rlhflow_utils.provenance import quiet_libraries
 from rlhflow_utils.response_shards import collect_shards, response_row, shard_file, shard_folder, write_shard
 from rlhflow_utils.settings import GenerationSettings, ModelSettings, Section
 

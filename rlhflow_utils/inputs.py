@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhflow_utils.manifest import PROJECT, Run, StageFolder
+from rlhflow_utils.manifest import Run, StageFolder
+from rlhflow_utils.provenance import PROJECT
 
 Inputs = dict[str, StageFolder | Path | str]
 

@@ -12,7 +12,7 @@ from typing import Any
 import jupytext
 import nbformat
 
-from rlhflow_utils.manifest import PROJECT
+from rlhflow_utils.provenance import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
 SOURCES = NOTEBOOKS / "source"

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.manifest import PROJECT, write_json
+from rlhflow_utils.manifest import write_json
+from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.tables import markdown_table
 
 RESULTS = PROJECT / "results"

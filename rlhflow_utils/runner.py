@@ -19,7 +19,8 @@ from typing import Any
 
 from rlhflow_utils.code_hash import hash_value
 from rlhflow_utils.config import Profile, load_profile
-from rlhflow_utils.manifest import PROJECT, STAGE_LINE, chapter_hash, is_current, locked, quiet_libraries, write_json
+from rlhflow_utils.manifest import STAGE_LINE, chapter_hash, is_current, locked, write_json
+from rlhflow_utils.provenance import PROJECT, quiet_libraries
 
 NOTEBOOKS = PROJECT / "notebooks"
 PROGRESS = (STAGE_LINE, "  step ", "generation: ")  # output lines that the terminal shows too

@@ -19,7 +19,7 @@ from typing import Any
 
 from rlhflow_utils import paper
 from rlhflow_utils.claims.effects import t_interval
-from rlhflow_utils.manifest import PROJECT
+from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.tables import interval
 
 NOT_RUN = "not run here"

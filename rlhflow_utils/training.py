@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlhflow_utils.chat import load_tokenizer
 from rlhflow_utils.child_process import end_with_parent, stream_command
-from rlhflow_utils.manifest import PROJECT, quiet_libraries, write_json
+from rlhflow_utils.manifest import write_json
+from rlhflow_utils.provenance import PROJECT, quiet_libraries
 from rlhflow_utils.settings import LaunchSettings, ModelSettings, Section, TrainingSettings
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from rlhflow_utils.claims.records import CLAIMS, DEVELOPMENT, claims_table, read
 from rlhflow_utils.claims.run import choose_claims, plan_jobs, seed_profile
 from rlhflow_utils.claims.stages import best_of_n_kl, knock_out
 from rlhflow_utils.config import ConfigError, Profile, load_profile
-from rlhflow_utils.manifest import PROJECT
+from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.statistics import Estimate, bon_kl
 
 LETTERS = list("abcdefghijklmno")

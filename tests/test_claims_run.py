@@ -12,7 +12,7 @@ import pytest
 
 from rlhflow_utils.claims.run import run_claims
 from rlhflow_utils.config import load_profile
-from rlhflow_utils.manifest import PROJECT
+from rlhflow_utils.provenance import PROJECT
 
 pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {

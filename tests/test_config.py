@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from rlhflow_utils.config import ConfigError, Profile, load_profile, parse_override, set_dotted
-from rlhflow_utils.manifest import PROJECT
+from rlhflow_utils.provenance import PROJECT
 
 
 def _raw() -> dict[str, Any]:

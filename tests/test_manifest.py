@@ -16,6 +16,7 @@ import pytest
 from rlhflow_utils import code_hash, manifest
 from rlhflow_utils.config import Profile, load_profile
 from rlhflow_utils.manifest import Run, Stage, is_current, locked, write_json
+from rlhflow_utils.provenance import PROJECT
 
 CALLS: list[str] = []
 
@@ -229,7 +230,7 @@ Run("07_test", load_profile("tiny"), Path(sys.argv[1])).stage("07_shards", count
 
 def _child(run_dir: Path, killed_at: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", CHILD, str(run_dir), str(killed_at)]
-    return subprocess.run(command, cwd=manifest.PROJECT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
 
 
 def test_a_killed_stage_goes_on_where_it_was(tmp_path: Path) -> None:

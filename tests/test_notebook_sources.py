@@ -10,8 +10,8 @@ from typing import Any
 import nbformat
 import pytest
 
-from rlhflow_utils.manifest import PROJECT
 from rlhflow_utils.notebooks import NOTEBOOKS, SOURCES, cells_of, read_source
+from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.runner import code_of, notebook_parameters
 
 CHAPTERS = [f"{number:02d}" for number in range(13)]

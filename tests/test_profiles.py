@@ -13,7 +13,7 @@ from tiny_training import build_tiny_model
 from rlhflow_utils import __main__ as command_line
 from rlhflow_utils.config import PROFILES_FOLDER, Profile, load_profile, parse_override, validate_profile
 from rlhflow_utils.dry_run import ModelSize, check_profile, memory_bytes, model_size
-from rlhflow_utils.manifest import PROJECT
+from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.sources import CONVERTERS
 from rlhflow_utils.training import training_arguments
 from rlhflow_utils.training_plan import PlannedStage, mixture_size, planned_stages

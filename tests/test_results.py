@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlhflow_utils.manifest import PROJECT
+from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.results import BLOCK, CLAIMS_BLOCK, README, RESULTS, claims_block, iterations, readme_block
 from rlhflow_utils.tables import cell, interval, markdown_table
 

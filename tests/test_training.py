@@ -16,7 +16,8 @@ from tiny_training import SETTINGS, build_tiny_model, losses, make_job, tokenise
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
 from rlhflow_utils.chat import load_tokenizer
-from rlhflow_utils.manifest import PROJECT, write_json
+from rlhflow_utils.manifest import write_json
+from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.settings import LoraSettings
 from rlhflow_utils.training import (
     _check_global_batch,

@@ -31,7 +31,7 @@ import json
 import math
 import platform
 
-from rlhflow_utils import base_model, chat, manifest, plotting, tables
+from rlhflow_utils import base_model, chat, plotting, provenance, tables
 from rlhflow_utils.inputs import local_files
 from rlhflow_utils.manifest import open_run
 from rlhflow_utils.simulator.stage import build_world
@@ -60,7 +60,7 @@ run = open_run("00_start_here", PROFILE, RUN_DIR, SEED, OVERRIDES)
 # ## Your machine
 
 # %%
-facts = manifest.provenance()
+facts = provenance.provenance()
 print("Python", platform.python_version(), "on", facts["device"])
 for package, version in facts["versions"].items():
     print(f"  {package} {version}")

@@ -17,7 +17,8 @@ from rlhflow_utils.claims.records import CLAIMS, DEVELOPMENT
 from rlhflow_utils.claims.run import seed_profile
 from rlhflow_utils.claims.seed_run import SeedRun
 from rlhflow_utils.config import Profile
-from rlhflow_utils.manifest import PROJECT, locked, quiet_libraries, write_json
+from rlhflow_utils.manifest import locked, write_json
+from rlhflow_utils.provenance import PROJECT, quiet_libraries
 
 
 def choose_betas(profile_name: str, overrides: Mapping[str, Any], run_dir: str, results: Path = CLAIMS) -> None:

@@ -17,7 +17,8 @@ from rlhflow_utils.claims.effects import (
     part_effect,
     plain,
 )
-from rlhflow_utils.manifest import PROJECT, write_json
+from rlhflow_utils.manifest import write_json
+from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.settings import EvaluationSettings
 from rlhflow_utils.tables import cell
 

@@ -15,7 +15,8 @@ from rlhflow_utils.claims.arms import claims_settings
 from rlhflow_utils.claims.designs import Claim, build_claims, wanted_arms
 from rlhflow_utils.claims.effects import Measure
 from rlhflow_utils.config import ConfigError, Profile, load_profile
-from rlhflow_utils.manifest import PROJECT, locked, quiet_libraries
+from rlhflow_utils.manifest import locked
+from rlhflow_utils.provenance import PROJECT, quiet_libraries
 
 Measured = dict[
     str, dict[str, dict[str, Measure]]

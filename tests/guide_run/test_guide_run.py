@@ -14,7 +14,7 @@ import pytest
 from datasets import load_from_disk
 
 from rlhflow_utils.chat import prompt_key
-from rlhflow_utils.manifest import PROJECT
+from rlhflow_utils.provenance import PROJECT
 
 SECTIONS = ("chat", "chat_hard", "safety", "reasoning", "overall")
 
