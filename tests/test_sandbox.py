@@ -22,8 +22,7 @@ def test_recorded_hostile_samples_pass_half(data_root: Path) -> None:
     tests = f"\n{problem['test']}\ncheck({problem['entry_point']})"
     outcomes = [run_program(problem["prompt"] + s["completion"] + tests, timeout=2.0) for s in samples]
     assert [outcome.passed for outcome in outcomes] == [False, False, False, True, True, True]
-    assert [outcome.reason for outcome in outcomes[:2]] == ["PermissionError", "timed out"]
-    assert outcomes[2].reason in {"EOFError", "AssertionError"}, "there is nothing to read"
+    assert [outcome.reason for outcome in outcomes[:3]] == ["PermissionError", "timed out", "EOFError"]
 
 
 def test_reference_solutions_of_humaneval_pass(data_root: Path) -> None:
