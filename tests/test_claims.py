@@ -209,9 +209,9 @@ def test_jobs_share_the_first_seeds(tiny: Profile) -> None:
     assert tiny.claims is not None
     first, profile = tiny.claims.first_seed, seed_profile("tiny", {}, None)
     jobs = plan_jobs("tiny", profile, build_claims(profile), None, {}, "runs/x")
-    assert [job.seed for job in jobs] == [first + i for i in range(tiny.claims.seeds)]
-    assert [len(job.claims) for job in jobs] == [18, 18, 18, 7, 7]
-    assert [job.variant_claims for job in jobs] == [tuple("abcde")] * 2 + [()] * 3
+    assert [job.seed for job in jobs] == [first + i for i in (0, 1, 2, 3, 4, 0, 1)], "every seed, then the variants"
+    assert [len(job.claims) for job in jobs] == [18, 18, 18, 7, 7, 0, 0]
+    assert [job.variant_claims for job in jobs] == [()] * 5 + [tuple("abcde")] * 2
     alone = plan_jobs("tiny", profile, build_claims(profile), 1, {}, "runs/x")
     assert [(job.seed, job.variant_claims) for job in alone] == [(first, ())]
     assert plan_jobs("tiny", profile, choose_claims(profile, ["f"]), None, {}, "runs/x")[-1].seed == first + 2

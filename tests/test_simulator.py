@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from rlhflow_utils.simulator import World, WorldSettings, write_world
 from rlhflow_utils.simulator.annotators import rank_responses, utility
 from rlhflow_utils.simulator.dirt import DIRT_OF_SOURCE
+from rlhflow_utils.simulator.responses import write_distinct_responses
 from rlhflow_utils.simulator.sources import MIX1_SOURCES
 
 SKILLS = ("chat", "chat_hard", "safety", "reasoning")
@@ -34,7 +36,7 @@ SETTINGS = WorldSettings.model_validate({
     "corpus": {"statements": 60, "questions": 200, "proofread": 50, "graded": 100, "comparisons": 50},
     "sft": {"demonstrations": 200, "translations": 40, "judgements": 20, "correct_rate": 0.6, "padded_rate": 0.5},
     "preferences": {
-        "contrast_rate": 0.7, "padded_rate": 0.5, "multi_turn_rate": 0.3, "dirt_rate": DIRT_RATE,
+        "contrast_rate": 0.7, "padded_rate": 0.5, "broken_rate": 0.2, "multi_turn_rate": 0.3, "dirt_rate": DIRT_RATE,
         "sources": {source: annotator(source) for source in DIRT_OF_SOURCE},
     },
     "prompts": 200, "eval_prompts": 80, "translation_tests": 20, "benchmark_rows": 24,
@@ -341,9 +343,24 @@ def test_translation_is_in_no_preference_and_no_prompt(files: Path) -> None:
     assert "Lurish" in (files / "corpus.jsonl").read_text(encoding="utf-8")
 
 
+def test_broken_answers_are_wrong_and_as_many_as_set(world: World) -> None:
+    rng = random.Random(0)
+    task = world.read_prompt("What is the pet of " + world.lexicon.entities[0] + "?")
+    assert task is not None
+    whole = {task.answer, *task.wrong_answers}
+    broken = 0
+    for _ in range(1000):
+        right, wrong = write_distinct_responses(task, [True, False], 0.0, rng, broken_rate=0.3)
+        assert right == task.answer
+        assert world.reward(task.prompt, wrong) < 0
+        assert len(wrong) >= 3, "long enough for the filters"
+        broken += wrong not in whole
+        assert any(text.startswith(wrong) or text.endswith(wrong) for text in whole)
+    assert 250 <= broken <= 350
+
+
 def test_annotators_choose_by_bradley_terry(world: World) -> None:
     import math
-    import random
 
     source = SETTINGS.preferences.sources["shp"]
     prompt, rng = "What is 3+4?", random.Random(0)

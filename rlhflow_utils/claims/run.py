@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Job:
         overrides: from the command line, on top of the claims' own.
         seed: of the world and of all training.
         run_dir: relative to the project.
-        claims: identifiers to measure in the world's own setting.
+        claims: identifiers to measure in the world's own setting; empty: none.
         variant_claims: identifiers to measure under the other annotators; empty: none.
     """
 
@@ -80,11 +80,11 @@ def run_claims(
         flush=True,
     )
     measured: dict[int, Measured] = {}
-    for seed, found in _results_of(jobs, min(workers, len(jobs))):
-        measured[seed] = found
-        records = _records(profile, claims, measured, jobs)
-        write_records(records, results or CLAIMS, PROJECT / run_dir / "results")
-        print(f"seed {seed} measured after {time.time() - started:.0f} s", flush=True)
+    for job, found in _results_of(jobs, min(workers, len(jobs))):
+        measured.setdefault(job.seed, {}).update(found)
+        write_records(_records(profile, claims, measured, jobs), results or CLAIMS, PROJECT / run_dir / "results")
+        where = "" if job.claims else ", other annotators,"
+        print(f"seed {job.seed}{where} measured after {time.time() - started:.0f} s", flush=True)
     if results is None:
         update_readme()
 
@@ -127,17 +127,19 @@ def plan_jobs(
     overrides: dict[str, Any],
     run_dir: str,
 ) -> list[Job]:
-    """Which seed measures which claims. The first seeds do most, so they come first."""
+    """Which seed measures which claims: every seed in the world's own setting, then some under other annotators."""
     settings = claims_settings(profile)
-    limit = settings.seeds if seeds is None else seeds
-    jobs = []
-    for index in range(min(limit, settings.seeds)):
-        own = tuple(name for name, claim in claims.items() if claim.all_seeds or index < settings.fewer_seeds)
-        elsewhere = index < settings.variant_seeds and limit >= settings.variant_seeds
-        variant = tuple(name for name, claim in claims.items() if claim.in_variants) if elsewhere else ()
-        if own:
-            jobs.append(Job(profile_name, overrides, settings.first_seed + index, run_dir, own, variant))
-    return jobs
+    limit = settings.seeds if seeds is None else min(seeds, settings.seeds)
+    own, elsewhere = [], []
+    for index in range(limit):
+        job = Job(profile_name, overrides, settings.first_seed + index, run_dir, (), ())
+        names = tuple(name for name, claim in claims.items() if claim.all_seeds or index < settings.fewer_seeds)
+        if names:
+            own.append(replace(job, claims=names))
+        varied = tuple(name for name, claim in claims.items() if claim.in_variants)
+        if varied and index < settings.variant_seeds <= limit:
+            elsewhere.append(replace(job, variant_claims=varied))
+    return own + elsewhere
 
 
 def run_job(job: Job) -> Measured:
@@ -150,7 +152,7 @@ def run_job(job: Job) -> Measured:
     folder = PROJECT / job.run_dir / f"seed{job.seed}"
     with locked(folder):
         own = SeedRun(profile, folder)
-        measured = {"": measure_claims(own, [claims[name] for name in job.claims])}
+        measured = {"": measure_claims(own, [claims[name] for name in job.claims])} if job.claims else {}
         for variant in claims_settings(profile).variants if job.variant_claims else []:
             changed = own.run.with_overrides(variant_overrides(profile, variant)).profile
             other = SeedRun(changed, folder.with_name(f"{folder.name}-{variant.name}"), models_from=own)
@@ -169,14 +171,14 @@ def measure_claims(seed: Any, claims: Sequence[Claim]) -> dict[str, dict[str, Me
     return {arm: measure_arm(seed.run, arm) for arm in arms}
 
 
-def _results_of(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Measured]]:
-    """Seed and measures of each job as it ends; in this process where one worker does."""
+def _results_of(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measured]]:
+    """Each job with its measures as it ends; in this process where one worker does."""
     if workers <= 1:
-        yield from ((job.seed, run_job(job)) for job in jobs)
+        yield from ((job, run_job(job)) for job in jobs)
         return
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))  # read by the children's torch
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(run_job, job): job.seed for job in jobs}
+        running = {pool.submit(run_job, job): job for job in jobs}
         for future in as_completed(running):
             yield running[future], future.result()
 
@@ -187,16 +189,15 @@ def _records(
     """The record of every claim that at least one finished seed has measured."""
     from rlhflow_utils.claims.records import claim_record
 
-    done = [job for job in sorted(jobs, key=lambda job: job.seed) if job.seed in measured]
+
+    def found(wanted: Sequence[Job], setting: str) -> dict[str, dict[str, dict[str, Measure]]]:
+        return {str(job.seed): measured[job.seed][setting] for job in wanted if setting in measured.get(job.seed, {})}
+
     records = {}
     for name, claim in claims.items():
-        seeds = {str(job.seed): measured[job.seed][""] for job in done if name in job.claims}
-        variants = {
-            variant.name: {
-                str(job.seed): measured[job.seed][variant.name] for job in done if name in job.variant_claims
-            }
-            for variant in claims_settings(profile).variants
-        }
+        seeds = found([job for job in jobs if name in job.claims], "")
+        elsewhere = [job for job in jobs if name in job.variant_claims]
+        variants = {variant.name: found(elsewhere, variant.name) for variant in claims_settings(profile).variants}
         if seeds:
             command = f"python -m rlhflow_utils claims --only {name} --seeds {len(seeds)}"
             records[name] = claim_record(claim, seeds, variants, profile.evaluation, command)

@@ -1,4 +1,4 @@
-"""Answers of mixed quality: right or wrong, short or padded, independently of each other."""
+"""Answers of mixed quality: right or wrong, short or padded, independently of each other; a few broken off."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from .lexicon import CLOSERS, OPENERS
 from .tasks import Task
 
 MISREAD_RATE = 0.4  # of the wrong answers, where a task can be misread
+SHORTEST_PIECE = 4  # characters of a broken answer
 
 
 def write_response(task: Task, correct: bool, padded: bool, rng: random.Random) -> str:
@@ -36,18 +37,29 @@ def write_response(task: Task, correct: bool, padded: bool, rng: random.Random) 
     return " ".join([*openers, core, *closers])
 
 
-def write_distinct_responses(task: Task, correct: list[bool], padded_rate: float, rng: random.Random) -> list[str]:
+def write_distinct_responses(
+    task: Task, correct: list[bool], padded_rate: float, rng: random.Random, broken_rate: float = 0.0
+) -> list[str]:
     """Write different answers to one question, one per entry of ``correct``.
 
-    Where a task has too few different right answers (one word is one word), wrong ones take their place.
+    Where a task has too few different right answers (one word is one word), wrong ones take their place. Of the wrong
+    ones a share of ``broken_rate`` is broken off.
     """
     texts: list[str] = []
     for is_correct in correct:
         for attempt in range(200):
             text = write_response(task, is_correct and attempt < 20, rng.random() < padded_rate, rng)
+            if broken_rate and not is_correct and rng.random() < broken_rate:
+                text = break_off(text, rng)
             if text not in texts:
                 texts.append(text)
                 break
         else:
             raise ValueError(f"simulator: no {len(correct)} different answers to {task.prompt!r}")
     return texts
+
+
+def break_off(text: str, rng: random.Random) -> str:
+    """The beginning or the end of a text, cut anywhere: what a model writes that stops early, or starts too late."""
+    length = rng.randint(SHORTEST_PIECE, max(SHORTEST_PIECE, len(text) - 1))
+    return (text[:length] if rng.random() < 0.5 else text[-length:]).strip()

@@ -54,6 +54,7 @@ class PreferenceSettings(_Strict):
 
     contrast_rate: float = Field(ge=0, le=1, description="share of pairs with one right and one wrong answer")
     padded_rate: float = Field(ge=0, le=1, description="share of answers with filler sentences")
+    broken_rate: float = Field(ge=0, le=1, description="share of wrong answers that are broken off")
     multi_turn_rate: float = Field(ge=0, le=1, description="share of multi-turn rows, where the schema has turns")
     dirt_rate: float = Field(ge=0, le=0.5, description="planted dirt per clean row, in every source but Nectar")
     sources: dict[SourceName, AnnotatorSettings] = Field(description="the annotator of each source")

@@ -81,7 +81,7 @@ class SourceBuilder:
             correct = [True, False]
         else:
             correct = [rng.random() < 0.5] * 2
-        return write_distinct_responses(task, correct, settings.padded_rate, rng)
+        return write_distinct_responses(task, correct, settings.padded_rate, rng, settings.broken_rate)
 
     def _draw_context(self, source: str, annotator: AnnotatorSettings, rng: random.Random) -> list[Message]:
         if source not in MULTI_TURN_SOURCES or rng.random() >= self.world.settings.preferences.multi_turn_rate:
