@@ -189,7 +189,6 @@ def _records(
     """The record of every claim that at least one finished seed has measured."""
     from rlhflow_utils.claims.records import claim_record
 
-
     def found(wanted: Sequence[Job], setting: str) -> dict[str, dict[str, dict[str, Measure]]]:
         return {str(job.seed): measured[job.seed][setting] for job in wanted if setting in measured.get(job.seed, {})}
 
