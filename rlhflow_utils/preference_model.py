@@ -1,7 +1,7 @@
 """The pairwise preference model (paper 2.2, after SLiC-HF): which of two responses is better, as one next token.
 
 The question is an ordinary user turn, ``[CONTEXT] {x} [RESPONSE A] {a1} [RESPONSE B] {a2}``; the answer is the token
-``A`` or ``B``. Training shows the two responses in a random order or in both; inference asks both and averages.
+``A`` or ``B``. Training puts the two responses in a random order; at inference both orders are asked and averaged.
 
 Differences from the released code: the random order is a hash of the row, the same for any number of workers; the two
 logits are read right after the generation prompt, wherever the template puts it; comparisons run in batches.
@@ -18,7 +18,6 @@ from rlhflow_utils.chat import Message, encode_prompt, encode_response, load_tok
 from rlhflow_utils.inference import check_lengths, length_batches, load_model, next_token_logits
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rlhflow_utils.settings import ModelSettings
@@ -59,22 +58,14 @@ def training_tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, 
     Args:
         row: a standard preference row.
         tokenizer: as from `chat.load_tokenizer`.
-        seed: with `row_id` and `source`, it decides whether the chosen response stands at A; a true `swapped` in the
-            row turns that round.
+        seed: with `row_id` and `source`, it decides whether the chosen response stands at A.
     """
     chosen, rejected = row["chosen"][-1]["content"], row["rejected"][-1]["content"]
-    first = chosen_first(seed, f"{row['source']}:{row['row_id']}") != row.get("swapped", False)
+    first = chosen_first(seed, f"{row['source']}:{row['row_id']}")
     question = format_comparison(row["prompt"], *((chosen, rejected) if first else (rejected, chosen)))
     prompt = encode_prompt(question, tokenizer)
     answer = encode_response(question, "A" if first else "B", tokenizer)
     return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
-
-
-def in_both_orders(rows: Dataset) -> Dataset:
-    """Every row twice, the second time marked `swapped`."""
-    from datasets import concatenate_datasets
-
-    return concatenate_datasets([rows.add_column("swapped", [swapped] * len(rows)) for swapped in (False, True)])
 
 
 def chosen_first(seed: int, row_id: str) -> bool:

@@ -170,7 +170,6 @@ class PreferenceModelSettings(Section):
     """Chapter 04 (paper 2.2)."""
 
     mixtures: list[str]
-    both_orders: bool  # every pair twice, once with either response first; false: once, in a random order
     packing: bool
     batch_tokens: PositiveInt
     training: TrainingSettings

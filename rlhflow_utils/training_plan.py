@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhflow_utils.config import Profile
@@ -104,8 +104,6 @@ def planned_stages(profile: Profile) -> Iterator[PlannedStage]:
     pm = profile.preference_model
     for mixture in pm.mixtures:
         size = mixture_size(profile, mixture, conversations=1)
-        if pm.both_orders and size.rows is not None:
-            size = replace(size, rows=2 * size.rows)
         yield PlannedStage(f"04_pm_{mixture}", "preference", model, start, pm.training, size, pm.packing)
     yield from _planned_dpo(profile)
 

@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from rlhflow_utils.base_model import build_model, train_tokenizer
 from rlhflow_utils.chat import load_tokenizer
 from rlhflow_utils.manifest import Stage
-from rlhflow_utils.preference_model import in_both_orders, training_tokens
+from rlhflow_utils.preference_model import training_tokens
 from rlhflow_utils.settings import DpoSettings, TrainingSettings
 from rlhflow_utils.sources import load_texts
 from rlhflow_utils.training import DpoObjective, TrainingJob, run_training
@@ -67,8 +67,6 @@ def train_preference_model(stage: Stage, subset: str) -> None:
     start = _preference_start(stage)
     tokens = partial(training_tokens, tokenizer=load_tokenizer(start, stage.profile.model), seed=stage.seed)
     rows = load_from_disk(str(stage.inputs["data"] / subset))
-    if settings.both_orders:
-        rows = in_both_orders(rows)
     _train(stage, "sft", start, rows, settings.training, packing=settings.packing, tokens=tokens)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from tiny_models import MODEL, POSITIONS, WORDS, prompts, save_policy
 
 from rlhflow_utils.chat import encode_prompt, load_tokenizer, render
@@ -16,7 +15,6 @@ from rlhflow_utils.preference_model import (
     Comparison,
     chosen_first,
     format_comparison,
-    in_both_orders,
     label_ids,
     load_compare,
     pair_accuracy,
@@ -90,15 +88,6 @@ def test_training_rows_put_the_loss_on_answer_and_end_of_turn_alone(model: Path)
         assert tokens["input_ids"].count(tokenizer.bos_token_id) == 1
         answers.add(label)
     assert answers == set(label_ids(tokenizer))
-
-
-def test_both_orders_show_every_row_from_both_sides(model: Path) -> None:
-    tokenizer = load_tokenizer(model)
-    rows = Dataset.from_list([_pair(f"r{index}") for index in range(5)])
-    both = in_both_orders(rows)
-    assert len(both) == 10
-    labels = [training_tokens(row, tokenizer, seed=3)["labels"][-2] for row in both]
-    assert all({labels[i], labels[i + 5]} == set(label_ids(tokenizer)) for i in range(5))
 
 
 def test_order_is_a_fair_coin_that_depends_on_seed_and_row_alone(model: Path) -> None:

@@ -35,7 +35,7 @@ data, sft, test = run.folder("01_preference_data"), run.folder("02_sft"), run.fo
 #
 # `[CONTEXT] {x} [RESPONSE A] {a¹} [RESPONSE B] {a²}` → `A` if the first answer is preferred, else `B`.
 #
-# Which answer stands first is drawn at random in training (or both orders are shown), so that position says nothing. At inference
+# Which answer stands first is drawn at random in training, so that position says nothing. At inference
 # $P(a^1 \succ a^2)$ is the probability of the token A against B. What bias for position is left is taken out by asking
 # twice:
 #
@@ -129,8 +129,7 @@ print(f"P = {forward:.3f} and {backward:.3f}; all checks hold")
 # ## Where we differ
 #
 # * The paper packs PM samples into blocks of 3072 tokens; `preference_model.packing` does the same.
-# * On `tiny` every pair is seen in both orders, in the paper in one (`preference_model.both_orders`): to compare two answers
-#   takes this model longer than to score one, and what it learns from one order it does not know of the other.
+# * Two epochs on `tiny`, one in the paper: to compare two answers takes this model longer than to score one.
 # * The released data script draws the order unseeded under many workers, so no two runs agree. Here it is a hash of the
 #   row's id.
 # * The released evaluation reads the logits at a position that depends on the chat template's version. Here it is the

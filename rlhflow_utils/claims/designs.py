@@ -75,7 +75,7 @@ def judge_claims(profile: Profile) -> list[Claim]:
               precondition=Part("prompting − coin", "overall", "prompting", None, against=0.5)),
         Claim("b", "PM > BT in reasoning, near equal elsewhere", "2.3, Table 2",
               "The PM beats the BT model in reasoning and is near it in the other sections.",
-              f"Accuracy by section, trained on the same pairs (the PM sees each in both orders); {same_rows}.",
+              f"Accuracy by section, both trained on the same pairs for one epoch; {same_rows}.",
               f"Near: within {margin:g} on both sides.", "reasoning 94.7 and 86.4; chat 98.3 and 99.4",
               ("bt", "pm"),
               (Part("PM − BT, reasoning", "reasoning", "pm", "bt"),
