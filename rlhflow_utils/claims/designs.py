@@ -62,6 +62,8 @@ def build_claims(profile: Profile) -> dict[str, Claim]:
 def judge_claims(profile: Profile) -> list[Claim]:
     """a to d: reward models and their rivals (paper 2.3)."""
     margin = claims_settings(profile).margins.accuracy
+    pm, bt = profile.preference_model.training, profile.reward_model.training
+    epochs = f"epochs: PM {pm.num_train_epochs:g}, BT {bt.num_train_epochs:g}"
     same_rows = "the same benchmark rows, base and SFT model; a tie counts as wrong"
     return [
         Claim("a", "prompting < BT and PM", "2.3, Table 2",
@@ -75,7 +77,7 @@ def judge_claims(profile: Profile) -> list[Claim]:
               precondition=Part("prompting − coin", "overall", "prompting", None, against=0.5)),
         Claim("b", "PM > BT in reasoning, near equal elsewhere", "2.3, Table 2",
               "The PM beats the BT model in reasoning and is near it in the other sections.",
-              f"Accuracy by section, both trained on the same pairs for one epoch; {same_rows}.",
+              f"Accuracy by section, trained on the same pairs ({epochs}); {same_rows}.",
               f"Near: within {margin:g} on both sides.", "reasoning 94.7 and 86.4; chat 98.3 and 99.4",
               ("bt", "pm"),
               (Part("PM − BT, reasoning", "reasoning", "pm", "bt"),
