@@ -97,6 +97,7 @@ class Run:
         self.run_dir = run_dir
         self.overrides = dict(overrides or {})
         self.used: dict[str, str] = {}
+        self.saved: dict[str, float] = {}  # seconds that skipped stages once took
         self._started = time.time()
 
     def stage(
@@ -129,6 +130,7 @@ class Run:
         if done and done["key"] == key:
             print(f"{STAGE_LINE}{name}: unchanged, skipped", flush=True)
             self.used[name] = key
+            self.saved[name] = done["wall_seconds"]
             return StageFolder(final, done, skipped=True)
         partial = _partial_folder(self.run_dir, name, key)
         if not _read_manifest(partial):  # killed between finishing and publishing: only the publishing is left
@@ -160,14 +162,14 @@ class Run:
         for key, value in overrides.items():
             set_dotted(raw, key, value, f"chapter {self.chapter}")
         arm = Run(self.chapter, validate_profile(raw, self.profile.name), self.run_dir, {**self.overrides, **overrides})
-        arm.used = self.used
+        arm.used, arm.saved = self.used, self.saved
         return arm
 
     def finish(self) -> None:
         """Record that the chapter ran through, with the stages it used: the runner's ground for skipping it."""
-        record = {"chapter": self.chapter, "stages": self.used, "wall_seconds": round(time.time() - self._started, 1)}
+        record = {"chapter": self.chapter, "stages": self.used, "saved_seconds": round(sum(self.saved.values()), 1)}
         write_json(self.run_dir / "chapters" / f"{self.chapter}.json", record)
-        print(f"chapter {self.chapter} finished: {len(self.used)} stages, {record['wall_seconds']:.0f} s")
+        print(f"chapter {self.chapter} finished: {len(self.used)} stages, {time.time() - self._started:.0f} s")
 
     def _execute(
         self, name: str, function: Callable[..., None], recipe: dict[str, Any], key: str, partial: Path

@@ -171,11 +171,15 @@ def test_chapters_run_once_and_again_only_when_they_must(guide: Path, capsys: py
     assert "▸ 01_value: running" in capsys.readouterr().out
     assert json.loads((guide / "run" / "summary.json").read_text())["01.beta"] == 0.2
 
+    manifest_file = guide / "run" / "01_value" / "manifest.json"
+    manifest_file.write_text(json.dumps(json.loads(manifest_file.read_text()) | {"wall_seconds": 1000.0}))
     _chapter(guide, "01_x", stage, "shown = folder.metrics", "run.finish()")
     _run(guide, overrides={"dpo.beta": 0.2})
     again = capsys.readouterr().out
     assert "[ 1/1] 01_x: running" in again  # its code changed,
     assert "▸ 01_value: unchanged, skipped" in again  # its stage did not
+    total = json.loads((guide / "run" / "summary.json").read_text())["wall_seconds.total"]
+    assert 1000 < total < 1100, "a skipped stage counts with what it took when it ran"
 
 
 def test_a_chapter_must_finish(guide: Path) -> None:

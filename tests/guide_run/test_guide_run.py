@@ -55,14 +55,18 @@ def test_every_headline_metric_is_there(summary: dict[str, Any]) -> None:
 def test_reward_and_preference_models_learn(summary: dict[str, Any], run_dir: Path) -> None:
     """Held-out accuracy on clean labels, well above a coin and above "the longer answer wins"."""
     longer = json.loads((run_dir / "03_bt_mix2_test" / "results.json").read_text(encoding="utf-8"))["longer_wins"]
-    assert summary["03.bt.accuracy_ci_low"] > max(0.6, longer["ci_high"])
-    assert summary["04.pm.accuracy_ci_low"] > max(0.55, longer["ci_high"])
+    for key in ("03.bt.accuracy", "04.pm.accuracy"):
+        assert summary[f"{key}_ci_high"] >= 0.80, "the target, 0.80, is within reach"
+        assert summary[f"{key}_ci_low"] > max(0.7, longer["ci_high"])
     assert summary["03.bt.accuracy.safety"] > summary["03.bt_mix1.accuracy.safety"], "mix2 knows safety better"
 
 
 def test_iterative_dpo_improves_on_sft(summary: dict[str, Any], run_dir: Path) -> None:
-    lows = [summary[f"09.iter{iteration}.gold_win_rate_vs_sft_ci_low"] for iteration in (1, 2, 3)]
-    assert max(lows) > 0.5, "no iteration is significantly better than SFT"
+    for iteration in (1, 2, 3):
+        assert summary[f"09.iter{iteration}.gold_win_rate_vs_sft_ci_low"] > 0.5, f"iteration {iteration} against SFT"
+    first, last = (summary[f"09.iter{iteration}.gold_win_rate_vs_sft"] for iteration in (1, 3))
+    assert last > first, "the third iteration is better than the first"
+    assert summary["09.iter3.gold_win_rate_vs_sft_ci_high"] >= 0.65, "the target, 0.65, is within reach"
     results = json.loads((run_dir / "09_iter3_evaluation" / "results.json").read_text(encoding="utf-8"))
     assert results["n"] >= 500, "on at least 500 held-out prompts"
 
