@@ -39,8 +39,9 @@ def publish_results(run_dir: str) -> Path:
     target = RESULTS / str(manifest["profile"])
     write_json(target / "summary.json", record)
     if manifest["profile"] == "tiny":
+        n = summary["01.evaluation_prompts.rows_out"]
         figure = plotting.win_rate_over_iterations(
-            [estimate(summary, f"09.iter{k}.gold_win_rate_vs_sft") for k in iterations(summary)],
+            [{**estimate(summary, f"09.iter{k}.gold_win_rate_vs_sft"), "n": n} for k in iterations(summary)],
             others={"offline DPO": estimate(summary, "10.offline_dpo.gold_win_rate_vs_sft")},
             caption="Simulated world, model of under one million parameters, one seed. "
             "Evidence about the method, not about LLaMA-3.",

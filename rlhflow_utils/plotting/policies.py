@@ -139,8 +139,8 @@ def win_rate_over_iterations(
     axes.set(ylabel=f"win rate against SFT (%)\njudge: {judge.replace('_', ' ')}")
     axes.legend(loc="upper left")
     last = curves["value"][-1]
-    n = iterations[-1].get("n")
-    return finish(figure, f"After iteration {steps[-1]} the policy wins {last:.1f} % against SFT (n = {n})", caption)
+    title = f"After iteration {steps[-1]} the policy wins {last:.1f} % against SFT (n = {iterations[-1]['n']})"
+    return finish(figure, title, caption)
 
 
 def proxy_against_gold(
