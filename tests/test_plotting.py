@@ -227,6 +227,16 @@ def test_loss_curve_that_rises_is_not_called_falling() -> None:
     assert "does not fall" in plotting.loss_curves(rising).get_suptitle()
 
 
+def test_a_long_loss_curve_is_judged_by_its_running_mean() -> None:
+    zigzag = [{"step": i, "loss": 2 - i / 100 + (1 if i % 2 else -1)} for i in range(100)]  # its last loss is high
+    figure = plotting.loss_curves({"x": zigzag})
+    raw, mean = figure.axes[0].get_lines()
+    assert len(raw.get_xdata()) == 100
+    assert list(mean.get_xdata()) == list(range(3, 100))
+    assert mean.get_ydata()[0] == pytest.approx(2 - 0.015)  # steps 0 to 3: 2 - (0 + 1 + 2 + 3) / 400
+    assert figure.get_suptitle() == "The training loss falls"
+
+
 def test_edges_hold_zero_and_cover_the_values() -> None:
     values = RNG.normal(2, 3, 500)
     edges = edges_through_zero(values)

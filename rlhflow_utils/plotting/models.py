@@ -35,7 +35,7 @@ def loss_curves(
     baseline_label: str = "",
     caption: str = "",
 ) -> Figure:
-    """Training loss over optimiser steps.
+    """Training loss over optimiser steps: each batch's, and its running mean over a twenty-fifth of the run.
 
     Args:
         histories: name of the run -> log entries with `step` and `loss`, as the trainer wrote them.
@@ -48,8 +48,11 @@ def loss_curves(
     for (name, history), colour in zip(histories.items(), CYCLE, strict=False):
         entries = [entry for entry in history if "loss" in entry]
         steps, losses = [entry["step"] for entry in entries], [entry["loss"] for entry in entries]
-        axes.plot(steps, losses, color=colour, lw=1.6, label=f"{name}: ends at {losses[-1]:.3f}")
-        falling = falling and losses[-1] < losses[0]
+        window = max(1, len(losses) // 25)
+        means = np.convolve(losses, np.ones(window) / window, mode="valid")
+        axes.plot(steps, losses, color=colour, lw=0.8, alpha=0.3)
+        axes.plot(steps[window - 1 :], means, color=colour, lw=1.8, label=f"{name}: ends at {means[-1]:.3f}")
+        falling = falling and bool(means[-1] < means[0])
     if baseline is not None:
         place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
         axes.axhline(baseline, color=GREY, lw=1, ls="--")
