@@ -24,6 +24,7 @@ from rlhflow_utils.provenance import PROJECT, quiet_libraries
 
 NOTEBOOKS = PROJECT / "notebooks"
 PROGRESS = (STAGE_LINE, "  step ", "generation: ")  # output lines that the terminal shows too
+KERNEL_SECONDS = 300  # a kernel may take so long to start: on a loaded machine, 60 (the default) is too short
 
 
 class ChapterError(RuntimeError):
@@ -186,6 +187,7 @@ def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
         papermill.execute_notebook(
             str(notebook), str(output), parameters=values, kernel_name="python3", cwd=str(PROJECT),
             progress_bar=False, log_output=True, stdout_file=StageLines(), stderr_file=io.StringIO(), config=private,
+            start_timeout=KERNEL_SECONDS,
         )  # fmt: skip
     except PapermillExecutionError as error:
         message = " ".join(str(error.evalue).split())
