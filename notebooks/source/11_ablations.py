@@ -156,9 +156,10 @@ display(Markdown(report.surprises(records)))
 # %% [markdown]
 # **Built in** to the world, so that finding it proves only that the pipeline can: the gold reward; annotators who err by a
 # known amount, and lean to length by a known amount; mix1's sources, which lean long and know little of safety and
-# reasoning; mix2's, which label those cleanly; SFT demonstrations that are right only part of the time and often padded;
-# graded exam sheets in the base corpus, without which no judge could check a sum; a fifth skill that no preference
-# touches. **Measured**: whether the models pick any of it up, how far a policy follows, and what each choice costs.
+# reasoning; mix2's, which label those cleanly; a fifth of the wrong answers broken off, as sampled ones can be; SFT
+# demonstrations that are right only part of the time and often padded; graded exam sheets in the base corpus, without
+# which no judge could check a sum; a fifth skill that no preference touches. **Measured**: whether the models pick any of
+# it up, how far a policy follows, and what each choice costs.
 #
 # The paper's own ablation rows (Table 6), for orientation: another scale, another judge.
 
