@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import base64
+import io
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from rlhflow_utils.notebooks import NOTEBOOKS, SOURCES, cells_of, read_source
+from rlhflow_utils.notebooks import NOTEBOOKS, SOURCES, cells_of, read_source, small_picture
 from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.runner import code_of, notebook_parameters
 
@@ -101,3 +103,18 @@ def test_the_chapter_opens_and_finishes_its_run(name: str) -> None:
     assert isinstance(opened[0].args[0], ast.Constant)
     assert opened[0].args[0].value == name
     assert any(isinstance(node.func, ast.Attribute) and node.func.attr == "finish" for node in calls)
+
+
+def test_a_small_picture_keeps_its_size_and_its_look() -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    axes.imshow([[0.1, 0.5], [0.7, 0.9]])
+    buffer = io.BytesIO()
+    figure.savefig(buffer)
+    plt.close(figure)
+    small = base64.b64decode(small_picture(base64.b64encode(buffer.getvalue()).decode()))
+    before, after = (plt.imread(io.BytesIO(data))[..., :3] for data in (buffer.getvalue(), small))
+    assert before.shape == after.shape
+    assert abs(before - after).max() < 0.1
+    assert len(small) < len(buffer.getvalue())
