@@ -117,4 +117,4 @@ def surprises(records: Mapping[str, Record]) -> str:
 def command_of(records: Sequence[Record]) -> str:
     """The command that measures some claims again."""
     only = ",".join(record["claim"] for record in records)
-    return f"python -m rlhflow_utils claims --only {only}"
+    return f"python -m rlhflow_utils claims --only {only} --seeds {max(record['seeds'] for record in records)}"
