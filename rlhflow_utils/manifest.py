@@ -97,7 +97,7 @@ class Run:
         self.run_dir = run_dir
         self.overrides = dict(overrides or {})
         self.used: dict[str, str] = {}
-        self.saved: dict[str, float] = {}  # seconds that skipped stages once took
+        self.saved: dict[str, float] = {}  # seconds that skipped stages of this chapter once took
         self._started = time.time()
 
     def stage(
@@ -130,7 +130,8 @@ class Run:
         if done and done["key"] == key:
             print(f"{STAGE_LINE}{name}: unchanged, skipped", flush=True)
             self.used[name] = key
-            self.saved[name] = done["wall_seconds"]
+            if done["chapter"] == self.chapter:
+                self.saved[name] = done["wall_seconds"]
             return StageFolder(final, done, skipped=True)
         partial = _partial_folder(self.run_dir, name, key)
         if not _read_manifest(partial):  # killed between finishing and publishing: only the publishing is left
@@ -185,8 +186,8 @@ class Run:
         wall = round(time.time() - started, 1)
         config = {section: _section_value(self.profile, section) for section in recipe["reads"]}
         manifest = {
-            "stage": name, "key": key, **recipe, "config": config, "config_hash": hash_value(config),
-            "input_hashes": _input_hashes(recipe["inputs"], self.run_dir), "seed": stage.seed,
+            "stage": name, "chapter": self.chapter, "key": key, **recipe, "config": config,
+            "config_hash": hash_value(config), "input_hashes": _input_hashes(recipe["inputs"], self.run_dir), "seed": stage.seed,
             "profile": self.profile.name, "rows": stage.rows, "metrics": stage.metrics, "wall_seconds": wall,
             **provenance(),
         }  # fmt: skip

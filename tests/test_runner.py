@@ -181,6 +181,11 @@ def test_chapters_run_once_and_again_only_when_they_must(guide: Path, capsys: py
     total = json.loads((guide / "run" / "summary.json").read_text())["wall_seconds.total"]
     assert 1000 < total < 1100, "a skipped stage counts with what it took when it ran"
 
+    _chapter(guide, "02_y", stage, "run.finish()")  # the same stage, made by the chapter before
+    _run(guide, overrides={"dpo.beta": 0.2})
+    seconds = json.loads((guide / "run" / "summary.json").read_text())
+    assert seconds["wall_seconds.02_y"] < 100, "and counts once, for the chapter that made it"
+
 
 def test_a_chapter_must_finish(guide: Path) -> None:
     _chapter(guide, "01_x", "x = 1")

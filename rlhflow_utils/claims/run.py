@@ -18,9 +18,8 @@ from rlhflow_utils.config import ConfigError, Profile, load_profile
 from rlhflow_utils.manifest import locked
 from rlhflow_utils.provenance import PROJECT, quiet_libraries
 
-Measured = dict[
-    str, dict[str, dict[str, Measure]]
-]  # setting of the annotators ("" is the world's own) -> arm -> metric
+# Setting of the annotators ("" is the world's own) -> arm -> metric.
+Measured = dict[str, dict[str, dict[str, Measure]]]
 
 
 @dataclass(frozen=True)
