@@ -187,9 +187,9 @@ class Run:
         config = {section: _section_value(self.profile, section) for section in recipe["reads"]}
         manifest = {
             "stage": name, "chapter": self.chapter, "key": key, **recipe, "config": config,
-            "config_hash": hash_value(config), "input_hashes": _input_hashes(recipe["inputs"], self.run_dir), "seed": stage.seed,
-            "profile": self.profile.name, "rows": stage.rows, "metrics": stage.metrics, "wall_seconds": wall,
-            **provenance(),
+            "config_hash": hash_value(config), "input_hashes": _input_hashes(recipe["inputs"], self.run_dir),
+            "seed": stage.seed, "profile": self.profile.name, "rows": stage.rows, "metrics": stage.metrics,
+            "wall_seconds": wall, **provenance(),
         }  # fmt: skip
         write_json(partial / "manifest.json", manifest)
         print(f"{STAGE_LINE}{name}: done in {wall:.0f} s", flush=True)

@@ -64,7 +64,7 @@ class RepeatableOrder:
             arguments.train_sampling_strategy = "random"
             return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
         batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        return SeededLengthSampler(batch, list(dataset["length"]), arguments.seed)
+        return SeededLengthSampler(batch, dataset["length"][:], arguments.seed)
 
 
 class TokenisedSFTTrainer(RepeatableOrder, SFTTrainer):

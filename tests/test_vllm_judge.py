@@ -31,7 +31,7 @@ QUESTIONS = [[{"role": "user", "content": f"question number {index}"}] for index
 
 class Server(NamedTuple):
     url: str
-    log: Path
+    group: int  # of its processes
 
 
 def _save_judge(folder: Path) -> None:
@@ -83,7 +83,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         )
     try:
         _wait(f"http://127.0.0.1:{port}/health", process, log)
-        yield Server(f"http://127.0.0.1:{port}/v1", log)
+        yield Server(f"http://127.0.0.1:{port}/v1", process.pid)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -142,10 +142,18 @@ def test_replies_without_a_verdict_are_counted(server: Server) -> None:
     assert (endpoint.counts["asked"], endpoint.counts["refused"]) == (3, 2)
 
 
-def test_a_server_that_is_too_slow_is_retried_and_then_named(server: Server) -> None:
-    endpoint = ChatEndpoint(server.url, "judge", None, timeout=0.001, max_retries=1)
-    with pytest.raises(RuntimeError, match="no reply in time to any of 2 requests"):
-        endpoint.ask(QUESTIONS[:2], 256)
+def test_a_server_that_hangs_is_retried_and_then_named(server: Server) -> None:
+    endpoint = ChatEndpoint(server.url, "judge", None, timeout=0.3, max_retries=1)
+    os.killpg(server.group, signal.SIGSTOP)
+    try:
+        with pytest.raises(RuntimeError, match="no reply in time to any of 2 requests"):
+            endpoint.ask(QUESTIONS[:2], 256)
+    finally:
+        os.killpg(server.group, signal.SIGCONT)
+    assert endpoint.counts["attempts"] == 4  # both requests, twice each
+
+
+def test_an_unknown_model_is_named(server: Server) -> None:
     with pytest.raises(RuntimeError, match=r"model 'nobody'.*evaluation\.judge_model"):
         ChatEndpoint(server.url, "nobody", None, max_retries=0).ask(QUESTIONS[:1], 8)
 
