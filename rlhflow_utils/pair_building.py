@@ -28,8 +28,8 @@ def build_pair(row: Row, strategy: Strategy, length_penalty: float, seed: int) -
 
     Args:
         row: `prompt_id`, `prompt`, `responses`, `response_ids`, `rewards` and optionally `source`.
-        strategy: `best_vs_worst` (the paper's), `best_vs_random` (another response at random) or `random` (two at
-            random, in the order of their penalised rewards).
+        strategy: `best_vs_worst` (the paper's), `best_vs_random` (the best and another text at random) or `random` (two
+            texts that differ, at random, in the order of their penalised rewards).
         length_penalty: lambda of eq. 8, reward per character.
         seed: with the prompt's id, it fixes the random choices.
 
@@ -46,7 +46,7 @@ def build_pair(row: Row, strategy: Strategy, length_penalty: float, seed: int) -
         return "identical_responses"
     if min(rewards) == max(rewards):
         return "tie"
-    a, b = _select(rewards, strategy, random.Random(f"{seed}:{row['prompt_id']}"))
+    a, b = _select(row["responses"], rewards, strategy, random.Random(f"{seed}:{row['prompt_id']}"))
     if row["responses"][a] == row["responses"][b]:
         return "identical_responses"
     if rewards[a] == rewards[b]:
@@ -110,16 +110,19 @@ def _check(row: Row) -> None:
         raise ValueError(f"prompt {row['prompt_id']}: a pair needs two responses; raise generation.responses to 2")
 
 
-def _select(rewards: Sequence[float], strategy: Strategy, rng: random.Random) -> tuple[int, int]:
-    """Two different responses; of equal rewards the earlier one counts as best and as worst."""
+def _select(
+    responses: Sequence[str], rewards: Sequence[float], strategy: Strategy, rng: random.Random
+) -> tuple[int, int]:
+    """Two responses; of equal rewards the earlier one counts as best and as worst.
+
+    A random partner is drawn among the other texts, so that no strategy loses more prompts than another.
+    """
     indices = range(len(rewards))
     best = max(indices, key=rewards.__getitem__)
     if strategy == "best_vs_worst":
         return best, min(indices, key=rewards.__getitem__)
-    if strategy == "best_vs_random":
-        return best, rng.choice([index for index in indices if index != best])
-    a, b = rng.sample(indices, 2)
-    return a, b
+    first = best if strategy == "best_vs_random" else rng.choice(indices)
+    return first, rng.choice([index for index in indices if responses[index] != responses[first]])
 
 
 def _pair(row: Row, penalised: Sequence[float], chosen: int, rejected: int) -> dict[str, Any]:

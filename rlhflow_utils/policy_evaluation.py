@@ -39,8 +39,9 @@ def compare_policies(
 
     Returns:
         JSON values. `estimates` maps a metric's name to its value and interval (`win_rate`, the length-controlled
-        `lc_win_rate`, `reward` where the judge scores, `proxy_reward` and `proxy_win_rate` where rows carry the
-        training RM's rewards, `mean_length` in characters, `truncated_share`); `counts` has wins, ties and losses;
+        `lc_win_rate`, `reward` where the judge scores, `right_share` where it knows right from wrong, `proxy_reward`
+        and `proxy_win_rate` where rows carry the training RM's rewards, `mean_length` in characters,
+        `truncated_share`); `counts` has wins, ties and losses;
         `judge_counts` what an endpoint reported; `skills` the breakdown by skill (gold judge only); `prompts` the
         arrays behind it all, one entry per prompt.
     """
@@ -61,7 +62,9 @@ def compare_policies(
             theirs_by_proxy = [float(row["rewards"][0]) for _, row in rows]
             arrays["proxy_outcome"] = compare_rewards(arrays["proxy_reward"], theirs_by_proxy)
     if isinstance(judge, GoldJudge):
-        arrays["skill"] = [judge.world.skill_of(prompt[-1]["content"]) for prompt in prompts]
+        asked = [prompt[-1]["content"] for prompt in prompts]
+        arrays["skill"] = [judge.world.skill_of(question) for question in asked]
+        arrays["right"] = [float(judge.world.is_correct(*pair)) for pair in zip(asked, ours, strict=True)]
     return {
         "judge": judge.name,
         "n": len(rows),
@@ -168,6 +171,8 @@ def _estimates(arrays: Mapping[str, list[Any]], settings: EvaluationSettings, se
     for name, array in {"reward": "reward", "proxy_reward": "proxy_reward", "proxy_win_rate": "proxy_outcome"}.items():
         if array in arrays:
             estimates[name] = bootstrap_mean(arrays[array], **options)
+    if "right" in arrays:
+        estimates["right_share"] = accuracy(arrays["right"], settings.confidence)
     return estimates
 
 

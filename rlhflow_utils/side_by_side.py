@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from rlhflow_utils import paper
-from rlhflow_utils.claims.effects import t_interval
+from rlhflow_utils.claims.effects import ENOUGH_SEEDS, t_interval
 from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.tables import interval
 
@@ -111,9 +111,10 @@ def table_6(records: Mapping[str, Mapping[str, Any]]) -> list[Line]:
     """
     lines = []
     for name, (alpaca, arena, length) in paper.ABLATIONS.items():
-        seeds = records.get(ABLATIONS[name][0], {"arms": {}})["arms"].get(ABLATIONS[name][1], {})
-        rates = _over_seeds(seeds, "lc_win_rate", "gold judge, LC win rate against SFT")
-        lengths = _over_seeds(seeds, "length", "characters (paper: tokens)")
+        claim, arm = ABLATIONS[name]
+        record = records.get(claim, {})
+        rates = _over_seeds(record, arm, "lc_win_rate", "gold judge, LC win rate against SFT")
+        lengths = _over_seeds(record, arm, "length", "characters (paper: tokens)")
         lines += _estimate_lines({"row": name, "column": "LC AlpacaEval-2 (%)"}, alpaca, rates)
         lines += _estimate_lines({"row": name, "column": "Arena-Hard (%)"}, arena, {})
         lines += _estimate_lines({"row": name, "column": "length"}, length, lengths, scale=1.0)
@@ -168,16 +169,17 @@ def _against_sft(results: Results, prefix: str) -> dict[str, dict[str, float]]:
     return rates
 
 
-def _over_seeds(seeds: Mapping[str, Mapping[str, float]], metric: str, words: str) -> Estimates:
-    """An arm's measure after its last iteration: mean over seeds, with Student's t interval where there are two."""
+def _over_seeds(record: Mapping[str, Any], arm: str, metric: str, words: str) -> Estimates:
+    """An arm's measure after its last iteration: mean over seeds, with Student's t interval where they are enough."""
+    seeds: Mapping[str, Mapping[str, float]] = record.get("arms", {}).get(arm, {})
     iterations = [key for measures in seeds.values() for key in measures if key.startswith(f"{metric}@")]
     if not iterations:
         return {}
     last = max(iterations, key=lambda key: int(key.partition("@")[2]))
     values = [measures[last] for measures in seeds.values()]
     found = {"value": fmean(values)}
-    if len(values) > 1:
-        estimate = t_interval(values, 0.95)
+    if len(values) >= ENOUGH_SEEDS:
+        estimate = t_interval(values, record["confidence"])
         found |= {"ci_low": estimate.ci_low, "ci_high": estimate.ci_high}
     return {f"tiny, iteration {last.partition('@')[2]}, {len(values)} seed(s): {words}": found}
 

@@ -33,6 +33,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-dir", default=None, help="run folder of a finished guide run, for tests/guide_run")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take longest starts first; else one worker would end alone with it."""
+
+    def allowed_seconds(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return float(marker.args[0]) if marker else 0.0
+
+    items.sort(key=allowed_seconds, reverse=True)
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[[Callable[[int, str], Reply]], ChatServer]]:
     """Starts chat servers on loopback and closes them after the test."""

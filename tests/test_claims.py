@@ -24,7 +24,17 @@ from rlhflow_utils.claims.effects import (
     t_interval,
 )
 from rlhflow_utils.claims.measures import gain
-from rlhflow_utils.claims.records import CLAIMS, DEVELOPMENT, claims_table, read_records, signed, verdict_text
+from rlhflow_utils.claims.records import (
+    CLAIMS,
+    DEVELOPMENT,
+    claim_record,
+    claims_table,
+    parts_table,
+    read_records,
+    signed,
+    verdict_text,
+    write_records,
+)
 from rlhflow_utils.claims.run import choose_claims, plan_jobs, seed_profile
 from rlhflow_utils.claims.stages import best_of_n_kl, knock_out
 from rlhflow_utils.config import ConfigError, Profile, load_profile
@@ -202,7 +212,8 @@ def test_every_arm_changes_the_profile_or_the_loop(tiny: Profile) -> None:
 def test_a_selection_rule_has_a_random_control(tiny: Profile) -> None:
     claims = build_claims(tiny)
     assert "random" in claims["j"].arms
-    assert "random" in claims["m"].arms
+    assert "random_no_penalty" in claims["k"].arms
+    assert "random_no_penalty" in claims["m"].arms
 
 
 def test_jobs_share_the_first_seeds(tiny: Profile) -> None:
@@ -243,7 +254,29 @@ def test_the_verdict_says_what_limits_it() -> None:
     assert verdict_text(_record()) == "holds"
     assert verdict_text(_record(interval=OVER_PROMPTS)) == "holds, prompts only"
     others = {"noisier": {"verdict": "holds"}, "longer": {"verdict": "inconclusive"}}
-    assert verdict_text(_record(variants=others)) == "holds (other annotators: 1 of 2)"
+    assert verdict_text(_record(variants=others)) == "holds (with other annotators holds in 1 of 2)"
+    elsewhere = _record(verdict="does not hold", variants=others)
+    assert verdict_text(elsewhere) == "does not hold (with other annotators holds in 1 of 2)"
+    assert verdict_text(_record(variants={name: {"verdict": "holds"} for name in others})) == "holds"
+
+
+def test_an_untestable_claim_shows_what_it_presupposes(tiny: Profile) -> None:
+    """A prompted judge that is a coin: the effect shown is its own, not some comparison with it."""
+    claim = build_claims(tiny)["a"]
+    coin = {
+        section: Measure(0.5, 0.45, 0.55, 100) for section in ("chat", "chat_hard", "safety", "reasoning", "overall")
+    }
+    record = claim_record(claim, {"10": dict.fromkeys(claim.arms, coin)}, {}, tiny.evaluation, "make claims")
+    assert (record["verdict"], record["part"]) == ("not testable here", "prompting − coin")
+    assert parts_table(record)[0]["comparison"] == "presupposed: prompting − coin"
+
+
+def test_records_of_more_runs_stay(tmp_path: Any) -> None:
+    whole = {"seeds": 2, "variants": {"noisier": {"seeds": 2}}}
+    write_records({"a": whole}, tmp_path / "kept", tmp_path / "aside")
+    write_records({"a": {"seeds": 2, "variants": {}}}, tmp_path / "kept", tmp_path / "aside")
+    assert json.loads((tmp_path / "kept/a.json").read_text()) == whole
+    assert (tmp_path / "aside/a.json").is_file()
     assert (signed(0.25), signed(-0.25)) == ("+0.250", "−0.250")
 
 
@@ -286,4 +319,4 @@ def test_the_profile_has_the_betas_that_the_development_seed_chose(tiny: Profile
 def test_arms_are_wanted_once(tiny: Profile) -> None:
     claims = build_claims(tiny)
     arms = wanted_arms([claims["a"], claims["b"], claims["c"]])
-    assert arms == ["prompting", "bt", "pm", "bt_mix1"]
+    assert arms == ["prompting", "bt", "pm", "bt_mix1", "bt_share0_5"]

@@ -70,7 +70,7 @@ def test_each_claim_has_its_record(finished: Path) -> None:
     assert set(records) == {"e", "n"}
     e = records["e"]
     assert (e["claim"], e["seeds"], e["interval"]) == ("e", 1, "over prompts, not over seeds")
-    assert set(e["arms"]) == {"main", "offline"}
+    assert set(e["arms"]) == {"main", "offline", "no_penalty", "sft"}
     assert set(e["arms"]["main"]) == {"10"}
     assert {"win_rate@1", "win_rate@2", "gold@2", "proxy@2", "exact_match"} <= set(e["arms"]["main"]["10"])
     assert set(e["variants"]) == {"noisier"}

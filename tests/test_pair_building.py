@@ -101,6 +101,13 @@ def test_random_choices_are_random_over_prompts_and_fixed_by_the_seed() -> None:
     assert rivals("random", 1) == rivals("random", 1) != rivals("random", 2)
 
 
+@pytest.mark.parametrize("strategy", ["best_vs_random", "random"])
+def test_a_random_partner_is_another_text(strategy: Any) -> None:
+    """Of eight answers seven are the same: every prompt still gives a pair, as with best against worst."""
+    rows = [row(["red"] * 7 + ["blue"], [1.0] * 7 + [0.5], f"p{index}") for index in range(50)]
+    assert {chosen_and_rejected(build_pair(each, strategy, 0.0, 1)) for each in rows} == {("red", "blue")}
+
+
 def test_counts_add_up_and_wrong_rows_are_named() -> None:
     rows = [row(["red", "blue"], [1.0, 0.0]), row(["red", "red"], [1.0, 0.0]), row(["red", "blue"], [0.0, 0.0])]
     pairs, dropped = build_pairs(rows, "best_vs_worst", 0.0, 0)

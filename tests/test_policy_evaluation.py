@@ -77,11 +77,13 @@ def test_compare_pairs_by_prompt_and_counts(questions: dict[str, str], judge: Go
     assert arrays["reward"] == [1, -1, 1, 1]
     assert arrays["reference_reward"] == [-1, -1, 1, -1]
     assert arrays["outcome"] == [1.0, 0.5, 0.5, 1.0]
+    assert arrays["right"] == [1.0, 0.0, 1.0, 1.0]
     assert arrays["skill"] == ["reasoning", "reasoning", "safety", "safety"]
     assert result["counts"] == {"wins": 2, "ties": 2, "losses": 0}
     assert estimates["win_rate"]["value"] == 0.75
     assert estimates["win_rate"]["ci_low"] == 0.5  # the worst draw of prompts: ties only
     assert estimates["reward"]["value"] == 0.5
+    assert estimates["right_share"]["value"] == 0.75
     assert estimates["proxy_reward"]["value"] == 0.5
     assert estimates["mean_length"]["value"] == sum(len(row["responses"][0]) for row in ours) / 4
     assert estimates["truncated_share"]["value"] == 0.0

@@ -83,14 +83,18 @@ def test_table_5_takes_any_profile(results: dict[str, Any]) -> None:
 
 
 def test_table_6() -> None:
-    arms = {"mix1_rm": {"10": {"lc_win_rate@1": 0.5, "length@1": 40.0}, "11": {"lc_win_rate@1": 0.7, "length@1": 48.0}}}
-    lines = side_by_side.table_6({"k": {"arms": arms}})
+    rates, lengths = [0.5, 0.6, 0.7], [40.0, 44.0, 48.0]
+    seeds = {str(i): {"lc_win_rate@1": rates[i], "length@1": lengths[i]} for i in range(3)}
+    lines = side_by_side.table_6({"k": {"arms": {"mix1_rm": seeds}, "confidence": 0.95}})
     assert len(lines) == 3 * (3 + 6)
     [line] = _find(lines, row="with UltraRM-13B", column="length")
-    # mean 44, t with one degree of freedom 12.706, standard error 4
-    assert (line["paper"], line["ours"], line["95 % interval"]) == (745, 44.0, "-6.825 … 94.8")
+    # mean 44, t with two degrees of freedom 4.3027, standard error 4 / √3
+    assert (line["paper"], line["ours"], line["95 % interval"]) == (745, 44.0, "34.1 … 53.9")
     [line] = _find(lines, row="with UltraRM-13B", column="LC AlpacaEval-2 (%)")
     assert line["ours"] == pytest.approx(60.0)
+    del seeds["2"]
+    [two] = _find(side_by_side.table_6({"k": {"arms": {"mix1_rm": seeds}}}), row="with UltraRM-13B", column="length")
+    assert (two["ours"], two["95 % interval"]) == (42.0, None), "two seeds give no interval"
     [missing] = _find(lines, row="ours", column="truthfulqa")
     assert (missing["paper"], missing["ours"]) == (62.2, "not run here")
 

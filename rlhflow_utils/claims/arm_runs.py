@@ -26,10 +26,12 @@ def prepare(seed: SeedRun, name: str) -> None:
     """Run everything that the arm's measures need; what is finished and current is skipped."""
     if name in seed.done:
         return
-    if name in ("prompting", "bt", "pm", "bt_mix1"):
+    if name in ("prompting", "bt", "pm", "bt_mix1") or name.startswith("bt_share"):
         seed.test_judge(name)
         if name == "bt":
             seed.test_reward_model(seed.main)
+        if name == "pm":
+            seed.test_preference_model()
     elif name == "sft":
         seed.test_sft()
     elif name == "bon":
@@ -45,6 +47,8 @@ def prepare(seed: SeedRun, name: str) -> None:
 
 def run_arm(seed: SeedRun, arm: Arm) -> None:
     """Run an arm's iterations and evaluate its policies on the held-out prompts."""
+    if arm.evaluate_all:
+        prepare(seed, "sft")  # iteration 0 of its curve
     if arm.name != MAIN:
         prepare(seed, MAIN)
     if arm.name != MAIN and same_as_main(arm, seed.profile):

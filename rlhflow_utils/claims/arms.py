@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhflow_utils.config import Profile
+from rlhflow_utils.config import ConfigError, Profile
 from rlhflow_utils.settings import ClaimsSettings
 
 Ranker = Literal["bt", "bt_mix1", "bt_weak", "pm_tournament", "pm_round_robin"]
@@ -50,14 +50,14 @@ def claims_settings(profile: Profile) -> ClaimsSettings:
     """The profile's `claims` section.
 
     Raises:
-        ValueError: it has none, or too few iterations for the arms.
+        ConfigError: it has none, or too few iterations for the arms.
     """
     if profile.claims is None:
-        raise ValueError(
+        raise ConfigError(
             f"profile {profile.name} has no section `claims`: they are measured in a simulated world (tiny)"
         )
     if profile.iterative.iterations < 2:
-        raise ValueError("the claims compare iterations: set iterative.iterations to 2 or more")
+        raise ConfigError("the claims compare iterations: set iterative.iterations to 2 or more")
     return profile.claims
 
 
@@ -78,6 +78,8 @@ def build_arms(profile: Profile) -> dict[str, Arm]:
         Arm("replay", "all pairs so far, equal updates", last, {"iterative.replay": True}, first=2, scale_epochs=True),
         Arm("best_vs_random", "best against a random other answer", 1, {"pair_building.strategy": "best_vs_random"}),
         Arm("random", "two answers at random (control)", 1, {"pair_building.strategy": "random"}),
+        Arm("random_no_penalty", "two answers at random, raw reward (control)", 1,
+            {"pair_building.strategy": "random", penalty: 0.0}),
         Arm("one_temperature", "all responses at one temperature", 1,
             {"generation.temperatures": [settings.single_temperature]}),
         Arm("two_checkpoints", "half of the responses from the iterate before", 2, first=2, two_checkpoints=True),

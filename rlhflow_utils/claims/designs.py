@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhflow_utils.claims.arms import MAIN, claims_settings
-from rlhflow_utils.claims.effects import Part
+from rlhflow_utils.claims.effects import Kind, Part
+from rlhflow_utils.claims.stages import share_name
 from rlhflow_utils.config import Profile
 
 SECTIONS = ("chat", "chat_hard", "safety", "reasoning")
@@ -61,7 +62,8 @@ def build_claims(profile: Profile) -> dict[str, Claim]:
 
 def judge_claims(profile: Profile) -> list[Claim]:
     """a to d: reward models and their rivals (paper 2.3)."""
-    margin = claims_settings(profile).margins.accuracy
+    margin, shares = claims_settings(profile).margins.accuracy, claims_settings(profile).rm_shares
+    same_size = f"bt_{share_name(max(shares))}"  # mix2 is about twice as large as mix1
     pm, bt = profile.preference_model.training, profile.reward_model.training
     epochs = f"epochs: PM {pm.num_train_epochs:g}, BT {bt.num_train_epochs:g}"
     same_rows = "the same benchmark rows, base and SFT model; a tie counts as wrong"
@@ -81,24 +83,29 @@ def judge_claims(profile: Profile) -> list[Claim]:
               f"Near: within {margin:g} on both sides.", "reasoning 94.7 and 86.4; chat 98.3 and 99.4",
               ("bt", "pm"),
               (Part("PM − BT, reasoning", "reasoning", "pm", "bt"),
-               *(Part(f"PM − BT, {section}", section, "pm", "bt", "near_equal", margin) for section in SECTIONS[:3])),
+               *(Part(f"PM − BT, {section}", section, "pm", "bt", "near_equal", margin) for section in SECTIONS[:3]),
+               Part("PM − BT, held-out pairs", "accuracy", "pm", "bt", "measured")),
               "judges", all_seeds=True, in_variants=True),
         Claim("c", "mix2 > mix1 in safety and reasoning", "2.3",
               "An RM of mix2 beats one of mix1 in safety and in reasoning.",
               f"Two RMs with the same settings; the mixtures differ in sources and size, as in the paper; {same_rows}.",
-              "Chat and chat-hard are shown beside them: they should not carry the difference.", None,
-              ("bt", "bt_mix1"),
+              f"An RM of {max(shares):g} of mix2, about as many pairs as mix1 has. Chat and chat-hard are shown beside "
+              "them: they should not carry the difference.", None,
+              ("bt", "bt_mix1", same_size),
               (Part("mix2 − mix1, safety", "safety", "bt", "bt_mix1"),
                Part("mix2 − mix1, reasoning", "reasoning", "bt", "bt_mix1"),
                Part("mix2 − mix1, chat", "chat", "bt", "bt_mix1", "measured"),
-               Part("mix2 − mix1, chat_hard", "chat_hard", "bt", "bt_mix1", "measured")),
+               Part("mix2 − mix1, chat_hard", "chat_hard", "bt", "bt_mix1", "measured"),
+               *(Part(f"mix2, equal size − mix1, {section}", section, same_size, "bt_mix1", "measured")
+                 for section in ("safety", "reasoning"))),
               "judges", all_seeds=True, in_variants=True),
         Claim("d", "a mix1 RM leans more to length", "2.3, Fig. 5",
               "Over the answers to one prompt, length and reward correlate more for the RM of mix1 than of mix2.",
               "Mean Pearson correlation per prompt; both RMs score the same answers of the SFT model.",
-              "Prompts whose answers are all equally long, or equally good, are left out and counted.",
-              "0.19 (UltraRM-13B, whose data resembles mix1) and 0.06", ("bt", "bt_mix1"),
-              (Part("mix1 − mix2", "length_correlation", "bt_mix1", "bt"),),
+              "An RM of as many pairs of mix2. Prompts with answers of one length, or of one reward, are left out.",
+              "0.19 (UltraRM-13B, whose data resembles mix1) and 0.06", ("bt", "bt_mix1", same_size),
+              (Part("mix1 − mix2", "length_correlation", "bt_mix1", "bt"),
+               Part("mix1 − mix2, equal size", "length_correlation", "bt_mix1", same_size, "measured")),
               "length", all_seeds=True, in_variants=True),
     ]  # fmt: skip
 
@@ -106,24 +113,31 @@ def judge_claims(profile: Profile) -> list[Claim]:
 def policy_claims(profile: Profile) -> list[Claim]:
     """e to h: what the loop does to the policy (paper 4.2)."""
     last, margins = profile.iterative.iterations, claims_settings(profile).margins
-    steps = [Part("iteration 1 − SFT", "win_rate@1", MAIN, None, against=0.5)]
-    steps += [Part(f"iteration {k} − iteration {k - 1}", f"win_rate@{k}", MAIN, MAIN, other_metric=f"win_rate@{k - 1}")
-              for k in range(2, last + 1)]  # fmt: skip
+    steps = [*_steps(MAIN, last), *_steps("no_penalty", last)]
     equal = "equal prompts, pairs, epochs and batch in both"
     return [
-        Claim("e", "iterative > offline DPO > SFT", "4.2, Table 4",
+        Claim("e", "iterative (with λ) > offline DPO > SFT", "4.2, Table 4",
               "By true win rate against SFT, iterative DPO beats offline DPO, and offline DPO beats SFT.",
-              f"Offline: pairs of other models (Nectar's form), from π₀; iterative: {last} iterations; {equal}.",
-              "SFT's own sampled answers are the opponent: 0.5 by definition.",
+              f"Offline: pairs of other models (Nectar's form), from π₀; iterative: {last} iterations; {equal}. "
+              "The iterations rank with the length penalty λ of the profile, which offline pairs have no use for.",
+              "The same iterations without λ, and the share of right answers, which no length can change. SFT's own "
+              "sampled answers are the opponent: 0.5 by definition.",
               "37.2, 22.5 and 10.2 % (LC AlpacaEval-2)",
-              (MAIN, "offline"),
+              (MAIN, "offline", "no_penalty", "sft"),
               (Part("iterative − offline DPO", f"win_rate@{last}", MAIN, "offline", other_metric="win_rate"),
-               Part("offline DPO − SFT", "win_rate", "offline", None, against=0.5)),
+               Part("offline DPO − SFT", "win_rate", "offline", None, against=0.5),
+               _last("LC win rate, iterative − offline DPO", "lc_win_rate", last, MAIN, "offline"),
+               _last("right answers, iterative − offline DPO", "right", last, MAIN, "offline"),
+               _last("right answers, iterative DPO − SFT", "right", last, MAIN, "sft"),
+               _last("without λ: iterative − offline DPO", "win_rate", last, "no_penalty", "offline"),
+               _last("without λ: right answers, iterative − offline DPO", "right", last, "no_penalty", "offline"),
+               Part("without λ: iterative DPO − SFT", f"win_rate@{last}", "no_penalty", None, "measured", against=0.5)),
               "policies", all_seeds=True, in_variants=True),
         Claim("f", "each iteration improves", "4.2 (implied)",
               "Each iteration raises the true win rate over the one before.",
-              "The main recipe after each iteration, on the same held-out prompts.",
-              "Every iteration sees prompts of its own.", None, (MAIN,), tuple(steps), "policies"),
+              "The main recipe (with λ) after each iteration, on the same held-out prompts.",
+              "Every iteration sees prompts of its own. The same without λ is shown beside it.", None,
+              (MAIN, "no_penalty"), tuple(steps), "policies"),
         Claim("g", "a length penalty shortens, and raises the LC win rate", "4.2, Table 6",
               "Ranking by the penalised reward (eq. 8) gives shorter answers and a higher length-controlled win rate.",
               f"With and without λ, {last} iterations each; {equal}.", "Everything but λ is shared.",
@@ -154,7 +168,8 @@ def loop_claims(profile: Profile) -> list[Claim]:
               (Part("last iterate − restart", f"win_rate@{last}", MAIN, "restart", "no_worse", margin),), "loop"),
         Claim("j", "best against worst is the best pair", "3.3",
               "Best against worst gives a better policy than best against random, and than two random answers.",
-              "One iteration from the same scored responses; equal prompts, epochs and batch.",
+              "One iteration from the same scored responses; equal prompts, epochs and batch. Every rule draws two "
+              "answers that differ, so that the numbers of pairs are equal but for ties.",
               "Two random answers, ordered by the same RM.", None,
               (MAIN, "best_vs_random", "random", "one_temperature", "two_checkpoints"),
               (Part("best-worst − best-random", one, MAIN, "best_vs_random"),
@@ -164,10 +179,13 @@ def loop_claims(profile: Profile) -> list[Claim]:
         Claim("k", "a better RM gives a better policy", "4.2, Table 6",
               "The RM of all of mix2 gives a better policy than one of few pairs, and than that of mix1.",
               f"Few pairs: {last} iterations; mix1: one. No length penalty in any arm, since reward scales differ.",
-              "Responses of iteration 1 are shared; the random arm of claim j shows what no ranking gives.",
-              "37.2 and 20.7 % LC with UltraRM-13B", ("no_penalty", "weak_rm", "mix1_rm"),
+              "Responses of iteration 1 are shared. Beside them: two random answers, ordered by the RM of all pairs.",
+              "37.2 and 20.7 % LC with UltraRM-13B", ("no_penalty", "weak_rm", "mix1_rm", "random_no_penalty"),
               (Part("RM of all pairs − of few", f"win_rate@{last}", "no_penalty", "weak_rm"),
-               Part("RM of mix2 − of mix1", one, "no_penalty", "mix1_rm")), "rankers"),
+               Part("RM of mix2 − of mix1", one, "no_penalty", "mix1_rm"),
+               Part("RM of all pairs − random pairs", one, "no_penalty", "random_no_penalty", "measured"),
+               Part("RM of all pairs − SFT", f"win_rate@{last}", "no_penalty", None, "measured", against=0.5)),
+              "rankers"),
     ]  # fmt: skip
 
 
@@ -180,19 +198,24 @@ def open_questions(profile: Profile) -> list[Claim]:
         Claim("l", "over-optimisation comes with a weak RM and a low β", "beyond",
               "From the first to the last iteration, true reward gains less with a weaker RM, and with a lower β.",
               "Change of the gold reward from iteration 1 to the last, beside the arm's own proxy reward.",
-              "The same arm with all pairs and the profile's β.", None, ("no_penalty", "weak_rm", "low_beta"),
+              "The same arm with all pairs and the profile's β. The iteration of the highest gold reward (0: SFT) "
+              "tells where over-optimisation sets in.", None, ("no_penalty", "weak_rm", "low_beta", MAIN, "sft"),
               (Part("gold gain, good RM − weak RM", gold, "no_penalty", "weak_rm"),
                Part("gold gain, β − low β", gold, "no_penalty", "low_beta"),
                *(Part(f"{kind} gain, {arm}", f"{kind}_gain", arm, None, "measured")
-                 for arm in ("no_penalty", "weak_rm", "low_beta") for kind in ("proxy", "gold"))), "rankers"),
+                 for arm in ("no_penalty", "weak_rm", "low_beta") for kind in ("proxy", "gold")),
+               *(Part(f"best iteration, {arm}", "best_iteration", arm, None, "measured")
+                 for arm in (MAIN, "no_penalty", "weak_rm", "low_beta"))), "rankers"),
         Claim("m", "the PM ranks as well as the BT RM", "beyond (left open in 2.3)",
               "Pairs chosen by the PM, by tournament or round robin, give a policy no worse than those of the BT RM.",
               "One iteration from the same responses, no length penalty. Cost: forward passes for each prompt.",
-              f"No worse: by less than {margin:g}; random pairs beside them.", None,
-              ("no_penalty", "pm_tournament", "pm_round_robin", "random"),
+              f"No worse: by less than {margin:g}; random pairs, ordered by the BT RM, beside them. Held-out accuracy "
+              "tells how well either judges.", None,
+              ("no_penalty", "pm_tournament", "pm_round_robin", "random_no_penalty", "pm", "bt"),
               (Part("tournament − BT", one, "pm_tournament", "no_penalty", "no_worse", margin),
                Part("round robin − BT", one, "pm_round_robin", "no_penalty", "no_worse", margin),
-               Part("tournament − random", one, "pm_tournament", "random", "measured")), "rankers"),
+               Part("tournament − random", one, "pm_tournament", "random_no_penalty", "measured"),
+               Part("PM − BT, held-out pairs", "accuracy", "pm", "bt", "measured")), "rankers"),
         Claim("n", "replaying all data beats new pairs only", "beyond (Algorithm 1)",
               "Training on the pairs of all iterations so far beats training on the new ones only.",
               f"{last} iterations; epochs are divided by the number of pair sets, so that the updates are equal.",
@@ -219,7 +242,7 @@ def checks(profile: Profile) -> list[Claim]:
               (Part("fixed − moving", f"win_rate@{last}", MAIN, "moving_reference"),
                Part("characters, fixed − moving", f"length@{last}", MAIN, "moving_reference", "measured")),
               "loop", all_seeds=True),
-        Claim("bon", "KL of best-of-n stays under its bound", "3.3",
+        Claim("bon", "KL of best-of-n stays under its bound", "3.2",
               "KL(best-of-n ‖ π) is at most log n − (n − 1)/n.",
               f"{settings.bon_responses} responses of π₀ to each of {settings.bon_prompts} prompts stand for π.",
               "A theorem: a violation would be a defect of ours. Equal answers make it loose.", "the bound", ("bon",),
@@ -232,9 +255,18 @@ def checks(profile: Profile) -> list[Claim]:
     ]  # fmt: skip
 
 
-def share_name(share: float) -> str:
-    """Name of the RM that was trained on a share of the main mixture."""
-    return "share" + f"{share:g}".replace(".", "_")
+def _steps(arm: str, last: int) -> list[Part]:
+    """Each iteration less the one before: decisive for the main recipe, shown for another arm."""
+    kind: Kind = "greater" if arm == MAIN else "measured"
+    words = "" if arm == MAIN else "without λ: "
+    first = Part(f"{words}iteration 1 − SFT", "win_rate@1", arm, None, kind, against=0.5)
+    return [first, *(Part(f"{words}iteration {k} − iteration {k - 1}", f"win_rate@{k}", arm, arm, kind,
+                          other_metric=f"win_rate@{k - 1}") for k in range(2, last + 1))]  # fmt: skip
+
+
+def _last(name: str, metric: str, last: int, better: str, worse: str) -> Part:
+    """Shown: an arm after its last iteration, less a policy without iterations."""
+    return Part(name, f"{metric}@{last}", better, worse, "measured", other_metric=metric)
 
 
 def wanted_arms(claims: Sequence[Claim]) -> list[str]:

@@ -16,6 +16,7 @@ from rlhflow_utils.manifest import Run
 POLICY_METRICS = {
     "win_rate": ("win_rate", "outcome"),
     "lc_win_rate": ("lc_win_rate", None),
+    "right": ("right_share", "right"),
     "length": ("mean_length", "length"),
     "gold": ("reward", "reward"),
     "proxy": ("proxy_reward", "proxy_reward"),
@@ -28,7 +29,7 @@ def measure_arm(run: Run, name: str) -> dict[str, Measure]:
     Raises:
         FileNotFoundError: a stage of the arm is missing.
     """
-    if name in ("prompting", "bt", "pm", "bt_mix1"):
+    if name in ("prompting", "bt", "pm", "bt_mix1") or name.startswith("bt_share"):
         return measure_judge(run, name)
     if name.startswith("share"):
         return {"accuracy": _measure(_results(run, f"03_bt_{name}_test")["accuracy"])}
@@ -42,20 +43,22 @@ def measure_arm(run: Run, name: str) -> dict[str, Measure]:
 
 
 def measure_judge(run: Run, label: str) -> dict[str, Measure]:
-    """RewardBench by section; for a reward model also its correlation with length; for the main one its accuracy."""
+    """RewardBench by section; of reward models also the correlation with length; of BT and PM their accuracy."""
     sections = _results(run, f"05_rewardbench_{label}")["sections"]
     found = {section: _measure(sections[section]) for section in (*SECTIONS, "overall") if sections[section]}
     main = run.profile.data.main_mixture
-    if label in ("bt", "bt_mix1"):
-        mixture = main if label == "bt" else "mix1"
+    if label.startswith("bt"):
+        mixture = main if label == "bt" else label.removeprefix("bt_")
         found["length_correlation"] = _measure(_results(run, f"06_length_bias_{mixture}")["mean"])
     if label == "bt":
         found["accuracy"] = _measure(_results(run, f"03_bt_{main}_test")["accuracy"])
+    if label == "pm":
+        found["accuracy"] = _measure(_results(run, f"04_pm_{main}_test")["accuracy"])
     return found
 
 
 def measure_loop(run: Run, arm: Arm) -> dict[str, Measure]:
-    """A policy arm: its evaluated iterations, and how far its rewards moved from the first of them to the last."""
+    """A policy arm: its evaluated iterations; how far its rewards moved from first to last, and which gold was best."""
     stages = MAIN if same_as_main(arm, run.profile) else arm.name
     found: dict[str, Measure] = {}
     for iteration in arm.evaluated():
@@ -63,6 +66,8 @@ def measure_loop(run: Run, arm: Arm) -> dict[str, Measure]:
     if arm.evaluate_all and arm.iterations > 1:
         for name in ("gold", "proxy"):
             found[f"{name}_gain"] = gain(found[f"{name}@1"], found[f"{name}@{arm.iterations}"])
+        gold = [_policy(run, "09_sft_evaluation", "")["gold"], *(found[f"gold@{k}"] for k in arm.evaluated())]
+        found["best_iteration"] = _exact(float(np.argmax([measure.value for measure in gold])))
     if arm.name == MAIN:
         found |= _exact_match(run, "iterative_dpo")
     if arm.ranker.startswith("pm") or arm.name == "no_penalty":

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rlhflow_utils.claims.designs import Claim
 from rlhflow_utils.claims.effects import (
     HOLDS,
+    OVER_SEEDS,
+    UNTESTABLE,
     Effect,
     Measures,
     claim_verdict,
@@ -48,8 +50,8 @@ def claim_record(
         command: that measures this claim again.
     """
     effects, precondition = _effects(claim, seeds, settings)
-    deciding = deciding_effect(effects)
     verdict = claim_verdict(effects, precondition)
+    deciding = precondition if precondition and verdict == UNTESTABLE else deciding_effect(effects)
     elsewhere = {name: _variant(claim, measured, settings) for name, measured in variants.items() if measured}
     return {
         "claim": claim.identifier, "title": claim.title, "section": claim.section, "hypothesis": claim.hypothesis,
@@ -65,16 +67,15 @@ def claim_record(
 
 
 def write_records(records: Mapping[str, Record], folder: Path, aside: Path) -> None:
-    """Write each claim's file; where `folder` has one from more seeds, that one stays and ours goes to `aside`."""
+    """Write each claim's file; where `folder` has one of more runs, that one stays and ours goes to `aside`."""
     for identifier, record in records.items():
         file = folder / f"{identifier}.json"
-        known = json.loads(file.read_text(encoding="utf-8"))["seeds"] if file.is_file() else 0
-        if known > record["seeds"]:
+        known = _runs(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
+        if known > _runs(record):
             print(
-                f"claim {identifier}: {known} seeds stand in {folder.name}/, not replaced by {record['seeds']}",
-                flush=True,
+                f"claim {identifier}: {known} runs stand in {folder.name}/, not replaced by {_runs(record)}", flush=True
             )
-        write_json((aside if known > record["seeds"] else folder) / f"{identifier}.json", record)
+        write_json((aside if known > _runs(record) else folder) / f"{identifier}.json", record)
 
 
 def read_records(folder: Path = CLAIMS) -> dict[str, Record]:
@@ -113,33 +114,44 @@ def verdict_text(record: Record) -> str:
     """The verdict, with what limits it: another setting of the annotators, or an interval over prompts alone."""
     text = str(record["verdict"])
     holding = [name for name, other in record["variants"].items() if other["verdict"] == HOLDS]
-    if text == HOLDS and record["variants"] and len(holding) < len(record["variants"]):
-        text += f" (other annotators: {len(holding)} of {len(record['variants'])})"
-    return text + ("" if record["interval"].startswith("t ") else ", prompts only")
+    if record["variants"] and (holding or text == HOLDS) and len(holding) < len(record["variants"]) + (text != HOLDS):
+        text += f" (with other annotators holds in {len(holding)} of {len(record['variants'])})"
+    return text + ("" if record["interval"] == OVER_SEEDS else ", prompts only")
 
 
 def parts_table(record: Record) -> list[dict[str, Any]]:
-    """Every comparison of a claim, with its interval and its verdict."""
+    """Every comparison of a claim, with its interval and its verdict; first what it presupposes."""
     return [
         {
-            "comparison": part["part"],
+            "comparison": ("presupposed: " if part is record["precondition"] else "") + part["part"],
             "effect": signed(part["effect"]),
             "95 % interval": f"{signed(part['ci_low'])} … {signed(part['ci_high'])}",
             "by seed": ", ".join(signed(value) for value in part["per_seed"].values()),
             "verdict": part["verdict"] or "(shown only)",
         }
-        for part in record["parts"]
+        for part in [*([record["precondition"]] if record["precondition"] else []), *record["parts"]]
     ]
 
 
 def variants_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """The verdicts of the claims that were measured under other annotators, setting by setting."""
     return [
-        {"claim": f"**{record['claim']}** {record['title']}", "this world": record["verdict"],
-         **{name: f"{other['verdict']} ({signed(other['effect'])})" for name, other in record["variants"].items()}}
+        {"claim": f"**{record['claim']}** {record['title']}", "this world": _short(record),
+         **{name: _short(other) for name, other in record["variants"].items()}}
         for record in records.values()
         if record["variants"]
     ]  # fmt: skip
+
+
+def _short(record: Mapping[str, Any]) -> str:
+    """Verdict, deciding comparison and what the interval covers, for one cell."""
+    covers = "" if record["interval"] == OVER_SEEDS else ", over prompts"
+    return f"{record['verdict']}: {record['part']} {signed(record['effect'])} (seeds: {record['seeds']}{covers})"
+
+
+def _runs(record: Mapping[str, Any]) -> int:
+    """Seeds behind a record, with those of other annotators."""
+    return int(record["seeds"]) + sum(int(other["seeds"]) for other in record["variants"].values())
 
 
 def signed(value: float) -> str:
@@ -157,9 +169,10 @@ def _effects(
 
 def _variant(claim: Claim, seeds: Mapping[str, Measures], settings: EvaluationSettings) -> Record:
     effects, precondition = _effects(claim, seeds, settings)
-    deciding = deciding_effect(effects)
+    verdict = claim_verdict(effects, precondition)
+    deciding = precondition if precondition and verdict == UNTESTABLE else deciding_effect(effects)
     return {
-        "verdict": claim_verdict(effects, precondition), "part": deciding.part.name, "effect": deciding.estimate.value,
+        "verdict": verdict, "part": deciding.part.name, "effect": deciding.estimate.value,
         "ci_low": deciding.estimate.ci_low, "ci_high": deciding.estimate.ci_high, "interval": deciding.interval,
         "seeds": len(seeds), "parts": [plain(effect) for effect in effects],
         "precondition": plain(precondition) if precondition else None,

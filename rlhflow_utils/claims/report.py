@@ -4,32 +4,44 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from rlhflow_utils.claims.designs import build_claims, share_name, wanted_arms
+from rlhflow_utils.claims.designs import Claim, build_claims, wanted_arms
 from rlhflow_utils.claims.effects import FAILS, HOLDS, UNTESTABLE
 from rlhflow_utils.claims.measures import measure_arm
 from rlhflow_utils.claims.records import MISSING, Record, claim_record, parts_table, signed
+from rlhflow_utils.claims.stages import share_name
 from rlhflow_utils.config import Profile
 from rlhflow_utils.manifest import Run
 from rlhflow_utils.tables import markdown_table
 
 CAPTION = "Simulated world, model of about one million parameters. Evidence about the method there, not about LLaMA-3."
-CURVES = {"no_penalty": "RM of all pairs, the profile's β", "weak_rm": "RM of few pairs", "low_beta": "low β"}
+CURVES = {
+    "main": "the recipe (with λ)", "no_penalty": "without λ", "weak_rm": "without λ, RM of few pairs",
+    "low_beta": "without λ, low β",
+}  # fmt: skip
 FAMILIES = ("judges", "length", "policies", "loop", "rankers", "checks")
 
 
 def claims_of_run(run: Run, identifiers: Sequence[str]) -> dict[str, Record]:
-    """Some claims measured on the guide's own run: one seed, so intervals over prompts.
+    """The deciding comparisons of some claims on the guide's own run: one seed, so intervals over prompts.
 
     Raises:
         FileNotFoundError: a stage of an arm is missing; the message names its chapter.
     """
     claims = build_claims(run.profile)
-    chosen = [claims[name] for name in identifiers]
+    chosen = [_deciding(claims[name]) for name in identifiers]
     measures = {str(run.profile.seed): {arm: measure_arm(run, arm) for arm in wanted_arms(chosen)}}
     command = "make guide"
     return {c.identifier: claim_record(c, measures, {}, run.profile.evaluation, command) for c in chosen}
+
+
+def _deciding(claim: Claim) -> Claim:
+    """A claim without the comparisons that are only shown: the guide's run has no arms for them."""
+    parts = tuple(part for part in claim.parts if part.kind != "measured")
+    wanted = {arm for part in (*parts, claim.precondition) if part for arm in (part.better, part.worse)}
+    return replace(claim, parts=parts, arms=tuple(arm for arm in claim.arms if arm in wanted))
 
 
 def family(records: Mapping[str, Record], name: str) -> list[Record]:

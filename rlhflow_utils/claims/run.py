@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -79,7 +79,7 @@ def run_claims(
         flush=True,
     )
     measured: dict[int, Measured] = {}
-    for job, found in _results_of(jobs, min(workers, len(jobs))):
+    for job, found in _results_of(jobs, workers):
         measured.setdefault(job.seed, {}).update(found)
         write_records(_records(profile, claims, measured, jobs), results or CLAIMS, PROJECT / run_dir / "results")
         where = "" if job.claims else ", other annotators,"
@@ -171,15 +171,23 @@ def measure_claims(seed: Any, claims: Sequence[Claim]) -> dict[str, dict[str, Me
 
 
 def _results_of(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measured]]:
-    """Each job with its measures as it ends; in this process where one worker does."""
-    if workers <= 1:
+    """Each job with its measures as it ends; in this process where one worker does.
+
+    A seed's other annotators wait for its own job: both use its folder.
+    """
+    if workers <= 1 or len(jobs) == 1:
         yield from ((job, run_job(job)) for job in jobs)
         return
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))  # read by the children's torch
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(run_job, job): job for job in jobs}
-        for future in as_completed(running):
-            yield running[future], future.result()
+        running = {pool.submit(run_job, job): job for job in jobs if job.claims}
+        waiting = [job for job in jobs if not job.claims]
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                ended = running.pop(future)
+                yield ended, future.result()
+                following = [job for job in waiting if job.seed == ended.seed and ended.claims]
+                running |= {pool.submit(run_job, job): job for job in following}
 
 
 def _records(

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.claims.arms import claims_settings
-from rlhflow_utils.claims.designs import share_name
-from rlhflow_utils.claims.stages import measure_best_of_n, write_shares
+from rlhflow_utils.claims.stages import measure_best_of_n, share_name, write_shares
 from rlhflow_utils.config import Profile
 from rlhflow_utils.generation import generate_responses
 from rlhflow_utils.iterative_dpo import GENERATION, SCORING, Setting, evaluate, evaluation_responses
 from rlhflow_utils.length_bias import measure_length_bias
 from rlhflow_utils.manifest import Run, StageFolder
-from rlhflow_utils.model_evaluation import evaluate_reward_model, write_clean_test_pairs
+from rlhflow_utils.model_evaluation import (
+    evaluate_preference_model,
+    evaluate_reward_model,
+    write_clean_test_pairs,
+)
 from rlhflow_utils.policy_evaluation import evaluate_exact_match, write_exact_match_prompts
 from rlhflow_utils.preference_data import build_preference_data
 from rlhflow_utils.reward_model import score_responses
@@ -112,13 +115,24 @@ class SeedRun:
         """The SFT model's answers to the held-out prompts."""
         return evaluation_responses(self.run, self.setting, "09_sft_evaluation", self.sft)
 
+    @cached_property
+    def test_pairs(self) -> StageFolder:
+        reads = ("reward_model", "model", "evaluation", "world")
+        return self.run.stage("03_test_pairs", write_clean_test_pairs, reads=reads, inputs={"data": self.data})
+
     def test_reward_model(self, name: str) -> None:
         """Accuracy on clean held-out pairs."""
-        reads = ("reward_model", "model", "evaluation", "world")
-        pairs = self.run.stage("03_test_pairs", write_clean_test_pairs, reads=reads, inputs={"data": self.data})
         self.run.stage(
-            f"03_bt_{name}_test", evaluate_reward_model, reads=reads,
-            inputs={"model": self.reward_model(name), "pairs": pairs}, key=f"03.bt_{name}",
+            f"03_bt_{name}_test", evaluate_reward_model, reads=("reward_model", "model", "evaluation", "world"),
+            inputs={"model": self.reward_model(name), "pairs": self.test_pairs}, key=f"03.bt_{name}",
+        )  # fmt: skip
+
+    def test_preference_model(self) -> None:
+        """The PM's accuracy on the same pairs."""
+        self.run.stage(
+            f"04_pm_{self.main}_test", evaluate_preference_model,
+            reads=("preference_model", "model", "evaluation", "world"),
+            inputs={"model": self.preference_model, "pairs": self.test_pairs}, key="04.pm",
         )  # fmt: skip
 
     def test_judge(self, label: str) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhflow_utils.claims.designs import share_name
 from rlhflow_utils.manifest import write_json
 from rlhflow_utils.preference_model import Compare, load_compare, round_robin, tournament
 from rlhflow_utils.statistics import bon_kl
@@ -16,6 +15,11 @@ if TYPE_CHECKING:
     from rlhflow_utils.manifest import Stage
 
 LISTS = ("responses", "response_ids", "finish_reasons", "temperatures", "lengths")
+
+
+def share_name(share: float) -> str:
+    """Folder of a share of the main mixture, and name of the RM that it trains."""
+    return "share" + f"{share:g}".replace(".", "_")
 
 
 def write_shares(stage: Stage, subset: str, shares: list[float]) -> None:

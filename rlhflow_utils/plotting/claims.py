@@ -12,6 +12,10 @@ from matplotlib.figure import Figure
 from rlhflow_utils.plotting.style import BLUE, CYCLE, DARK, GREEN, GREY, ORANGE, RED, error_bar, finish, new_figure
 
 Record = Mapping[str, Any]
+LEGEND = (
+    "Bars: 95 % intervals of the differences; ticks: seeds; ×: the margin of “no worse” and “near equal”.\n"
+    "Green: holds. Red: does not. Orange: open. Grey: shown only."
+)
 COLOURS = {"holds": GREEN, "does not hold": RED, "inconclusive": ORANGE, None: GREY}
 
 
@@ -30,14 +34,15 @@ def claim_forest(records: Sequence[Record], caption: str = "") -> Figure:
     for axes, block in zip(panels, blocks, strict=True):
         _forest_panel(axes, block)
     holds = sum(record["verdict"] == "holds" for record in records)
-    return finish(figure, f"{holds} of {len(records)} claims of this family hold", caption)
+    title = f"{holds} of {len(records)} claims of this family hold"
+    return finish(figure, title, f"{LEGEND}\n{caption}")
 
 
 def _by_unit(record: Record) -> list[Record]:
-    """A claim's comparisons, those in characters or proxy reward apart: on one axis they would hide the others."""
+    """A claim's comparisons, those in other units apart: on one axis they would hide the others."""
     units: dict[str, list[Any]] = {}
     for part in record["parts"]:
-        unit = {"length@": "characters", "proxy_g": "proxy reward"}.get(part["metric"][:7], "")
+        unit = {"length@": "characters", "proxy_g": "proxy reward", "best_it": "iterations"}.get(part["metric"][:7], "")
         units.setdefault(unit, []).append(part)
     return [{**record, "parts": parts, "unit": unit} for unit, parts in units.items()]
 
@@ -58,11 +63,13 @@ def _forest_panel(axes: Axes, record: Record) -> None:
     axes.grid(axis="x")
     unit = f", in {record['unit']}" if record["unit"] else ""
     title = f"{record['claim']} · {record['title']}: {record['verdict']} (seeds: {record['seeds']}){unit}"
-    axes.set_title(textwrap.shorten(title, 110), loc="left")
+    axes.set_title(textwrap.fill(title, 80), loc="left")
 
 
 def claim_curves(record: Record, arms: Mapping[str, str], caption: str = "") -> Figure:
-    """Proxy and gold reward over the iterations, arm by arm; thin lines are seeds, thick ones their mean.
+    """How proxy and gold reward change over the iterations, arm by arm; thin lines are seeds, thick ones their mean.
+
+    A reward model's zero is arbitrary, so the proxy starts from iteration 1; the gold reward starts from SFT.
 
     Args:
         record: of claim l.
@@ -70,21 +77,24 @@ def claim_curves(record: Record, arms: Mapping[str, str], caption: str = "") -> 
         caption: line below the figure.
     """
     figure, panels = new_figure(columns=2, height=3.2)
-    for axes, metric, name in zip(
-        panels, ("proxy", "gold"), ("proxy reward (the arm's RM)", "gold reward"), strict=True
-    ):
+    labels = {"proxy": "proxy reward (the arm's RM), since iteration 1", "gold": "gold reward, since SFT"}
+    for axes, (metric, label_y) in zip(panels, labels.items(), strict=True):
         for colour, (arm, label) in zip(CYCLE, arms.items(), strict=False):
             seeds = [_curve(values, metric) for values in record["arms"][arm].values()]
             steps = list(range(1, len(seeds[0]) + 1))
+            if metric == "gold":
+                seeds = [[sft["gold"], *c] for sft, c in zip(record["arms"]["sft"].values(), seeds, strict=True)]
+                steps = [0, *steps]
+            seeds = [[value - curve[0] for value in curve] for curve in seeds]
             for curve in seeds:
                 axes.plot(steps, curve, color=colour, lw=0.7, alpha=0.5)
             mean = [sum(values) / len(values) for values in zip(*seeds, strict=True)]
             axes.plot(steps, mean, color=colour, lw=2.2, marker="o", label=label)
         axes.set_xticks(steps)
-        axes.set(xlabel="iteration", ylabel=f"mean {name}")
+        axes.set(xlabel="iteration", ylabel=label_y)
         axes.grid(axis="y")
     panels[1].legend()
-    return finish(figure, f"{record['title']}: {record['verdict']}", caption)
+    return finish(figure, f"{record['title']}: {record['verdict']}", f"Thin: seeds; thick: their mean.\n{caption}")
 
 
 def _curve(values: Mapping[str, float], metric: str) -> list[float]:
