@@ -72,6 +72,12 @@ class Profile(Section):
             )
         if self.evaluation.judge == "gold" and self.world is None:
             raise ValueError("evaluation.judge: gold needs the simulated world; use reward_model or endpoint")
+        judge = self.evaluation
+        if judge.judge == "reward_model" and not (judge.judge_model or self.data.partition.judge):
+            raise ValueError(
+                "evaluation.judge: reward_model needs a judge: name one in evaluation.judge_model, or hold pairs apart "
+                "to train it on (data.partition.judge above 0)"
+            )
         if self.evaluation.judge == "endpoint" and not self.evaluation.endpoint_url:
             raise ValueError("evaluation.judge: endpoint needs evaluation.endpoint_url")
         return self

@@ -58,7 +58,8 @@ def readme_block(summary: dict[str, Any]) -> str:
             "policy": name,
             "win rate vs SFT": summary[f"10.{key}.gold_win_rate_vs_sft"],
             "95 % interval": _interval(estimate(summary, f"10.{key}.gold_win_rate_vs_sft")),
-            "gold reward": summary[f"10.{key}.gold_reward"],
+            "LC win rate": summary[f"10.{key}.gold_lc_win_rate_vs_sft"],
+            "right answers": summary[f"10.{key}.right_share"],
             "length (characters)": summary[f"10.{key}.mean_length"],
             "exact match, untouched skill": summary[f"10.{key}.exact_match"],
             "paper: LC AlpacaEval-2 (%)": PAPER_LC[key],
@@ -97,7 +98,10 @@ def claims_block() -> str:
     if not shown:
         return f"{MISSING}\n"
     rest = len(records) - len(shown)
-    return f"{markdown_table(claims_table(shown))}\n\nChapter 12 shows these and {rest} more, with every comparison.\n"
+    return (
+        f"{markdown_table(claims_table(shown))}\n\nThe comparison shown is the one nearest to failing. Chapter 12 has "
+        f"these and {rest} more, with every comparison.\n"
+    )
 
 
 def update_readme() -> None:

@@ -54,7 +54,7 @@ run = open_run("00_start_here", PROFILE, RUN_DIR, SEED, OVERRIDES)
 # | 08 pair building | best against worst | 3.3, eq. 8 |
 # | 09 iterative DPO | Algorithm 1, three iterations | 3.2–3.3, eq. 5 |
 # | 10 policy evaluation | SFT, offline DPO, iterative DPO | 4.2, Tables 4–5 |
-# | 11 ablations | one number changed at a time | 4.2, Table 6 |
+# | 11 the claims, measured | every claim over seeds, with a verdict | 2.3–4.2, Table 6 |
 # | 12 reproduction report | all results on one page | |
 #
 # ## Your machine
@@ -89,7 +89,7 @@ if run.profile.world:
 # In the tiny profile "human preference" is known exactly. The world is closed and invented: facts about people, the
 # form an answer must have, what may be asked and what may not, sums and one-line programs. An answer can be right or
 # wrong, short or padded with polite filler, and a program computes its **gold reward**: right or wrong decides, padding
-# costs a little. Annotators see that reward through their own noise and their own taste for long answers.
+# costs a little. (A little less reward still loses the comparison: between two right answers the one without filler wins.) Annotators see that reward through their own noise and their own taste for long answers.
 #
 # What is *built in*: the facts, the gold reward, each annotator's noise and length bias, the quality of the SFT
 # demonstrations, and what the base model has read: true text, proofread pages and exam sheets with marks, and
@@ -147,20 +147,20 @@ figure
 # %%
 model_folder = str(base.path / "model") if run.profile.base_model else run.profile.model.base
 tokenizer = chat.load_tokenizer(model_folder, run.profile.model)
-example = [{"role": "user", "content": "Add 83 and 10."}]
-print(chat.render([*example, {"role": "assistant", "content": "so 93."}], tokenizer))
+example = [{"role": "user", "content": "Add 4+2."}]
+print(chat.render([*example, {"role": "assistant", "content": "4+2=6, so 6."}], tokenizer))
 print("prompt  ", chat.encode_prompt(example, tokenizer))
-print("response", chat.encode_response(example, "so 93.", tokenizer))
+print("response", chat.encode_response(example, "4+2=6, so 6.", tokenizer))
 
 # %% [markdown]
 # ## Checks
 
 # %%
-ids = chat.encode_conversation(example, "so 93.", tokenizer)
+ids = chat.encode_conversation(example, "4+2=6, so 6.", tokenizer)
 assert tokenizer.bos_token_id is None or ids.count(tokenizer.bos_token_id) == 1, "exactly one BOS"
 assert ids[-1] in chat.stop_token_ids(tokenizer), "a response ends with the end-of-turn token"
 assert tokenizer.pad_token_id != tokenizer.eos_token_id, "padding is not the end of a turn"
-assert chat.decode_response(chat.encode_response(example, "so 93.", tokenizer), tokenizer) == "so 93."
+assert chat.decode_response(chat.encode_response(example, "4+2=6, so 6.", tokenizer), tokenizer) == "4+2=6, so 6."
 print("all checks hold")
 
 # %% [markdown]

@@ -125,11 +125,11 @@ display(Markdown(tables.markdown_table(rows, caption=tables.world_caption(run.pr
 
 # %%
 logs = {mixture: model.read_json("log.json")["history"] for mixture, model in models.items()}
-plotting.loss_curves(logs, baseline=math.log(2), baseline_label="ln 2: knows nothing")
+plotting.loss_curves(logs, baseline=math.log(2), baseline_label="ln 2: knows nothing", caption=tables.world_caption(run.profile))
 
 # %%
 main = results[run.profile.data.main_mixture]
-plotting.reward_histogram(main["chosen_rewards"], main["rejected_rewards"])
+plotting.reward_histogram(main["chosen_rewards"], main["rejected_rewards"], caption=tables.world_caption(run.profile))
 
 # %% [markdown]
 # ## Checks

@@ -104,7 +104,9 @@ logs = {f"PM, {mixture}": model.read_json("log.json")["history"] for mixture, mo
 plotting.loss_curves(logs, caption=tables.world_caption(run.profile))
 
 # %% [markdown]
-# A probability should mean what it says: of the pairs to which a model gives 0.8, 80 % should be right.
+# A probability should mean what it says: of the pairs to which a model gives 0.8, 80 % should be preferred. Mind by whom.
+# The models learnt from annotators who err, and these pairs carry clean labels. A model that had the annotators exactly
+# right would look too modest here: the curve would be an S around the diagonal.
 
 # %%
 plotting.calibration_curves({name: result["calibration"] for name, result in results.items()}, caption=tables.world_caption(run.profile))

@@ -107,7 +107,7 @@ print("all checks hold")
 # ## Where we differ
 #
 # * The paper compares its model with UltraRM-13B, which has another base model; here the two RMs differ in their data
-#   alone, which isolates the cause that the paper suspects.
+#   alone: in its sources, which the paper suspects, and in its size. Claim d in chapter 11 holds the size equal, too.
 # * **Built in** to the tiny world: the annotators' taste for length, positive in mix1's sources, negative in four of
 #   mix2's. **Measured**: how much of it the RMs pick up.
 # * In the tiny world padding also costs gold reward, so a perfect RM would have a *negative* correlation.

@@ -60,11 +60,13 @@ print(inspect.getsource(pair_building.build_pair))
 # %%
 scores = score_for_iteration(run, setting, 1, responses)
 rows = load_from_disk(str(scores.path / "data"))
+penalty = run.profile.pair_building.length_penalty
 if run.profile.world:
     row = rows[0]
-    print(row["prompt"][-1]["content"])
-    for reward, text in sorted(zip(row["rewards"], row["responses"], strict=True), reverse=True):
-        print(f"  {reward:+.2f}  {text}")
+    penalised = pair_building.penalised_rewards(row["rewards"], row["responses"], penalty)
+    print(f"{row['prompt'][-1]['content']}   (r - {penalty} |a|, then r)")
+    for value, reward, text in sorted(zip(penalised, row["rewards"], row["responses"], strict=True), reverse=True):
+        print(f"  {value:+.2f}  {reward:+.2f}  {text}")
 
 # %% [markdown]
 # ## The full run: pairs
@@ -98,24 +100,32 @@ for strategy, folder in built.items():
     change = [len(row["chosen"][0]["content"]) - len(row["rejected"][0]["content"]) for row in kept]
     table.append(
         {"strategy": strategy, "pairs": len(kept), "dropped": str(account["dropped"]),
-         "mean reward gap": sum(gaps) / len(gaps), "mean length change (characters)": sum(change) / len(change)}
+         "mean gap, r": sum(gaps) / len(gaps), "mean gap, r − λ|a|": folder.metrics[f"08.{folder.path.name[3:]}.mean_penalised_margin"],
+         "mean length change (characters)": sum(change) / len(change)}
     )  # fmt: skip
 display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
 
 # %% [markdown]
-# What is the ranking worth in truth? Where the gold reward is known: the average answer, the one that the RM puts first,
-# the one it puts last, and the best that a perfect judge would find.
+# What is the ranking worth in truth? Where the gold reward is known: the average answer, the ones that best against worst
+# chose and rejected (by the penalised reward), the one that the raw reward puts first, and the best that a perfect judge
+# would find.
 
 # %%
 if run.profile.world:
     gold = World(run.profile.world)
     truth = [[gold.reward(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in rows]
     first = [values[rewards.index(max(rewards))] for values, rewards in zip(truth, rows["rewards"], strict=True)]
-    last = [values[rewards.index(min(rewards))] for values, rewards in zip(truth, rows["rewards"], strict=True)]
-    picks = {"all answers": [sum(values) / len(values) for values in truth], "the RM's first": first,
-             "the RM's last": last, "a perfect judge's first": [max(values) for values in truth]}  # fmt: skip
+    kept = sets[run.profile.pair_building.strategy]
+    sides = {side: [gold.reward(row["prompt"][-1]["content"], row[side][0]["content"]) for row in kept] for side in ("chosen", "rejected")}
+    picks = {"all answers": [sum(values) / len(values) for values in truth], "chosen": sides["chosen"],
+             "rejected": sides["rejected"], "first by raw reward": first,
+             "a perfect judge's first": [max(values) for values in truth]}  # fmt: skip
     table = [{"answer": name, "mean gold reward": sum(values) / len(values)} for name, values in picks.items()]
     display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+
+# %% [markdown]
+# The gaps of the raw reward. With a length penalty some are negative: there the shorter answer was chosen although the RM
+# liked the longer one better.
 
 # %%
 plotting.reward_gap_histogram(

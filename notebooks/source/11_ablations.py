@@ -50,7 +50,8 @@ print(f"{len(records)} claims in results/claims/" if records else MISSING)
 print(effects.t_interval([2.0, 4.0, 6.0], confidence=0.95), "by hand: 4 ± 4.303 · 2 / √3 = 4 ± 4.97")
 
 # %% [markdown]
-# Two points less on one seed, and the verdict would be open. That is as it should be: three seeds are few.
+# All three seeds agree, and yet the interval includes zero: the verdict is open. That is as it should be: three seeds are
+# few, and they differ by as much as their mean.
 #
 # A claim holds when *each* of its comparisons holds. "No worse" and "near equal" need a margin, which is set before; an
 # interval that merely includes zero proves no equality.
@@ -140,8 +141,8 @@ report.show_sizes(records, run.profile)
 # %% [markdown]
 # ### Other annotators
 #
-# A finding of a simulated world may be one of its settings. Claims a to e were measured again with noisier labels, and
-# with a stronger taste for length.
+# A finding of a simulated world may be one of its settings. `make claims` measures claims a to e again with noisier
+# labels, and with a stronger taste for length. Two seeds each, so the intervals there cover the choice of prompts only.
 
 # %%
 varied = variants_table(records)
@@ -181,7 +182,8 @@ print("all checks hold")
 # ## Where we differ
 #
 # * UltraRM-13B is not run; the RM of mix1, and one of few pairs, stand in its place.
-# * λ and β of the arms are scaled to this world (marked in the profile), and chosen on a development seed.
+# * λ is scaled to this world (marked in the profile) and was chosen on two development worlds; the β of IPO and hinge on
+#   the first of them (`results/claims/development.json`). The β of DPO's own loss is the paper's.
 # * Some arms run for one iteration only: the table of arms says which. Both sides of a comparison run equally long.
 #
 # ## Summary and exercises

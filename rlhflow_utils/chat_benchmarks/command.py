@@ -3,7 +3,7 @@
 ::
 
     python -m rlhflow_utils chat --benchmark mt_bench --profile gemma-2b --model runs/gemma-2b/09_iter3_dpo/model \\
-        --questions data --out runs/gemma-2b/mt_bench
+        --questions path/to/benchmarks --out runs/gemma-2b/mt_bench
 
 `--questions` is a folder with the benchmark's own files: ``mt-bench/`` (FastChat's), ``arena-hard/`` (its questions
 and the baseline's answers), ``alpaca_eval/alpaca_eval_gpt4_baseline.json`` (the reference outputs; without the file
@@ -129,5 +129,8 @@ def _alpaca_reference(root: Path) -> list[dict[str, str]]:
 def _folder(root: Path, name: str) -> Path:
     folder = root / name
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {name}/ in the folder of --questions")
+        raise FileNotFoundError(
+            f"no folder {name}/ in {root}: --questions wants the folder that holds the benchmark's own files "
+            "(FastChat's mt-bench/, arena-hard/, alpaca_eval/)"
+        )
     return folder

@@ -108,7 +108,7 @@ def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], capt
     axes.set(ylabel="observed frequency", xlim=(0, 1), ylim=(-0.03, 1.03))
     axes.legend(loc="upper left")
     below.grid(axis="y")
-    below.set(xlabel="predicted P(first answer preferred)", ylabel="pairs", ylim=(0, None))
+    below.set(xlabel="predicted P(first answer preferred)", ylabel="pairs, both orders", ylim=(0, None))
     errors = ", ".join(f"{name} {gap:.3f}" for name, gap in gaps.items())
     return finish(figure, f"Calibration: mean gap between prediction and outcome {errors}", caption)
 
