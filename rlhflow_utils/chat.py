@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rlhflow_utils.settings import ModelSettings
 
 Message = dict[str, str]
+IGNORED = -100  # label of tokens outside the loss
 PROBE: list[Message] = [{"role": "user", "content": "Hello."}]
 
 

@@ -9,25 +9,36 @@ from typing import Any
 
 from rlhflow_utils.manifest import StageFolder
 from rlhflow_utils.settings import HubSettings
+from rlhflow_utils.tables import cell
 
 
-def model_card(name: str, base: str, stage: StageFolder, metrics: dict[str, Any]) -> str:
-    """Markdown model card with YAML front matter: recipe, provenance and measured metrics."""
+def model_card(name: str, base: str, stage: StageFolder, metrics: dict[str, Any], caption: str) -> str:
+    """Markdown model card with YAML front matter: recipe, provenance and measured metrics.
+
+    Args:
+        name: of the model.
+        base: what it was trained from.
+        stage: that trained it.
+        metrics: name -> value.
+        caption: what the metrics are evidence of.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     manifest = stage.manifest
     data = ModelCardData(library_name="transformers", tags=["trl", "dpo", "rlhf"], pipeline_tag="text-generation")
-    measured = "\n".join(f"| {key} | {value} |" for key, value in sorted(metrics.items()))
+    measured = "\n".join(f"| {key} | {cell(value)} |" for key, value in sorted(metrics.items()))
     text = f"""---
 {data.to_yaml()}
 ---
 # {name}
 
-Trained with the RLHF Workflow guidebook (recipe of arXiv 2405.07863), profile `{manifest["profile"]}`, from `{base}`.
+Trained with the RLHF Workflow guidebook (recipe of arXiv 2405.07863), profile `{manifest["profile"]}`, from {base}.
 
 | metric | value |
 |:--|--:|
 {measured}
+
+{caption}
 
 Stage `{manifest["stage"]}`, key `{manifest["key"]}`, seed {manifest["seed"]}, commit `{manifest["commit"]}`,
 {manifest["device"]}.

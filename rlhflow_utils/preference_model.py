@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhflow_utils.chat import Message, encode_prompt, encode_response, load_tokenizer, stop_token_ids
+from rlhflow_utils.chat import IGNORED, Message, encode_prompt, encode_response, load_tokenizer, stop_token_ids
 from rlhflow_utils.inference import check_lengths, length_batches, load_model, next_token_logits
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Comparison = tuple[Sequence[Message], str, str]  # prompt messages, response a, response b
 Compare = Callable[[Sequence[Comparison]], Sequence[float]]  # P(a is better) of each comparison
-IGNORED = -100  # label of tokens outside the loss
 
 
 def format_comparison(prompt: Sequence[Message], response_a: str, response_b: str) -> list[Message]:
@@ -127,30 +126,6 @@ def probability_of_a(
         for index, value in zip(batch, values, strict=True):
             probabilities[index] = value
     return probabilities
-
-
-def pair_accuracy(
-    model: str | Path,
-    pairs: Iterable[Mapping[str, Any]],
-    batch_tokens: int,
-    model_settings: ModelSettings | None = None,
-) -> dict[str, float]:
-    """How often the chosen answer is preferred, P above 0.5.
-
-    Returns:
-        `accuracy` (a tie counts 0.5), `accuracy_ties_wrong` (a tie counts 0), `n`, `ties`.
-    """
-    comparisons = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in pairs]
-    p = preference_probability(model, comparisons, batch_tokens, model_settings)
-    if not p:
-        raise ValueError("pair accuracy: no pairs were given")
-    wins, ties = sum(value > 0.5 for value in p), sum(value == 0.5 for value in p)
-    return {
-        "accuracy": (wins + 0.5 * ties) / len(p),
-        "accuracy_ties_wrong": wins / len(p),
-        "n": len(p),
-        "ties": ties,
-    }
 
 
 # --- ranking n responses --------------------------------------------------------------------------------------------

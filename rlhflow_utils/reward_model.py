@@ -80,47 +80,6 @@ def score_loaded(
     return rewards
 
 
-def pair_accuracy(
-    model: str | Path,
-    pairs: Iterable[Mapping[str, Any]],
-    batch_tokens: int,
-    model_settings: ModelSettings | None = None,
-) -> dict[str, float]:
-    """How often the chosen answer gets the higher reward.
-
-    Args:
-        model: folder or id of the reward model.
-        pairs: standard preference rows.
-        batch_tokens: padded tokens per forward pass.
-        model_settings: the profile's `model` section.
-
-    Returns:
-        `accuracy` (a tie counts 0.5), `accuracy_ties_wrong` (a tie counts 0), `mean_margin`, `n`, `ties`.
-    """
-    sides = [(row["prompt"], row[side][-1]["content"]) for row in pairs for side in ("chosen", "rejected")]
-    rewards = score(model, sides, batch_tokens, model_settings)
-    return accuracy_of_margins([a - b for a, b in zip(rewards[0::2], rewards[1::2], strict=True)])
-
-
-def accuracy_of_margins(margins: Sequence[float]) -> dict[str, float]:
-    """Both conventions of counting ties, from chosen-minus-rejected margins.
-
-    Raises:
-        ValueError: there are no pairs.
-    """
-    if not margins:
-        raise ValueError("pair accuracy: no pairs were given")
-    wins, ties = sum(margin > 0 for margin in margins), sum(margin == 0 for margin in margins)
-    n = len(margins)
-    return {
-        "accuracy": (wins + 0.5 * ties) / n,
-        "accuracy_ties_wrong": wins / n,
-        "mean_margin": sum(margins) / n,
-        "n": n,
-        "ties": ties,
-    }
-
-
 # --- the stage ----------------------------------------------------------------------------------------------------
 
 

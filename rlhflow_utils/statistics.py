@@ -244,23 +244,6 @@ def bon_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def kl_estimate(
-    policy_logps: ArrayLike, reference_logps: ArrayLike, samples: int, confidence: float, seed: int
-) -> Estimate:
-    """KL(policy || reference) per response in nats: the mean of ``log pi - log pi_0`` over the policy's own samples.
-
-    Unbiased, but single terms and even a small sample's mean can be negative although the KL is not.
-
-    Args:
-        policy_logps: summed log-probability of each sampled response under the policy.
-        reference_logps: the same responses under the reference.
-        samples: bootstrap draws.
-        confidence: coverage aimed at.
-        seed: of the draws.
-    """
-    return paired_difference(policy_logps, reference_logps, samples, confidence, seed)
-
-
 # --- calibration --------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +269,7 @@ def calibration(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -
     return table
 
 
-def expected_calibration_error(table: Mapping[str, list[float]]) -> float:
+def expected_calibration_error(table: Mapping[str, Sequence[float]]) -> float:
     """Mean gap between predicted and observed frequency over `calibration`'s bins, weighted by their counts."""
     gaps = np.abs(np.asarray(table["predicted"]) - np.asarray(table["observed"]))
     return float(np.average(gaps, weights=table["count"]))

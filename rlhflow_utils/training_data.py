@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from rlhflow_utils.chat import encode_conversation, encode_prompt, encode_response
+from rlhflow_utils.chat import IGNORED, encode_conversation, encode_prompt, encode_response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # label of tokens outside the loss
 Tokenise = Callable[[dict[str, Any]], dict[str, Any]]
 
 

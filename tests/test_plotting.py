@@ -57,6 +57,7 @@ CLAIM = {
     ],
     "arms": {
         "main": {seed: {"gold@1": 0.1, "gold@2": 0.2, "proxy@1": 1.0, "proxy@2": 2.0} for seed in ("10", "11")},
+        "sft": {seed: {"gold": 0.0} for seed in ("10", "11")},
         "bt": {"10": {"accuracy": 0.8}, "11": {"accuracy": 0.8}},
         "half": {"10": {"accuracy": 0.6}, "11": {"accuracy": 0.8}},
     },
@@ -137,7 +138,7 @@ def test_figure_renders_with_title_labels_and_caption(name: str) -> None:
     draw, title = FIGURES[name]
     figure = draw()
     assert title in figure.get_suptitle()
-    assert figure.get_supxlabel() == "c"
+    assert figure.get_supxlabel().splitlines()[-1] == "c"
     for axes in figure.axes:
         assert axes.has_data()
     assert all(axes.get_xlabel() or axes.get_ylabel() or axes.get_title(loc="left") for axes in figure.axes)

@@ -17,7 +17,6 @@ from rlhflow_utils.preference_model import (
     format_comparison,
     label_ids,
     load_compare,
-    pair_accuracy,
     preference_probability,
     round_robin,
     tournament,
@@ -124,12 +123,8 @@ def test_swapping_the_responses_mirrors_the_probability(model: Path, comparisons
     assert [1 - p for p in swapped] == pytest.approx(compare(comparisons), abs=1e-6)
 
 
-def test_equal_responses_are_a_tie_and_ties_are_counted_both_ways(model: Path) -> None:
-    rows = [_pair("r1", "good", "good"), _pair("r2", "fair", "poor"), _pair("r3", "poor", "fair")]
-    found = pair_accuracy(model, rows, 1000)
-    assert found == {"accuracy": 0.5, "accuracy_ties_wrong": 1 / 3, "n": 3, "ties": 1}
-    with pytest.raises(ValueError, match="no pairs"):
-        pair_accuracy(model, [], 1000)
+def test_equal_responses_are_a_tie(model: Path) -> None:
+    assert preference_probability(model, [(DIALOGUE, "good", "good")], 1000) == [0.5]
 
 
 def test_nothing_is_truncated(model: Path) -> None:

@@ -13,7 +13,7 @@ from tiny_models import MODEL, POSITIONS, WORDS, prompts, save_policy, save_rewa
 from rlhflow_utils import reward_model
 from rlhflow_utils.chat import encode_conversation, load_tokenizer
 from rlhflow_utils.manifest import Stage
-from rlhflow_utils.reward_model import Conversation, accuracy_of_margins, pair_accuracy, score, score_responses
+from rlhflow_utils.reward_model import Conversation, score, score_responses
 
 RESPONSES = [" ".join(WORDS.split()[:count]) for count in (1, 9, 3, 14, 0, 6)]
 
@@ -58,24 +58,6 @@ def test_nothing_is_truncated(model: Path) -> None:
 def test_a_model_without_score_head_is_refused(policy: Path) -> None:
     with pytest.raises(ValueError, match="is no reward model"):
         score(policy, [(prompts(1)[0]["prompt"], "sky")], 500)
-
-
-def test_ties_are_counted_both_ways() -> None:
-    found = accuracy_of_margins([1.0, -1.0, 0.0, 3.0])
-    assert found == {"accuracy": 0.625, "accuracy_ties_wrong": 0.5, "mean_margin": 0.75, "n": 4, "ties": 1}
-    with pytest.raises(ValueError, match="no pairs"):
-        accuracy_of_margins([])
-
-
-def test_pair_accuracy_follows_the_scores(model: Path) -> None:
-    prompt = prompts(1)[0]["prompt"]
-    rewards = score(model, [(prompt, response) for response in RESPONSES], 500)
-    low, high = min(rewards), max(rewards)
-    good, bad = RESPONSES[rewards.index(high)], RESPONSES[rewards.index(low)]
-    pairs = [_pair(prompt, good, bad), _pair(prompt, good, bad), _pair(prompt, bad, good), _pair(prompt, bad, bad)]
-    found = pair_accuracy(model, pairs, 500)
-    assert (found["accuracy"], found["accuracy_ties_wrong"], found["n"], found["ties"]) == (0.625, 0.5, 4, 1)
-    assert found["mean_margin"] == pytest.approx((high - low) / 4, abs=1e-5)
 
 
 def test_stage_adds_rewards_in_order_and_resumes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

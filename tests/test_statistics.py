@@ -175,15 +175,6 @@ def test_best_of_n_bound() -> None:
         st.bon_kl(0)
 
 
-def test_kl_estimate_finds_the_divergence_of_two_known_distributions() -> None:
-    policy, reference = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.3, 0.4])
-    true_kl = float((policy * np.log(policy / reference)).sum())
-    drawn = np.random.default_rng(5).choice(3, size=5000, p=policy)
-    estimate = st.kl_estimate(np.log(policy)[drawn], np.log(reference)[drawn], 200, 0.99, 0)
-    assert estimate.value == pytest.approx(true_kl, abs=0.03)
-    assert estimate.ci_low < true_kl < estimate.ci_high
-
-
 def test_calibration_bins_by_hand() -> None:
     table = st.calibration([0.1, 0.1, 0.9, 1.0], [0, 1, 1, 1], bins=2)
     assert table["predicted"] == pytest.approx([0.1, 0.95])

@@ -15,7 +15,7 @@ from datasets import Dataset
 from tiny_training import SETTINGS, build_tiny_model, losses, make_job, tokenised_rows, weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
-from rlhflow_utils.chat import load_tokenizer
+from rlhflow_utils.chat import IGNORED, load_tokenizer
 from rlhflow_utils.manifest import write_json
 from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.settings import LoraSettings
@@ -28,7 +28,7 @@ from rlhflow_utils.training import (
     train,
     training_arguments,
 )
-from rlhflow_utils.training_data import IGNORED, dpo_tokens, reward_tokens, sft_tokens, tokenise
+from rlhflow_utils.training_data import dpo_tokens, reward_tokens, sft_tokens, tokenise
 
 LN2 = math.log(2)
 CONVERSATION = [

@@ -63,7 +63,7 @@ rows = load_from_disk(str(data.path / "sft"))
 for row in rows.select(range(2)):
     tokens = training_data.sft_tokens(row, tokenizer, completion_only=True)
     shown = [
-        f"[{tokenizer.decode([i])}]" if label != training_data.IGNORED else tokenizer.decode([i])
+        f"[{tokenizer.decode([i])}]" if label != chat.IGNORED else tokenizer.decode([i])
         for i, label in zip(tokens["input_ids"], tokens["labels"], strict=True)
     ]
     print("".join(shown), "\n")
@@ -104,7 +104,7 @@ plotting.loss_curves({"SFT": log["history"]}, caption=tables.world_caption(run.p
 
 # %%
 assert log["history"][-1]["loss"] < log["history"][0]["loss"], "the loss fell"
-assert all(label in (training_data.IGNORED, i) for i, label in zip(tokens["input_ids"], tokens["labels"], strict=True))
+assert all(label in (chat.IGNORED, i) for i, label in zip(tokens["input_ids"], tokens["labels"], strict=True))
 assert tokens["labels"][-1] in chat.stop_token_ids(tokenizer), "the end of the turn is learnt"
 evaluation = {chat.prompt_key(row["prompt"]) for row in load_from_disk(str(data.path / "evaluation_prompts"))}
 assert not evaluation & {chat.prompt_key(row["messages"][:-1]) for row in rows}, "no held-out prompt was trained on"

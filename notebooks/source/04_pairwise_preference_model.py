@@ -20,7 +20,7 @@ import math
 from datasets import load_from_disk
 from IPython.display import Markdown, display
 
-from rlhflow_utils import chat, plotting, preference_model, tables, training_data
+from rlhflow_utils import chat, plotting, preference_model, tables
 from rlhflow_utils.manifest import open_run
 from rlhflow_utils.model_evaluation import evaluate_preference_model
 from rlhflow_utils.training_stages import train_preference_model
@@ -59,7 +59,7 @@ tokenizer = chat.load_tokenizer(sft.path / "model", run.profile.model)
 rows = load_from_disk(str(data.path / run.profile.data.main_mixture))
 for row in rows.select(range(2)):
     tokens = preference_model.training_tokens(row, tokenizer, seed=SEED)
-    in_loss = [i for i in tokens["labels"] if i != training_data.IGNORED]
+    in_loss = [i for i in tokens["labels"] if i != chat.IGNORED]
     print(tokenizer.decode(tokens["input_ids"]))
     print("in the loss:", [tokenizer.decode([i]) for i in in_loss], "\n")
 

@@ -219,11 +219,12 @@ display(Markdown(tables.markdown_table(side_by_side.table_6(read_records()))))
 # With `hub.push: true` the final policy is pushed with a card that carries these numbers.
 
 # %%
-card = hub.model_card("policy", "the SFT model of this run", final, evaluations["iterative_dpo"].metrics)
+name, base = f"rlhf-workflow-{run.profile.name}", run.profile.model.base or "the base model of chapter 00"
+card = hub.model_card(name, base, final, evaluations["iterative_dpo"].metrics, tables.world_caption(run.profile))
 if run.profile.hub.push:
-    print(hub.push_model(final, f"rlhf-workflow-{run.profile.name}", card, run.profile.hub))
+    print(hub.push_model(final, name, card, run.profile.hub))
 else:
-    print(card[:400], "…\n\n(hub.push is false: nothing was pushed)")
+    print(card[:600], "…\n\n(hub.push is false: nothing was pushed)")
 
 # %% [markdown]
 # ## Checks

@@ -22,6 +22,7 @@ from rlhflow_utils.plotting.style import (
     new_figure,
     percent,
 )
+from rlhflow_utils.statistics import expected_calibration_error
 
 SECTION_NAMES = {
     "chat": "Chat", "chat_hard": "Chat-Hard", "safety": "Safety", "reasoning": "Reasoning", "overall": "Overall",
@@ -97,19 +98,17 @@ def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], capt
     """
     figure, [axes, below] = new_figure(rows=2, height=4.4, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
-    gaps = {}
     for (name, table), marker, colour in zip(tables.items(), "osD^v", CYCLE, strict=False):
         observed, predicted = np.asarray(table["observed"]), np.asarray(table["predicted"])
         bars = [observed - np.asarray(table["ci_low"]), np.asarray(table["ci_high"]) - observed]
         axes.errorbar(predicted, observed, bars, color=colour, marker=marker, ms=5, lw=1.4, capsize=2, label=name)
         below.plot(predicted, table["count"], color=colour, marker=marker, ms=4, lw=1.2)
-        gaps[name] = float(np.average(np.abs(predicted - observed), weights=table["count"]))
     axes.grid()
     axes.set(ylabel="observed frequency", xlim=(0, 1), ylim=(-0.03, 1.03))
     axes.legend(loc="upper left")
     below.grid(axis="y")
     below.set(xlabel="predicted P(first answer preferred)", ylabel="pairs, both orders", ylim=(0, None))
-    errors = ", ".join(f"{name} {gap:.3f}" for name, gap in gaps.items())
+    errors = ", ".join(f"{name} {expected_calibration_error(table):.3f}" for name, table in tables.items())
     return finish(figure, f"Calibration: mean gap between prediction and outcome {errors}", caption)
 
 
