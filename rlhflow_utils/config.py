@@ -168,6 +168,9 @@ def _explain(item: Any) -> str:
         return f"unknown key {where!r}; remove it or correct its name"
     if item["type"] == "missing":
         return f"missing key {where!r}"
+    if item["type"] == "value_error":  # our own checks: they say what was found
+        message = str(item["msg"]).removeprefix("Value error, ")
+        return f"{where}: {message}" if item["loc"] else message
     hint = ""
     if isinstance(item["input"], str) and item["type"].startswith(("float", "int")):
         hint = " (YAML reads 5e-7 as text: write 5.0e-7)"

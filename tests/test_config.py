@@ -90,6 +90,10 @@ def test_sections_must_fit_together(tmp_path: Path) -> None:
     raw = _raw()
     raw["evaluation"]["judge"] = "endpoint"
     assert "evaluation.judge: endpoint needs evaluation.endpoint_url" in _error(raw, tmp_path)
+    raw["evaluation"]["judge"] = "reward_model"
+    message = _error(raw, tmp_path)
+    assert "evaluation.judge: reward_model needs a judge: name one in evaluation.judge_model" in message
+    assert message.endswith("(data.partition.judge above 0)"), "the whole profile is not printed"
 
 
 def test_an_unknown_profile_lists_the_known_ones() -> None:

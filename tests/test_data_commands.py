@@ -156,6 +156,7 @@ def small_profile(folder: Path) -> Path:
         "partition": {"test": 0.2, "sft": 0.0, "prompts": 0.3, "judge": 0.0},
     }  # fmt: skip
     raw["data"]["decontamination"]["sources"] = []
+    raw["evaluation"]["judge_model"] = "some/reward-model"  # no pairs are held apart to train one
     (folder / "small.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     return folder / "small.yaml"
 
