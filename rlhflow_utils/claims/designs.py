@@ -194,6 +194,7 @@ def open_questions(profile: Profile) -> list[Claim]:
     last, margin = profile.iterative.iterations, claims_settings(profile).margins.win_rate
     one, gold = "win_rate@1", "gold_gain"
     losses = tuple(claims_settings(profile).losses)
+    raw = {"no_penalty": "good RM", "weak_rm": "weak RM", "low_beta": "low β"}  # arms without λ
     return [
         Claim("l", "over-optimisation comes with a weak RM and a low β", "beyond",
               "From the first to the last iteration, true reward gains less with a weaker RM, and with a lower β.",
@@ -202,10 +203,10 @@ def open_questions(profile: Profile) -> list[Claim]:
               "tells where over-optimisation sets in.", None, ("no_penalty", "weak_rm", "low_beta", MAIN, "sft"),
               (Part("gold gain, good RM − weak RM", gold, "no_penalty", "weak_rm"),
                Part("gold gain, β − low β", gold, "no_penalty", "low_beta"),
-               *(Part(f"{kind} gain, {arm}", f"{kind}_gain", arm, None, "measured")
-                 for arm in ("no_penalty", "weak_rm", "low_beta") for kind in ("proxy", "gold")),
-               *(Part(f"best iteration, {arm}", "best_iteration", arm, None, "measured")
-                 for arm in (MAIN, "no_penalty", "weak_rm", "low_beta"))), "rankers"),
+               *(Part(f"{kind} gain, {name}", f"{kind}_gain", arm, None, "measured")
+                 for arm, name in raw.items() for kind in ("proxy", "gold")),
+               *(Part(f"best iteration, {name}", "best_iteration", arm, None, "measured")
+                 for arm, name in {MAIN: "with λ", **raw}.items())), "rankers"),
         Claim("m", "the PM ranks as well as the BT RM", "beyond (left open in 2.3)",
               "Pairs chosen by the PM, by tournament or round robin, give a policy no worse than those of the BT RM.",
               "One iteration from the same responses, no length penalty. Cost: forward passes for each prompt.",

@@ -77,7 +77,7 @@ def claim_curves(record: Record, arms: Mapping[str, str], caption: str = "") -> 
         caption: line below the figure.
     """
     figure, panels = new_figure(columns=2, height=3.2)
-    labels = {"proxy": "proxy reward (the arm's RM), since iteration 1", "gold": "gold reward, since SFT"}
+    labels = {"proxy": "proxy reward since iteration 1", "gold": "gold reward since SFT"}
     for axes, (metric, label_y) in zip(panels, labels.items(), strict=True):
         for colour, (arm, label) in zip(CYCLE, arms.items(), strict=False):
             seeds = [_curve(values, metric) for values in record["arms"][arm].values()]
