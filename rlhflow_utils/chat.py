@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,11 @@ def encode_conversation(prompt: Sequence[Message], response: str, tokenizer: Pre
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an assistant turn in this template (Llama-3: ``<|eot_id|>``, else EOS)."""
+    return _end_of_turn_id(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=16)  # every response asks, and two renderings are most of what encoding a short one costs
+def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     whole = render([*PROBE, {"role": "assistant", "content": "Hello."}], tokenizer).rstrip("\n")
     last = _encode(whole, tokenizer)[-1]
     return last if last in tokenizer.all_special_ids else int(tokenizer.eos_token_id)

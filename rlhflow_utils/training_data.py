@@ -22,7 +22,8 @@ Tokenise = Callable[[dict[str, Any]], dict[str, Any]]
 def text_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Language-modelling rows (`input_ids`, `labels`) from plain text: BOS where the tokenizer has one, text, EOS."""
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = [[*start, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    ids = [[*start, *row, tokenizer.eos_token_id] for row in encoded]
     return Dataset.from_dict({"input_ids": ids, "labels": ids})
 
 
@@ -82,5 +83,5 @@ def tokenise(rows: Dataset, function: Tokenise, max_length: int) -> tuple[Datase
         return {**tokens, "length": row_length(tokens)}
 
     mapped = rows.map(with_length, remove_columns=rows.column_names, load_from_cache_file=False)
-    kept = mapped.select([i for i, length in enumerate(mapped["length"]) if length <= max_length])
+    kept = mapped.select([i for i, length in enumerate(mapped["length"][:]) if length <= max_length])
     return kept, {"too_long": len(mapped) - len(kept)}
