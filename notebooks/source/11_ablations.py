@@ -155,6 +155,28 @@ display(Markdown(tables.markdown_table(varied, caption=report.CAPTION) if varied
 display(Markdown(report.surprises(records)))
 
 # %% [markdown]
+# **What surprised us**, claim by claim; the grey rows above are the evidence.
+#
+# * **Shorter, not more often right (e).** By win rate iterative DPO beats offline DPO in all five worlds. But at equal
+#   numbers of updates it gives no more right answers, and at equal lengths it wins no more often. What the loop adds here,
+#   beyond what offline pairs already teach, is to leave out filler.
+# * **Without λ the loop does harm (e, f, l).** In four worlds of five the policy then ends below SFT, while the reward
+#   that it is trained on goes on rising: over-optimisation, often from the second iteration on. And this with an RM whose
+#   correlation with length is near zero on SFT's answers (d). What an average over SFT's answers shows is not what a policy
+#   finds when it searches.
+# * **Which pair hardly matters (j, k).** Best against worst, best against random and two random answers, in the order of the
+#   same RM, end within two points of each other. An earlier version of this guide let the random rules draw the same text
+#   twice; they lost a third of their pairs and looked four points worse. The budget had been compared, not the rule.
+# * **mix2's gain in safety is in its sources, not in its size (c).** An RM of half of mix2, as many pairs as mix1 has, shows
+#   it in all five worlds. The same holds for length (d).
+# * **The PM learns late (b, m).** All it is told of a pair is one token. At this size it catches on in some worlds and
+#   hardly in others, and ranks accordingly. Both claims speak about this budget, not about PMs.
+# * **Worlds differ more than arms.** A seed draws facts, annotators and a base model, and base models of this size learn
+#   the skills unevenly. Five such draws decide large effects only: *inconclusive* here means "not enough worlds" more often
+#   than "no effect". With three seeds a margin of 0.02 can be met only where worlds agree to within 0.008, so the *no worse*
+#   claims (h, i, m, o) are hard to confirm.
+
+# %% [markdown]
 # **Built in** to the world, so that finding it proves only that the pipeline can: the gold reward; annotators who err by a
 # known amount, and lean to length by a known amount; mix1's sources, which lean long and know little of safety and
 # reasoning; mix2's, which label those cleanly; a fifth of the wrong answers broken off, as sampled ones can be; SFT
