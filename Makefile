@@ -32,7 +32,7 @@ guide: setup
 	  $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(foreach pair,$(SET),--set $(pair))
 
 test: setup
-	@echo "Running the tests (about 10 minutes on 2 cores)"
+	@echo "Running the tests (about 8 minutes on 2 cores)"
 	$(BIN)/python -m pytest
 
 # Goes on where it was stopped; a seed takes a worker. With SEEDS=1 there is one seed, and it has all the cores.
