@@ -165,9 +165,9 @@ display(Markdown(report.surprises(records)))
 #   correlation with length is near zero on SFT's answers (d). What an average over SFT's answers shows is not what a policy
 #   finds when it searches.
 # * **Which pair hardly matters (j, k).** Best against worst, best against random and two random answers, in the order of the
-#   same RM, end within a few points of each other, in no clear order. An earlier version of this guide let the random rules
-#   draw the same text twice; they lost a third of their pairs and looked four points worse. The budget had been compared,
-#   not the rule.
+#   same RM, end within a few points of each other, in no clear order. A rule that may draw the
+#   same text twice would lose pairs, and then budgets would be compared and not rules: here every rule draws two texts
+#   that differ.
 # * **mix2's gain in safety is in its sources, not in its size (c).** An RM of half of mix2, as many pairs as mix1 has, shows
 #   it in all five worlds. The same holds for length (d).
 # * **The PM learns late (b, m).** All it is told of a pair is one token. At this size it catches on in some worlds and

@@ -114,7 +114,7 @@ def verdict_text(record: Record) -> str:
     """The verdict, with what limits it: another setting of the annotators, or an interval over prompts alone."""
     text = str(record["verdict"])
     holding = [name for name, other in record["variants"].items() if other["verdict"] == HOLDS]
-    if record["variants"] and (holding or text == HOLDS) and len(holding) < len(record["variants"]) + (text != HOLDS):
+    if len(holding) != (len(record["variants"]) if text == HOLDS else 0):
         text += f" (with other annotators holds in {len(holding)} of {len(record['variants'])})"
     return text + ("" if record["interval"] == OVER_SEEDS else ", prompts only")
 
