@@ -100,7 +100,7 @@ for strategy, folder in built.items():
     change = [len(row["chosen"][0]["content"]) - len(row["rejected"][0]["content"]) for row in kept]
     table.append(
         {"strategy": strategy, "pairs": len(kept), "dropped": str(account["dropped"]),
-         "mean gap, r": sum(gaps) / len(gaps), "mean gap, r − λ|a|": folder.metrics[f"08.{folder.path.name[3:]}.mean_penalised_margin"],
+         "mean gap, raw": sum(gaps) / len(gaps), "mean gap, penalised": folder.metrics[f"08.{folder.path.name[3:]}.mean_penalised_margin"],
          "mean length change (characters)": sum(change) / len(change)}
     )  # fmt: skip
 display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
