@@ -73,6 +73,7 @@ def test_each_claim_has_its_record(finished: Path) -> None:
     assert set(e["arms"]) == {"main", "offline", "no_penalty", "sft"}
     assert set(e["arms"]["main"]) == {"10"}
     assert {"win_rate@1", "win_rate@2", "gold@2", "proxy@2", "exact_match"} <= set(e["arms"]["main"]["10"])
+    assert set(e["provenance"]) == {"python", "versions", "commit", "dirty"}
     assert set(e["variants"]) == {"noisier"}
     assert records["n"]["variants"] == {}
     shown = e["arms"]["main"]["10"]["win_rate@2"] - e["arms"]["offline"]["10"]["win_rate"]

@@ -16,7 +16,7 @@ from rlhflow_utils.claims.designs import Claim, build_claims, wanted_arms
 from rlhflow_utils.claims.effects import Measure
 from rlhflow_utils.config import ConfigError, Profile, load_profile
 from rlhflow_utils.manifest import locked
-from rlhflow_utils.provenance import PROJECT, quiet_libraries
+from rlhflow_utils.provenance import PROJECT, provenance, quiet_libraries
 
 # Setting of the annotators ("" is the world's own) -> arm -> metric.
 Measured = dict[str, dict[str, dict[str, Measure]]]
@@ -73,7 +73,7 @@ def run_claims(
     profile = seed_profile(profile_name, overrides or {}, None)
     claims = choose_claims(profile, only)
     jobs = plan_jobs(profile_name, profile, claims, seeds, dict(overrides or {}), run_dir)
-    started = time.time()
+    started, origin = time.time(), _origin()
     print(
         f"Claims {', '.join(claims)} on profile {profile.name}: seeds {', '.join(str(job.seed) for job in jobs)}",
         flush=True,
@@ -81,9 +81,11 @@ def run_claims(
     measured: dict[int, Measured] = {}
     for job, found in _results_of(jobs, workers):
         measured.setdefault(job.seed, {}).update(found)
-        write_records(_records(profile, claims, measured, jobs), results or CLAIMS, PROJECT / run_dir / "results")
+        records = {name: {**record, **origin} for name, record in _records(profile, claims, measured, jobs).items()}
+        write_records(records, results or CLAIMS, PROJECT / run_dir / "results")
         where = "" if job.claims else ", other annotators,"
         print(f"seed {job.seed}{where} measured after {time.time() - started:.0f} s", flush=True)
+    print(f"Finished in {time.time() - started:.0f} s", flush=True)
     if results is None:
         update_readme()
 
@@ -168,6 +170,13 @@ def measure_claims(seed: Any, claims: Sequence[Claim]) -> dict[str, dict[str, Me
     for arm in arms:
         prepare(seed, arm)
     return {arm: measure_arm(seed.run, arm) for arm in arms}
+
+
+def _origin() -> dict[str, Any]:
+    """Commit and versions, asked before the records are written: they change the working tree."""
+    kept = ("python", "versions", "commit", "dirty")
+    found = provenance()
+    return {"provenance": {key: found[key] for key in kept}}
 
 
 def _results_of(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measured]]:
