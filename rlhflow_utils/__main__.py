@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.config import ConfigError, parse_override
-from rlhflow_utils.runner import ChapterError, run_guide
-from rlhflow_utils.sources.reading import SourceError
+from rlhflow_utils.config import parse_override
+from rlhflow_utils.runner import run_guide
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ConfigError, SourceError, ChapterError, RuntimeError, FileNotFoundError) as error:
+    except (ValueError, RuntimeError, FileNotFoundError) as error:  # of the package's own, each in one line
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -324,3 +325,27 @@ def test_one_command_answers_judges_and_scores(
     assert main(arguments) == 0
     assert len(server.prompts) == asked  # everything was cached
     assert "judge endpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "file", "text", "message"),
+    [
+        ("mt_bench", "mt-bench/question.jsonl", '{"question_id": 1}', "row 1 .*no field 'category'"),
+        ("mt_bench", "mt-bench/question.jsonl", '{"question_id": 1, "category": "stem", "turns": ["a"]}', "two turns"),
+        ("arena_hard", "arena-hard/question.jsonl", '{"uid": "a", "prompt": "p"}\n{"uid": "b", "pro', "row 2 .*string"),
+        ("alpaca_eval", "alpaca_eval/alpaca_eval_gpt4_baseline.json", '[{"instruction": "i"}]', "no field 'output'"),
+    ],
+)
+def test_a_malformed_file_ends_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], benchmark: str, file: str, text: str, message: str
+) -> None:
+    from rlhflow_utils.__main__ import main
+
+    questions = _questions(tmp_path)
+    (questions / file).write_text(text)
+    arguments = ["chat", "--benchmark", benchmark, "--profile", "slices", "--model", "none", "--out", str(tmp_path)]
+    arguments += ["--questions", str(questions), "--set", "evaluation.endpoint_url=http://127.0.0.1:1"]
+    assert main([*arguments, "--set", "evaluation.judge_model=judge"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert re.search(f"^error: .*{file}: .*{message}.*fetch the file again", printed), printed

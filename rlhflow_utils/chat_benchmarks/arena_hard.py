@@ -11,7 +11,6 @@ two games kept together; the benchmark resamples single battles, which makes its
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 from rlhflow_utils.chat import Message
+from rlhflow_utils.chat_benchmarks.files import read_rows
 from rlhflow_utils.endpoint import ChatEndpoint, Reply
 from rlhflow_utils.statistics import Estimate
 
@@ -65,30 +65,27 @@ def read_questions(path: Path) -> dict[str, str]:
     """Question id -> prompt, from ``question.jsonl`` in its schema of 2024 or that of 2025.
 
     Raises:
-        ValueError: a row is in neither schema.
+        SourceError: a row is in neither schema.
     """
-    questions = {}
-    for number, row in enumerate(_rows(path)):
-        try:
-            if "uid" in row:
-                questions[str(row["uid"])] = str(row["prompt"])
-            else:
-                questions[str(row["question_id"])] = str(row["turns"][0]["content"])
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{path.name}, row {number}: neither question_id/turns nor uid/prompt") from error
-    return questions
+
+    def question(row: dict[str, Any]) -> tuple[str, str]:
+        if "uid" in row:
+            return str(row["uid"]), str(row["prompt"])
+        return str(row["question_id"]), str(row["turns"][0]["content"])
+
+    return dict(read_rows(path, question))
 
 
 def read_answers(path: Path) -> dict[str, str]:
     """Question id -> a model's answer, from a ``model_answer`` file."""
-    return {row["question_id"]: row["choices"][0]["turns"][0]["content"] for row in _rows(path)}
+    return dict(read_rows(path, lambda row: (row["question_id"], row["choices"][0]["turns"][0]["content"])))
 
 
 def read_judgments(path: Path) -> list[Games]:
     """Recorded judgments, their verdicts parsed anew from the judge's texts."""
-    return [
-        Games(row["question_id"], *(parse_verdict(game["judgment"]) for game in row["games"])) for row in _rows(path)
-    ]
+    return read_rows(
+        path, lambda row: Games(row["question_id"], *(parse_verdict(game["judgment"]) for game in row["games"]))
+    )
 
 
 # --- judging ------------------------------------------------------------------------------------------------------
@@ -246,7 +243,3 @@ def _chances(won: Floats, fought: Floats) -> Floats:
 
 def _verdict(reply: Reply) -> str:
     return parse_verdict(reply.text) if reply.status == "answered" else reply.status
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]

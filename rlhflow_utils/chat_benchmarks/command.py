@@ -13,12 +13,12 @@ verdicts stay in `--out`: a second run makes nothing and asks nothing twice.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.chat_benchmarks import alpaca_eval_2, arena_hard, mt_bench
+from rlhflow_utils.chat_benchmarks.files import read_rows
 from rlhflow_utils.config import ConfigError, Profile
 from rlhflow_utils.endpoint import ChatEndpoint
 from rlhflow_utils.manifest import write_json
@@ -43,6 +43,7 @@ def run_benchmark(
     Raises:
         ConfigError: the profile names no judge behind an endpoint.
         FileNotFoundError: the benchmark's files are not there.
+        SourceError: one of them is malformed.
     """
     settings = profile.evaluation
     if not settings.endpoint_url or not settings.judge_model:
@@ -122,8 +123,7 @@ def _alpaca_reference(root: Path) -> list[dict[str, str]]:
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download("tatsu-lab/alpaca_eval", name, repo_type="dataset"))
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    return [{key: row[key] for key in ("instruction", "output", "generator")} for row in rows]
+    return read_rows(path, lambda row: {key: row[key] for key in ("instruction", "output", "generator")})
 
 
 def _folder(root: Path, name: str) -> Path:

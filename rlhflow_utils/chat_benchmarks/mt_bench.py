@@ -7,7 +7,6 @@ temperature. A reply without a grade between 1 and 10 is counted and left out of
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlhflow_utils.chat import Message
+from rlhflow_utils.chat_benchmarks.files import read_rows
 from rlhflow_utils.endpoint import ChatEndpoint, Cost, Reply
 from rlhflow_utils.statistics import bootstrap_mean
 
@@ -67,26 +67,28 @@ def read_questions(folder: Path) -> list[Question]:
     The `reference` fields inside ``question.jsonl`` are not used: they are hints for people, as in FastChat.
 
     Raises:
-        ValueError: a question without two turns, of an unknown category, or lacking the reference it needs.
+        SourceError: a question without two turns, of an unknown category, or lacking the reference it needs.
     """
-    answers = {row["question_id"]: row["choices"][0]["turns"] for row in _rows(folder / "reference_answer_gpt-4.jsonl")}
-    questions = []
-    for row in _rows(folder / "question.jsonl"):
+    references_file = folder / "reference_answer_gpt-4.jsonl"
+    answers = dict(read_rows(references_file, lambda row: (row["question_id"], row["choices"][0]["turns"])))
+
+    def question(row: dict[str, Any]) -> Question:
         identifier, category = row["question_id"], row["category"]
         references = answers.get(identifier) if category in REFERENCE_CATEGORIES else None
         lacks = category in REFERENCE_CATEGORIES and (references is None or len(references) != 2)
         if len(row["turns"]) != 2 or category not in TEMPERATURES or lacks:
             raise ValueError(
-                f"MT-Bench question {identifier}: needs two turns, one of the categories {sorted(TEMPERATURES)} and, "
+                f"question {identifier}: needs two turns, one of the categories {sorted(TEMPERATURES)} and, "
                 f"in {sorted(REFERENCE_CATEGORIES)}, two reference answers"
             )
-        questions.append(Question(identifier, category, row["turns"], references))
-    return questions
+        return Question(identifier, category, row["turns"], references)
+
+    return read_rows(folder / "question.jsonl", question)
 
 
 def read_judge_prompts(path: Path) -> dict[str, JudgePrompt]:
     """The prompts of FastChat's ``judge_prompts.jsonl`` by name."""
-    return {row["name"]: JudgePrompt(row["system_prompt"], row["prompt_template"]) for row in _rows(path)}
+    return dict(read_rows(path, lambda row: (row["name"], JudgePrompt(row["system_prompt"], row["prompt_template"]))))
 
 
 # --- answering ----------------------------------------------------------------------------------------------------
@@ -239,8 +241,3 @@ def _grade(question: Question, turn: int, reply: Reply) -> Grade:
     grade = parse_grade(reply.text) if reply.status == "answered" else None
     status = "unparsable" if reply.status == "answered" and grade is None else reply.status
     return Grade(question.question_id, question.category, turn, grade, status)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    # Not splitlines: a text may hold other characters that Python takes for line ends.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
