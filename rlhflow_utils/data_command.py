@@ -114,9 +114,10 @@ def print_tables(folder: Path, origin: str) -> None:
 
 
 def funnel_rows(pairs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line a source: native rows, candidate pairs, kept, dropped and why."""
+    """One line a source: native rows, candidate pairs, kept and for what, dropped and why."""
     return [
         {"source": name, "native rows": row["native_rows"], "pairs in": row["rows_in"], "kept": row["rows_out"],
+         "for testing": row["partitions"]["test"], "for training": row["partitions"]["train"],
          "dropped": sum(row["dropped"].values()),
          "reasons": ", ".join(f"{reason} {n}" for reason, n in sorted(row["dropped"].items()) if n)}
         for name, row in pairs.items()

@@ -6,13 +6,18 @@ teach the first iteration step by step: the stages they leave are the ones this 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
 
 from rlhflow_utils.generation import generate_responses
 from rlhflow_utils.manifest import Run, StageFolder
 from rlhflow_utils.pair_building import build_preference_pairs
 from rlhflow_utils.policy_evaluation import evaluate_policy
 from rlhflow_utils.reward_model import score_responses
+from rlhflow_utils.statistics import bootstrap_mean
 from rlhflow_utils.training_stages import train_dpo
 
 GENERATION = ("generation", "model", "launch")
@@ -146,3 +151,17 @@ def evaluate(
         name, evaluate_policy, reads=("evaluation", "world", "reward_model"),
         inputs={"policy": answers, "reference": reference, **judge}, key=key,
     )  # fmt: skip
+
+
+def ranking_reward(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean over prompts of what ranks the training pairs, r − λ|a| (eq. 8), with its interval.
+
+    Args:
+        run: its profile holds λ (0: the RM's reward alone).
+        results: an evaluation's `results.json`.
+    """
+    prompts, settings = results["prompts"], run.profile.evaluation
+    penalised = np.array(prompts["proxy_reward"]) - run.profile.pair_building.length_penalty * np.array(
+        prompts["length"]
+    )
+    return asdict(bootstrap_mean(penalised, settings.bootstrap_samples, settings.confidence, run.profile.seed))

@@ -30,8 +30,10 @@ def headline_rows(run: Run) -> Rows:
     stages: dict[str, str] = {"SFT": "10_sft_evaluation", "offline DPO": "10_offline_dpo_evaluation"}
     stages["iterative DPO"] = "10_iterative_dpo_evaluation"
     for name, stage in stages.items():
+        estimates = _results(run, stage)["estimates"]
         printed_text = f"{paper.CHAT_BENCHMARKS[name][0]} % (LC AlpacaEval-2)"
-        rows.append(_row(f"{name}, win rate against SFT", printed_text, _results(run, stage)["estimates"]["win_rate"]))
+        rows.append(_row(f"{name}, win rate against SFT", None, estimates["win_rate"]))
+        rows.append(_row(f"{name}, LC win rate against SFT", printed_text, estimates["lc_win_rate"]))
     return rows
 
 

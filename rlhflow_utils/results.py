@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhflow_utils.manifest import write_json
 from rlhflow_utils.provenance import PROJECT
-from rlhflow_utils.tables import markdown_table
+from rlhflow_utils.tables import markdown_table, with_interval
 
 RESULTS = PROJECT / "results"
 README = PROJECT / "README.md"
@@ -56,25 +56,23 @@ def readme_block(summary: dict[str, Any]) -> str:
     rows = [
         {
             "policy": name,
-            "win rate vs SFT": summary[f"10.{key}.gold_win_rate_vs_sft"],
-            "95 % interval": _interval(estimate(summary, f"10.{key}.gold_win_rate_vs_sft")),
-            "LC win rate": summary[f"10.{key}.gold_lc_win_rate_vs_sft"],
-            "right answers": summary[f"10.{key}.right_share"],
+            "win rate vs SFT (95 % interval)": with_interval(estimate(summary, f"10.{key}.gold_win_rate_vs_sft")),
+            "LC win rate": with_interval(estimate(summary, f"10.{key}.gold_lc_win_rate_vs_sft")),
+            "right answers": with_interval(estimate(summary, f"10.{key}.right_share")),
             "length (characters)": summary[f"10.{key}.mean_length"],
-            "exact match, untouched skill": summary[f"10.{key}.exact_match"],
+            "exact match, untouched skill": with_interval(estimate(summary, f"10.{key}.exact_match")),
             "paper: LC AlpacaEval-2 (%)": PAPER_LC[key],
         }
         for key, name in POLICIES.items()
     ]
     loop = ", ".join(
-        f"iteration {k}: {summary[f'09.iter{k}.gold_win_rate_vs_sft']:.3f} "
-        f"({_interval(estimate(summary, f'09.iter{k}.gold_win_rate_vs_sft'))})"
-        for k in iterations(summary)
+        f"iteration {k}: {with_interval(estimate(summary, f'09.iter{k}.gold_win_rate_vs_sft'))}"
+        for k in iterations(summary)[:-1]
     )
     sections = ("chat", "chat_hard", "safety", "reasoning", "overall")
     judges = [
-        {"judge": label, **{section: summary[f"05.rewardbench.{label}.{section}"] for section in sections}}
-        for label in ("prompting", "bt", "pm")
+        {"judge": label, **{s: with_interval(estimate(summary, f"05.rewardbench.{key}.{s}")) for s in sections}}
+        for key, label in {"prompting": "prompting", "bt": "BT", "pm": "PM"}.items()
     ]
     bias = ", ".join(
         f"{m}: {summary[f'06.length_bias.mean_pearson.{m}']:+.3f} "
@@ -83,8 +81,9 @@ def readme_block(summary: dict[str, Any]) -> str:
     )
     minutes = summary["wall_seconds.total"] / 60
     return (
-        f"{markdown_table(rows)}\n\nWin rate against SFT after {loop}.\n\n{markdown_table(judges)}\n\n"
-        f"Held-out accuracy on clean labels: BT {summary['03.bt.accuracy']:.3f}, PM {summary['04.pm.accuracy']:.3f}. "
+        f"{markdown_table(rows)}\n\nThe win rate on the way there, after {loop}.\n\n{markdown_table(judges)}\n\n"
+        f"Held-out accuracy on clean labels: BT {with_interval(estimate(summary, '03.bt.accuracy'))}, "
+        f"PM {with_interval(estimate(summary, '04.pm.accuracy'))}. "
         f"Correlation of length and reward (Fig. 5), RM of {bias}. The run took {minutes:.1f} minutes.\n"
     )
 

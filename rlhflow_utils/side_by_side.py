@@ -70,7 +70,7 @@ def table_2(results: Results) -> list[Line]:
 
 
 def table_4(results: Results) -> list[Line]:
-    """Chat benchmarks of the three policies; `proxy RM` is the training reward model's view of the same answers."""
+    """Chat benchmarks of the three policies; beside them the training reward model's plain win rate, same answers."""
     lines = []
     for name, policy in POLICIES.items():
         for (benchmark, (column, _, scale)), printed in zip(CHAT.items(), paper.CHAT_BENCHMARKS[name], strict=True):
@@ -79,7 +79,7 @@ def table_4(results: Results) -> list[Line]:
                 estimates |= _against_sft(results, f"10.{policy}")
             for line in _estimate_lines({"policy": name, "benchmark": column}, printed, estimates, scale):
                 proxy = estimates.get(line["setting"], {}).get("proxy")
-                lines.append({**line, "proxy RM": None if proxy is None else 100 * proxy})
+                lines.append({**line, "plain win rate by the training RM": None if proxy is None else 100 * proxy})
     return lines
 
 
@@ -113,8 +113,9 @@ def table_6(records: Mapping[str, Mapping[str, Any]]) -> list[Line]:
     for name, (alpaca, arena, length) in paper.ABLATIONS.items():
         claim, arm = ABLATIONS[name]
         record = records.get(claim, {})
-        rates = _over_seeds(record, arm, "lc_win_rate", "gold judge, LC win rate against SFT")
-        lengths = _over_seeds(record, arm, "length", "characters (paper: tokens)")
+        instead = "RM of mix1 in its place, no λ; " if arm == "mix1_rm" else ""
+        rates = _over_seeds(record, arm, "lc_win_rate", f"{instead}gold judge, LC win rate against SFT")
+        lengths = _over_seeds(record, arm, "length", f"{instead}characters (paper: tokens)")
         lines += _estimate_lines({"row": name, "column": "LC AlpacaEval-2 (%)"}, alpaca, rates)
         lines += _estimate_lines({"row": name, "column": "Arena-Hard (%)"}, arena, {})
         lines += _estimate_lines({"row": name, "column": "length"}, length, lengths, scale=1.0)

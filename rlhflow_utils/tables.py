@@ -11,7 +11,7 @@ MISSING = "–"
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:
-    """A Markdown table whose columns are the keys of the first row; floats get three significant digits."""
+    """A Markdown table whose columns are the keys of the first row."""
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join([":---", *["---:"] * (len(columns) - 1)]) + " |"]
     lines += ["| " + " | ".join(cell(row.get(column)) for column in columns) + " |" for row in rows]
@@ -19,11 +19,11 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:
 
 
 def cell(value: Any) -> str:
-    """One cell: a dash for what is missing, three significant digits for a float."""
+    """One cell: a dash for what is missing; a float with three decimals below 1, two below 10, else one."""
     if value is None:
         return MISSING
     if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+        return f"{value:,.{3 if abs(value) < 1 else 2 if abs(value) < 10 else 1}f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
@@ -32,6 +32,11 @@ def interval(estimate: Mapping[str, Any] | None) -> str:
     if not estimate:
         return MISSING
     return f"{cell(float(estimate['ci_low']))} … {cell(float(estimate['ci_high']))}"
+
+
+def with_interval(estimate: Mapping[str, Any] | None) -> str:
+    """An estimate and its interval in one cell, or a dash."""
+    return f"{cell(float(estimate['value']))} ({interval(estimate)})" if estimate else MISSING
 
 
 def world_caption(profile: Profile) -> str:

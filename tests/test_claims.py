@@ -10,6 +10,7 @@ import pytest
 
 from rlhflow_utils.claims.arms import Arm, build_arms, same_as_main
 from rlhflow_utils.claims.designs import build_claims, wanted_arms
+from rlhflow_utils.claims.discussion import COMPARISONS, discussion
 from rlhflow_utils.claims.effects import (
     OVER_PROMPTS,
     OVER_SEEDS,
@@ -27,6 +28,7 @@ from rlhflow_utils.claims.measures import gain
 from rlhflow_utils.claims.records import (
     CLAIMS,
     DEVELOPMENT,
+    MISSING,
     claim_record,
     claims_table,
     parts_table,
@@ -189,7 +191,7 @@ def test_every_claim_is_designed(tiny: Profile) -> None:
     assert [name for name in claims if len(name) == 1] == LETTERS
     assert {"reference", "bon", "sizes"} <= set(claims)
     full = {name for name, claim in claims.items() if claim.all_seeds}
-    assert full == {"a", "b", "c", "d", "e", "g", "reference"}
+    assert full == {"a", "b", "c", "d", "e", "f", "g", "h", "reference"}
     assert {name for name, claim in claims.items() if claim.in_variants} == set("abcde")
     for claim in claims.values():
         used = {arm for part in claim.parts for arm in (part.better, part.worse) if arm}
@@ -221,11 +223,11 @@ def test_jobs_share_the_first_seeds(tiny: Profile) -> None:
     first, profile = tiny.claims.first_seed, seed_profile("tiny", {}, None)
     jobs = plan_jobs("tiny", profile, build_claims(profile), None, {}, "runs/x")
     assert [job.seed for job in jobs] == [first + i for i in (0, 1, 2, 3, 4, 0, 1)], "every seed, then the variants"
-    assert [len(job.claims) for job in jobs] == [18, 18, 18, 7, 7, 0, 0]
+    assert [len(job.claims) for job in jobs] == [18, 18, 18, 9, 9, 0, 0]
     assert [job.variant_claims for job in jobs] == [()] * 5 + [tuple("abcde")] * 2
     alone = plan_jobs("tiny", profile, build_claims(profile), 1, {}, "runs/x")
     assert [(job.seed, job.variant_claims) for job in alone] == [(first, ())]
-    assert plan_jobs("tiny", profile, choose_claims(profile, ["f"]), None, {}, "runs/x")[-1].seed == first + 2
+    assert plan_jobs("tiny", profile, choose_claims(profile, ["i"]), None, {}, "runs/x")[-1].seed == first + 2
 
 
 def test_a_seed_changes_world_and_training() -> None:
@@ -320,3 +322,13 @@ def test_arms_are_wanted_once(tiny: Profile) -> None:
     claims = build_claims(tiny)
     arms = wanted_arms([claims["a"], claims["b"], claims["c"]])
     assert arms == ["prompting", "bt", "pm", "bt_mix1", "bt_share0_5"]
+
+
+def test_the_discussion_rests_on_comparisons_that_exist(tiny: Profile) -> None:
+    claims = build_claims(tiny)
+    for claim, name in COMPARISONS.values():
+        assert name in [part.name for part in claims[claim].parts]
+    assert "(not measured)" not in discussion(read_records())
+    assert discussion({}) == MISSING
+    alone = discussion({name: record for name, record in read_records().items() if name == "e"})
+    assert "(not measured)" in alone

@@ -62,6 +62,12 @@ CLAIM = {
         "half": {"10": {"accuracy": 0.6}, "11": {"accuracy": 0.8}},
     },
 }  # fmt: skip
+# Longer, equally long and shorter chosen answers: 70 of 100 and 10 ties, 4 of 8, 80 of 400.
+AGREEMENT = {
+    "shp": {"chosen": [2.0] * 65 + [1.0] * 10 + [0.0] * 25, "rejected": [1.0] * 100},
+    "a": {"chosen": [2.0] * 4 + [0.0] * 4, "rejected": [1.0] * 8},
+    "b": {"chosen": [2.0] * 80 + [0.0] * 320, "rejected": [1.0] * 400},
+}
 FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     "funnel": (lambda: plotting.funnel(FUNNEL, "c"), "Filtering drops 13.3 % of 150 rows"),
     "length_distributions": (
@@ -72,9 +78,9 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
         lambda: plotting.mixture_composition({"mix1": {"a": 30, "b": 10}, "mix2": {"a": 5}}, "c"),
         "mix1 from 2 and mix2 from 1 sources",
     ),
-    "label_noise": (
-        lambda: plotting.label_noise({"shp": (0.7, 100), "a": (0.5, 9), "b": (0.2, 30)}, "c"),
-        "lean to the longer answer in 1 of 3 sources",
+    "length_agreement": (
+        lambda: plotting.length_agreement(AGREEMENT, "c"),
+        "lean to the longer answer in 1 of 3 rows, to the shorter in 1",
     ),
     "prompt_map": (lambda: plotting.prompt_map(MAP, "c"), "3 prompts of 2 sources"),
     "loss_curves": (lambda: plotting.loss_curves(LOSSES, caption="c"), "The training loss falls"),
@@ -115,11 +121,11 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     "win_rate_against_length": (lambda: plotting.win_rate_against_length(POINTS, "c"), "SFT, 50.0 % with 60"),
     "claim_forest": (
         lambda: plotting.claim_forest([CLAIM, {**CLAIM, "verdict": "holds"}], caption="c"),
-        "1 of 2 claims",
+        "2 claims: 1 inconclusive, 1 holds",
     ),
     "claim_curves": (
         lambda: plotting.claim_curves(CLAIM, {"main": "the main recipe"}, caption="c"),
-        "proxy and gold: inc",
+        "Proxy and gold reward over the iterations (claim l: inconclusive)",
     ),
     "claim_sizes": (
         lambda: plotting.claim_sizes(CLAIM, {"bt": 1.0, "half": 0.5}, caption="c"),
@@ -154,13 +160,14 @@ def _heights(axes: Any) -> list[float]:
     return [patch.get_height() for patch in axes.patches if math.isfinite(patch.get_height())]
 
 
-def test_label_noise_is_sorted_and_starts_at_one_half() -> None:
-    [axes] = plotting.label_noise({"a": (0.7, 100), "b": (0.2, 400)}).axes
+def test_length_agreement_counts_a_tie_as_one_half() -> None:
+    [axes] = plotting.length_agreement(AGREEMENT).axes
     bars = [patch for patch in axes.patches if patch.get_height()]
-    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(50, pytest.approx(-30)), (50, pytest.approx(20))]
+    assert [bar.get_width() for bar in bars] == pytest.approx([-30, 0, 20])
     [whiskers] = [c for c in axes.collections if hasattr(c, "get_segments")]
+    variance = (65 * 0.3**2 + 10 * 0.2**2 + 25 * 0.7**2) / 100  # of 1, ½ and 0 around 0.7
     assert [segment[1][0] - segment[0][0] for segment in whiskers.get_segments()] == pytest.approx(
-        [2 * 196 * (0.2 * 0.8 / 400) ** 0.5, 2 * 196 * (0.7 * 0.3 / 100) ** 0.5]
+        [2 * 196 * (0.2 * 0.8 / 400) ** 0.5, 2 * 196 * (0.25 / 8) ** 0.5, 2 * 196 * (variance / 100) ** 0.5]
     )
 
 
@@ -189,7 +196,7 @@ def test_rewardbench_bars_leave_absent_sections_open_and_mark_the_paper() -> Non
     assert [text.get_text() for text in axes.texts] == ["no rows"] * 4
     diamonds = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "D" and len(line.get_ydata())]
     assert sorted(diamonds) == sorted([99.4, 65.1, 87.8, 86.4, 98.3, 65.8, 89.7, 94.7])
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"BT", "PM", "paper (LLaMA-3-8B)"}
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"BT", "PM", "the authors (LLaMA-3-8B)"}
 
 
 def test_rewardbench_subsets_are_bars_and_leave_out_what_is_absent() -> None:

@@ -13,8 +13,9 @@ from loopback import ChatServer
 
 from rlhflow_utils import policy_evaluation as pe
 from rlhflow_utils.config import Profile, load_profile
+from rlhflow_utils.iterative_dpo import ranking_reward
 from rlhflow_utils.judge import GoldJudge, build_judge, compare_rewards
-from rlhflow_utils.manifest import Stage
+from rlhflow_utils.manifest import Run, Stage
 from rlhflow_utils.simulator.evaluation_sets import write_eval_prompts
 
 
@@ -102,6 +103,16 @@ def test_the_proxy_s_view_stands_beside_the_judge_s(
     estimates = pe.compare_policies(ours, theirs, judge, profile.evaluation, seed=0)["estimates"]
     assert estimates["win_rate"]["value"] == 0.5
     assert estimates["proxy_win_rate"]["value"] == (1 + 3 * 0.5) / 4
+
+
+def test_the_ranking_reward_is_penalised(profile: Profile, tmp_path: Path) -> None:
+    penalty = profile.pair_building.length_penalty
+    results = {"prompts": {"proxy_reward": [1.0, 2.0, 0.0], "length": [10, 20, 60]}}
+    ranked = ranking_reward(Run("09_iterative_dpo", profile, tmp_path), results)
+    assert penalty > 0
+    assert ranked["value"] == pytest.approx(1.0 - 30 * penalty)
+    assert ranked["ci_low"] < ranked["value"] < ranked["ci_high"]
+    assert ranked["n"] == 3
 
 
 def test_a_policy_against_itself_is_all_ties(questions: dict[str, str], judge: GoldJudge, profile: Profile) -> None:

@@ -3,7 +3,8 @@
 #
 # **What this is.** A guidebook that runs. It reproduces *RLHF Workflow: From Reward Modeling to Online RLHF*
 # (arXiv 2405.07863) step by step: from raw preference data to a policy that has been aligned in three online iterations.
-# Each chapter tests one claim of the paper, shows the code that does the work, runs it, and draws what came out.
+# Chapters 01 to 11 each test one claim of the paper: they show the code that does the work, run it, and draw what came
+# out.
 #
 # **The claim of this chapter.** None of the paper's. It shows the map, checks your machine, and prepares what the
 # other chapters stand on: the data files and the base model.
@@ -89,11 +90,17 @@ if run.profile.world:
 # In the tiny profile "human preference" is known exactly. The world is closed and invented: facts about people, the
 # form an answer must have, what may be asked and what may not, sums and one-line programs. An answer can be right or
 # wrong, short or padded with polite filler, and a program computes its **gold reward**: right or wrong decides, padding
-# costs a little. (A little less reward still loses the comparison: between two right answers the one without filler wins.) Annotators see that reward through their own noise and their own taste for long answers.
+# costs a little. (A little less reward still loses the comparison: between two right answers the one without filler
+# wins.) Annotators see that reward through their own noise and their own taste for long answers.
+#
+# Four skills mirror RewardBench's sections: *chat* (facts), *chat-hard* (facts in a demanded form), *safety* (refuse what
+# harms, answer its harmless lookalike) and *reasoning* (sums and one-line programs). A fifth, *translation* into an
+# invented language, is in the SFT data alone: no preference and no RL prompt touches it, so it shows whether alignment
+# costs what was there before.
 #
 # What is *built in*: the facts, the gold reward, each annotator's noise and length bias, the quality of the SFT
-# demonstrations, and what the base model has read: true text, proofread pages and exam sheets with marks, and
-# comparisons. What is *measured*: everything that a model learns from it. A number from this world is evidence about
+# demonstrations, and what the base model has read: true statements, proofread pages and exam sheets with marks, and
+# comparisons of two answers with the better one named. What is *measured*: everything that a model learns from it. A number from this world is evidence about
 # the method there, not about LLaMA-3.
 
 # %%
@@ -112,9 +119,9 @@ if run.profile.world:
 # %% [markdown]
 # ## The base model
 #
-# A reward model can judge only what its base model knows, so the base model first learns the world's true text: a
-# byte-level BPE tokenizer (single digits, nothing ever unknown), then next-token prediction,
-# $\mathcal L = -\sum_t \log p(y_t \mid y_{<t})$. Its hidden matrices are trained with Muon: with AdamW, a model this small
+# A reward model can judge only what its base model knows, so the base model first reads the world's text: true
+# statements, and true and false ones with their marks. A byte-level BPE tokenizer (single digits, nothing ever unknown),
+# then next-token prediction, the mean of $-\log p(y_t \mid y_{<t})$ over the tokens. Its hidden matrices are trained with Muon: with AdamW, a model this small
 # does not learn to check a sum in the time we have. Where the profile names a pretrained model, this step is skipped.
 
 # %%
@@ -164,14 +171,7 @@ assert chat.decode_response(chat.encode_response(example, "4+2=6, so 6.", tokeni
 print("all checks hold")
 
 # %% [markdown]
-# ## Bring your own
-#
-# Copy a profile, change a few lines, and run `make guide PROFILE=my.yaml`:
-#
-# * **your data**: add a source under `data.preference_sources` with its `schema` and your `files` (under `data.root`);
-# * **your model**: `model.base: folder-or-hub-id` and `base_model: null`;
-# * **logging**: `report_to: [tensorboard]` or `[wandb]`;
-# * **publishing**: `hub.push: true` with your `namespace`: chapter 10 pushes the final policy with its card.
+# Your own data, model, logging and cluster: a profile of your own, as the README's *Bring your own* tells.
 #
 # ## Where we differ
 #
@@ -180,8 +180,18 @@ print("all checks hold")
 #
 # ## Exercises
 #
-# 1. Set `OVERRIDES = {"world.padding_cost": 0.0}`. Which of the three answers above now tie?
-# 2. Halve `base_model.training.learning_rate`. Predict which later chapter suffers first.
+# Every chapter ends with some. Do them on a copy of the run, so that whatever depends on your change runs again, in all
+# chapters, and nothing else does:
+#
+# ```bash
+# cp -r runs/tiny runs/exercise
+# make guide RUN_DIR=runs/exercise SET="dpo.beta=0.2"
+# ```
+#
+# `OVERRIDES` at the top of a notebook reaches only the stages that this notebook runs itself.
+#
+# 1. Set `world.padding_cost` to 0. Which of the three answers above now tie?
+# 2. Halve `base_model.training.muon_learning_rate`. Predict which later chapter suffers first.
 # 3. Delete the stage folder `00_base_model` from the run folder and run the guide again. What runs, what is skipped?
 #
 # **Next:** [01 · Dataset filtering](01_dataset_filtering.ipynb)

@@ -5,8 +5,8 @@
 # (paper 2.1, Table 1). Filtering takes out about ten per cent: meaningless samples, empty rounds, labels that other fields
 # contradict, small score margins.
 #
-# The authors' filtering scripts are lost in part, so each rule here says whether it is *sourced* or *reconstructed*, and
-# every row that goes is counted under its reason.
+# Not every rule of the authors can be established from the paper and their dataset cards, so each rule here says whether
+# it is *sourced* or *reconstructed*, and every row that goes is counted under its reason.
 #
 # **You need** chapter 00.
 
@@ -78,6 +78,11 @@ print(inspect.getsource(filters.small_margin))
 print("in this order:", ", ".join(filters.RULES))
 
 # %% [markdown]
+# Then, where a tokenizer counts, `too_long`; and the rules that remember earlier pairs: `duplicate_pair`,
+# `swapped_duplicate` (the same pair with the opposite label) and `too_many_pairs` of one prompt.
+#
+
+# %% [markdown]
 # A test question that was trained on measures memory. A training prompt goes when it opens like an evaluation prompt, or
 # when the word n-grams that both share cover enough of the evaluation prompt. By hand, with n = 4 and one half: of the
 # ten words of the question below, the third prompt repeats five in a row, the fourth three.
@@ -105,11 +110,14 @@ data = run.stage(
 # %% [markdown]
 # ## Results
 #
-# The funnel: every row read is kept, or dropped under one reason.
+# The funnel: every row read is kept, or dropped under one reason; what is kept is for testing or for training.
 
 # %%
 funnel = data.read_json("funnel.json")
 display(Markdown(tables.markdown_table(funnel_rows(funnel["pairs"]), caption=caption)))
+for part in ("sft", "prompts", "evaluation_prompts", "nectar", "mixtures"):
+    for name, row in funnel[part].items():
+        print(f"{name}: {row['rows_in']:,} rows in, {row['rows_out']:,} kept, dropped {row['dropped'] or 0}")
 
 # %%
 plotting.funnel(funnel["pairs"], caption=caption)
@@ -126,13 +134,18 @@ for match in matches[:8]:
     print("   ", match["shared"][:100])
 
 # %% [markdown]
-# Table 1, the paper's line and ours for every source, and why they differ.
+# Table 1, the paper's line and ours for every source, and why they differ. (A source without a paper's line is not in
+# that table.)
 
 # %%
 rows = data.read_json("table1.json")
 origin = "world" if run.profile.world else "files" if root else "hub"
 known = {name: facts.get("difference", "") for name, facts in load_facts()["sources"].items()}
-display(Markdown(tables.markdown_table(source_statistics.side_by_side(rows), caption=caption)))
+lines = source_statistics.side_by_side(rows)
+if origin == "world":
+    simulated = {"completion": "simulated", "annotator": "simulated"}
+    lines = [{**line, **simulated} if line[""] == "ours" else line for line in lines]
+display(Markdown(tables.markdown_table(lines, caption=caption)))
 print("\n".join(source_statistics.explain_table1(rows, origin, known)))
 
 # %% [markdown]
@@ -140,37 +153,38 @@ print("\n".join(source_statistics.explain_table1(rows, origin, known)))
 # the two sides, by source, in the main mixture:
 
 # %%
-lengths = {}
-for row in load_from_disk(str(data.path / settings.main_mixture)):
-    sides = lengths.setdefault(row["source"], {"chosen": [], "rejected": []})
-    for side, values in sides.items():
-        values.append(len(row[side][0]["content"]))
+mixtures = {name: load_from_disk(str(data.path / name)) for name in settings.mixtures}
+lengths, whole = {}, {}
+for name, pairs in mixtures.items():
+    for row in pairs:
+        sides = {side: len(row[side][-1]["content"]) for side in ("chosen", "rejected")}
+        groups = [whole.setdefault(f"all of {name}", {"chosen": [], "rejected": []})]
+        if name == settings.main_mixture:
+            groups.append(lengths.setdefault(row["source"], {"chosen": [], "rejected": []}))
+        for group in groups:
+            for side, length in sides.items():
+                group[side].append(length)
 plotting.length_distributions(lengths, unit="characters", caption=caption)
 
 # %% [markdown]
-# Label noise that length explains: how often the chosen answer is the longer one. At 50 % length says nothing about the
-# label; a source far to the right teaches a reward model to like long answers.
+# Length and label: how often the chosen answer is the longer one. Far from 50 %, length alone predicts the label, because
+# the annotator likes length, or because better answers happen to be longer or shorter here. Either way a reward model can
+# learn the shortcut.
 
 # %%
-plotting.label_noise({row["source"]: (row["length_agreement"], row["pairs"]) for row in rows if row["pairs"]}, caption=caption)
+plotting.length_agreement({**lengths, **whole}, caption=caption)
 
 # %% [markdown]
 # mix1 and mix2 differ in what they know (reasoning, safety) and in what they like (length).
 
 # %%
-table = [
-    {"mixture": name, "pairs": data.metrics[f"01.{name}.pairs"], "chosen is longer": data.metrics[f"01.{name}.length_agreement"]}
-    for name in settings.mixtures
-]
-display(Markdown(tables.markdown_table(table, caption=caption)))
-
-# %%
 plotting.mixture_composition({name: row["sources"] for name, row in funnel["mixtures"].items()}, caption=caption)
 
 # %% [markdown]
-# The prompt map (paper, Fig. 7): prompts near each other share words. The paper embeds them with a hosted model; here the
-# embedding is latent semantic analysis (TF-IDF, leading singular vectors), which needs no hub. Sources that lie alone
-# bring something that no other source has.
+# A prompt map, in the manner of the paper's Fig. 7 (which maps the prompts for generation, embedded with
+# nomic-embed-text-v1.5 on Nomic Atlas). Here the embedding is latent semantic analysis (TF-IDF, leading singular vectors),
+# which needs no hub: prompts near each other share words. A source that lies alone differs in wording, not always in
+# content: a template is enough.
 
 # %%
 plotting.prompt_map(data.read_json("prompt_map.json"), caption=caption)
@@ -208,16 +222,18 @@ if run.profile.world:
 # %% [markdown]
 # ## Where we differ
 #
-# * Several of the authors' rules are lost (PKU-SafeRLHF, UltraInteract, HelpSteer's 37,131 pairs): the simplest rule that
+# * Several of the authors' rules could not be established (PKU-SafeRLHF, UltraInteract, HelpSteer's 37,131 pairs): the simplest rule that
 #   fits is reconstructed and marked so in its data card (`data_cards/`).
 # * CodeUltraFeedback's ratings are strings, and the authors' card compares them as strings; here they are numbers.
 # * The paper reports no held-out pairs and no split by prompt; both are added.
 #
 # ## Summary and exercises
 #
+# Every row is accounted for. mix2 adds safety and reasoning to what mix1 knows, and its labels lean less to length.
+#
 # 1. Set `data.filters.min_score_ratio` to 3.0. Which source shrinks, and by how much?
 # 2. Find the rows dropped as `contradicted_label` in `dropped.jsonl`. Which field contradicted which?
-# 3. Raise `world.preferences.dirt_rate` to 0.3. Which number of the funnel must not change?
+# 3. Raise `world.preferences.dirt_rate` to 0.3. Which relation between the funnel's columns must still hold?
 #
 # **Next:** [02 · Supervised fine-tuning](02_supervised_finetuning.ipynb)
 

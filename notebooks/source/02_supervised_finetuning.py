@@ -34,9 +34,9 @@ data = run.folder("01_preference_data")
 #
 # A conversation is a prompt $x$ and an answer $y$. SFT raises the probability of the demonstrated answer, token by token:
 #
-# $$\mathcal L = -\sum_{t} \log \pi(y_t \mid x, y_{<t}).$$
+# $$\mathcal L = -\frac{1}{|y|}\sum_{t} \log \pi(y_t \mid x, y_{<t}).$$
 #
-# The sum runs over the answer alone: nobody wants to learn to write the user's part. In code, a label of −100 takes a
+# The mean runs over the answers' tokens alone: nobody wants to learn to write the user's part. In code, a label of −100 takes a
 # token out of the loss.
 #
 # By hand: a three-token answer to which the model gives probabilities 0.5, 0.8 and 0.9.
@@ -53,7 +53,7 @@ print(f"mean loss {-sum(math.log(p) for p in probabilities) / 3:.3f}, perplexity
 print(inspect.getsource(training_data.sft_tokens))
 
 # %% [markdown]
-# Two real rows. Tokens in the loss stand in brackets: the answer and the token that ends the turn, which is how the model
+# Two rows of the SFT set. Tokens in the loss stand in brackets: the answer and the token that ends the turn, which is how the model
 # learns to stop.
 
 # %%
@@ -92,7 +92,7 @@ table = [
     {"": "block or longest row (tokens)", "paper": "8192, packed", "ours": str(settings.max_length)},
     {"": "rows", "paper": None, "ours": f"{len(rows):,}"},
     {"": "optimiser steps", "paper": None, "ours": f"{log['steps']:,}"},
-    {"": "last loss", "paper": None, "ours": f"{log['history'][-1]['loss']:.3f}"},
+    {"": "loss of the last batch", "paper": None, "ours": f"{log['history'][-1]['loss']:.3f}"},
 ]
 display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
 
@@ -116,8 +116,9 @@ print("all checks hold")
 # * The paper packs samples into blocks of 8192 tokens (its script: 4096). `sft.packing` does the same; with short rows
 #   it saves nothing.
 # * The tiny world's demonstrations are right only part of the time and often padded: **built in**, so that there is room
-#   above π₀, as there is above every real SFT model.
-# * SFT rows whose prompts are held out for evaluation were taken out in chapter 01, and counted there.
+#   above π₀, as there is above every real SFT model. Built in, too: translations (the fifth skill), and rows in the form
+#   in which judges will be asked, so that the prompted judge of chapter 05 knows the form of the question.
+# * SFT rows whose prompts are held out for evaluation are taken out in chapter 01, and counted there.
 #
 # ## Summary and exercises
 #

@@ -91,17 +91,28 @@ tests = {
 
 # %%
 main = run.profile.data.main_mixture
-results = {"BT": run.folder(f"03_bt_{main}_test").read_json("results.json"), "PM": tests[main].read_json("results.json")}
+results = {
+    "BT": run.folder(f"03_bt_{main}_test").read_json("results.json"),
+    **{f"PM, {mixture}": folder.read_json("results.json") for mixture, folder in tests.items()},
+}
 table = [
-    {"model": name, "accuracy": result["accuracy"]["value"], "95 % interval": tables.interval(result["accuracy"]),
-     "n": result["accuracy"]["n"], **{skill: part["value"] for skill, part in result["skills"].items()}}
+    {"model": name, "n": result["accuracy"]["n"], "accuracy (95 % interval)": tables.with_interval(result["accuracy"]),
+     **{f"{skill}, n = {part['n']}": tables.with_interval(part) for skill, part in result["skills"].items()}}
     for name, result in results.items()
 ]  # fmt: skip
 display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
 
+# %% [markdown]
+# Where two intervals overlap, this one run does not tell the models apart; claim b in chapter 11 compares them over seeds.
+#
+# The loss is the mean over two tokens, the letter and the end of the turn. The second is soon certain, so a coin flip on
+# the letter costs $\tfrac12 \ln 2$.
+
 # %%
 logs = {f"PM, {mixture}": model.read_json("log.json")["history"] for mixture, model in models.items()}
-plotting.loss_curves(logs, caption=tables.world_caption(run.profile))
+plotting.loss_curves(
+    logs, baseline=math.log(2) / 2, baseline_label="½ ln 2: a coin flip on the letter", caption=tables.world_caption(run.profile)
+)
 
 # %% [markdown]
 # A probability should mean what it says: of the pairs to which a model gives 0.8, 80 % should be preferred. Mind by whom.
@@ -131,7 +142,8 @@ print(f"P = {forward:.3f} and {backward:.3f}; all checks hold")
 # ## Where we differ
 #
 # * The paper packs PM samples into blocks of 3072 tokens; `preference_model.packing` does the same.
-# * Two epochs on `tiny`, one in the paper: to compare two answers takes this model longer than to score one.
+# * Two epochs on `tiny`, one in the paper: to compare two answers takes this model longer than to score one. Its base and
+#   SFT model have also seen the form of the question, with letters for right and wrong.
 # * The released data script draws the order unseeded under many workers, so no two runs agree. Here it is a hash of the
 #   row's id.
 # * The released evaluation reads the logits at a position that depends on the chat template's version. Here it is the
@@ -139,8 +151,12 @@ print(f"P = {forward:.3f} and {backward:.3f}; all checks hold")
 #
 # ## Summary and exercises
 #
-# 1. Predict the accuracy if only one order is asked; then compute it with `preference_model.probability_of_a`.
-# 2. Train the PM on mix1 (`preference_model.mixtures`). Which skill loses most?
+# A language model becomes a judge of pairs by learning one letter. Asked in both orders it is antisymmetric; unlike the
+# BT model it need not be transitive.
+#
+# 1. Ask in one order only, once with the chosen answer always first, once always second (`inference.load_model`,
+#    `preference_model.probability_of_a`). What is the gap between the two accuracies called?
+# 2. Train a PM on mix1, too: set `preference_model.mixtures` to `[mix1, mix2]`. Which skill loses most?
 # 3. Ranking n answers with a PM takes n − 1 comparisons in a tournament. What can go wrong that cannot with a scalar?
 #
 # **Next:** [05 · RewardBench](05_rewardbench_evaluation.ipynb)

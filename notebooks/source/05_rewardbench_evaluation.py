@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 05 · RewardBench
 #
-# **The claim.** Without training, a prompted model judges worse than both the BT reward model and the preference model in
+# **The claim.** A prompted model, which was never trained on preferences, judges worse than both the BT reward model and the preference model in
 # every section; the PM beats the BT model in reasoning; more safety and reasoning data (mix2 against mix1) raises those
 # sections (paper 2.3, Table 2).
 #
@@ -30,8 +30,8 @@ main = run.profile.data.main_mixture
 # ## The idea
 #
 # RewardBench asks one thing: of two answers, does the model prefer the better one? Subsets form four sections. A
-# section's score is the mean over its subsets, weighted by Allen AI's counts; the overall score is the plain mean of the
-# four sections.
+# section's score is the mean over its subsets, weighted by Allen AI's constants (row counts, but the 447 rows of math-prm
+# weigh as much as the six code subsets together); the overall score is the plain mean of the four sections.
 #
 # By hand: a section of two subsets, 100 pairs with accuracy 0.9 and 300 pairs with accuracy 0.7.
 
@@ -76,12 +76,22 @@ folders = {
 results = {label: folder.read_json("results.json") for label, folder in folders.items()}
 table = []
 for label, result in results.items():
-    scores = {name: (part or {}).get("value") for name, part in result["sections"].items()}
-    table.append({"judge": label, **scores})
-    if label in paper.REWARDBENCH:
-        stated = paper.REWARDBENCH[label]
-        table.append({"judge": f"{label}, paper (LLaMA-3-8B)", **{k: v / 100 if v else None for k, v in stated.items()}})
+    table.append({"judge": label, **{name: tables.with_interval(part) for name, part in result["sections"].items()}})
+    stated = {name: value / 100 for name, value in paper.REWARDBENCH.get(label, {}).items() if value}
+    if stated:
+        table.append({"judge": f"{label}, the authors (LLaMA-3-8B)", **stated})
 display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+print(f"{results['bt']['n']} pairs; subsets without rows here: {results['bt']['missing_subsets'] or 'none'}")
+for section in rewardbench.SECTIONS:
+    scores = {label: result["sections"][section] for label, result in results.items()}
+    coins = [label for label, score in scores.items() if score and score["ci_low"] <= 0.5 <= score["ci_high"]]
+    print(f"{section}: not told from a coin: {', '.join(coins) or 'none'}")
+
+# %% [markdown]
+# `bt` and `pm` are trained on the main mixture. The authors' figures are those of their repository's README; for prompting
+# the paper says "below both in every section" and gives no number that could be established. A judge whose interval holds
+# 0.5 cannot be told from a coin, and two judges whose intervals overlap cannot be ranked by this run alone: chapter 11
+# measures prompting < BT, PM > BT and mix2 > mix1 over seeds. With few code subsets, reasoning is mostly math-prm.
 
 # %%
 plotting.rewardbench_bars(
@@ -89,11 +99,12 @@ plotting.rewardbench_bars(
 )
 
 # %% [markdown]
-# Subset by subset, prompting against the two trained judges. Most subsets are small: look at the intervals before the bars.
+# Subset by subset, for the prompted judge and the trained ones. Most subsets are small: look at the intervals before the
+# bars. A judge that always prefers to refuse wins the should-refuse subset and loses should-respond.
 
 # %%
 plotting.rewardbench_subsets(
-    {label: results[label]["subsets"] for label in ("prompting", "bt", "pm")}, caption=tables.world_caption(run.profile)
+    {label: result["subsets"] for label, result in results.items()}, caption=tables.world_caption(run.profile)
 )
 
 # %% [markdown]
@@ -127,6 +138,8 @@ print("all checks hold")
 # %% [markdown]
 # ## Where we differ
 #
+# * Our prompted judge is the SFT model. On `tiny` it has seen questions of this form with letters for right and wrong, but
+#   no preference label.
 # * The released script has the two XSTest weights swapped; here they are right, and the old ones stand beside them.
 # * The released PM evaluation reads its logits at a position that depends on the template's version.
 # * On the same rows and with the same model this chapter's BT scores equal those of Allen AI's `rewardbench` package: a
@@ -136,8 +149,10 @@ print("all checks hold")
 #
 # ## Summary and exercises
 #
+# No ranking of judges stands on one number: sections hide subsets, and subsets are small.
+#
 # 1. In which section is the prompted judge nearest to a coin flip, and what would it need to know?
-# 2. Recompute one section score by hand from the subset table.
+# 2. Recompute one section score by hand from `results["bt"]["subsets"]` and the weights printed above.
 # 3. Score the benchmark with "the longer answer wins". Which section suffers most?
 #
 # **Next:** [06 · Length bias](06_length_bias.ipynb)

@@ -2,9 +2,9 @@
 # # 06 · Length bias
 #
 # **The claim.** Reward models like long answers, and how much depends on their data: over the answers to one prompt,
-# length and reward correlate with 0.19 on average for UltraRM-13B and with 0.06 for the paper's BT model on mix2, four of
-# whose sources prefer the shorter answer (paper 2.3, Fig. 5). Here the mix1 model stands in UltraRM's place: its data
-# resembles mix1.
+# length and reward correlate with 0.19 on average for UltraRM-13B and with 0.06 for the paper's BT model on mix2
+# (paper 2.3, Fig. 5). The paper suspects Capybara, OpenOrca and UltraInteract, which mix2 adds and whose preferred answers
+# are the shorter ones. Here the mix1 model stands in UltraRM's place: its data resembles mix1.
 #
 # **You need** chapters 00–03.
 
@@ -17,6 +17,7 @@ OVERRIDES = {}
 # %%
 import inspect
 
+from datasets import load_from_disk
 from IPython.display import Markdown, display
 
 from rlhflow_utils import paper, plotting, statistics, tables
@@ -24,6 +25,7 @@ from rlhflow_utils.generation import generate_responses
 from rlhflow_utils.length_bias import measure_length_bias
 from rlhflow_utils.manifest import open_run
 from rlhflow_utils.reward_model import score_responses
+from rlhflow_utils.simulator import World
 
 run = open_run("06_length_bias", PROFILE, RUN_DIR, SEED, OVERRIDES)
 data, sft = run.folder("01_preference_data"), run.folder("02_sft")
@@ -84,6 +86,28 @@ table = [
 ]  # fmt: skip
 display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
 
+# %% [markdown]
+# All judges saw the same answers, so they are compared prompt by prompt. And zero is not always the yardstick: where
+# padding costs gold reward, as in the tiny world, the truth itself goes against length.
+
+# %%
+spread = (run.profile.evaluation.bootstrap_samples, run.profile.evaluation.confidence, SEED)
+if len(results) > 1:
+    first, second = list(results)[:2]
+    both = [pair for pair in zip(results[first]["correlations"], results[second]["correlations"], strict=True) if None not in pair]
+    difference = statistics.paired_difference(*zip(*both, strict=True), *spread)
+    print(f"{first} − {second}: {difference.value:+.3f} ({difference.ci_low:+.3f} … {difference.ci_high:+.3f}), n = {difference.n}")
+if run.profile.world:
+    gold, answers = World(run.profile.world), load_from_disk(str(responses.path / "data"))
+    truth = [[gold.reward(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in answers]
+    sizes = [[len(text) for text in row["responses"]] for row in answers]
+    of_gold, undefined = statistics.mean_pearson(statistics.pearson_per_prompt(sizes, truth), *spread)
+    print(f"gold reward: mean Pearson r {of_gold.value:+.3f} ({of_gold.ci_low:+.3f} … {of_gold.ci_high:+.3f}), n = {of_gold.n}")
+
+# %% [markdown]
+# Below, one row is one prompt, its answers from shortest to longest. A model that likes length is blue on the left and red
+# on the right. A mean near zero can hide rows of both kinds.
+
 # %%
 plotting.length_bias(
     {name: {**result, "correlations": [float("nan") if r is None else r for r in result["correlations"]]}
@@ -109,14 +133,16 @@ print("all checks hold")
 # * The paper compares its model with UltraRM-13B, which has another base model; here the two RMs differ in their data
 #   alone: in its sources, which the paper suspects, and in its size. Claim d in chapter 11 holds the size equal, too.
 # * **Built in** to the tiny world: the annotators' taste for length, positive in mix1's sources, negative in four of
-#   mix2's. **Measured**: how much of it the RMs pick up.
-# * In the tiny world padding also costs gold reward, so a perfect RM would have a *negative* correlation.
+#   mix2's. Whether their *labels* then lean short is in chapter 01. **Measured**: how much of it the RMs pick up.
 #
 # ## Summary and exercises
 #
+# Two RMs that saw the same answers differ in how far they follow length, and their data is the reason. The loop of chapter
+# 09 will climb whatever slope the RM has.
+#
 # 1. Set every `length_bonus` of the world's sources to 0. What correlation is left, and why?
 # 2. Compute the correlation over all answers at once. Why does it mislead?
-# 3. Which sign would you expect for prompts where all answers are right?
+# 3. Which sign has the *gold* reward's correlation for prompts where all answers are right?
 #
 # **Next:** [07 · Generation](07_generation.ipynb)
 

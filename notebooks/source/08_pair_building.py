@@ -16,11 +16,12 @@ OVERRIDES = {}
 
 # %%
 import inspect
+from dataclasses import asdict
 
 from datasets import load_from_disk
 from IPython.display import Markdown, display
 
-from rlhflow_utils import pair_building, plotting, tables
+from rlhflow_utils import pair_building, plotting, statistics, tables
 from rlhflow_utils.iterative_dpo import Setting, build_pairs_for_iteration, score_for_iteration
 from rlhflow_utils.manifest import open_run
 from rlhflow_utils.simulator import World
@@ -120,7 +121,9 @@ if run.profile.world:
     picks = {"all answers": [sum(values) / len(values) for values in truth], "chosen": sides["chosen"],
              "rejected": sides["rejected"], "first by raw reward": first,
              "a perfect judge's first": [max(values) for values in truth]}  # fmt: skip
-    table = [{"answer": name, "mean gold reward": sum(values) / len(values)} for name, values in picks.items()]
+    spread = (run.profile.evaluation.bootstrap_samples, run.profile.evaluation.confidence, SEED)
+    means = {name: statistics.bootstrap_mean(values, *spread) for name, values in picks.items()}
+    table = [{"answer": name, "mean gold reward": mean.value, "95 % interval": tables.interval(asdict(mean)), "n": mean.n} for name, mean in means.items()]
     display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
 
 # %% [markdown]

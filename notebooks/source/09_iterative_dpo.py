@@ -21,7 +21,7 @@ from IPython.display import Markdown, display
 
 from rlhflow_utils import iterative_dpo, plotting, tables
 from rlhflow_utils.inputs import judge_model
-from rlhflow_utils.iterative_dpo import Setting, evaluate, evaluation_responses, run_iteration
+from rlhflow_utils.iterative_dpo import Setting, evaluate, evaluation_responses, ranking_reward, run_iteration
 from rlhflow_utils.manifest import open_run
 
 run = open_run("09_iterative_dpo", PROFILE, RUN_DIR, SEED, OVERRIDES)
@@ -39,6 +39,7 @@ setting = Setting(sft, ranker, data, **judge_model(run))
 # $$\mathcal L = -\log \sigma\Big(\beta \log\frac{\pi(a_w \mid x)}{\pi_0(a_w \mid x)}
 # - \beta \log\frac{\pi(a_l \mid x)}{\pi_0(a_l \mid x)}\Big).$$
 #
+# $a_w$ and $a_l$ are the chosen and the rejected answer; β is the η of eq. 2 and 3, under the name that DPO gave it.
 # $\beta \log \pi/\pi_0$ is called the implicit reward. At the start of iteration 1, π is π₀: both logarithms are zero
 # and the loss is ln 2. By hand, with β = 0.1, after the policy has made the chosen answer 3 nats likelier and the
 # rejected one 2 nats less likely:
@@ -64,8 +65,8 @@ print(inspect.getsource(iterative_dpo.train_iteration))
 # %% [markdown]
 # ## The full run
 #
-# First the yardstick: one answer of π₀ to every held-out prompt. Neither these prompts nor their answers are ever
-# trained on.
+# First the yardstick: one answer of π₀ to every held-out prompt, sampled at `evaluation.temperature`, as the answers of
+# all policies will be. Neither these prompts nor their answers are ever trained on.
 
 # %%
 reference = evaluation_responses(run, setting, "09_sft_evaluation", sft)
@@ -80,6 +81,14 @@ for iteration in range(1, run.profile.iterative.iterations + 1):
     evaluations.append(evaluate(run, setting, name, f"09.iter{iteration}", policy, reference))
 
 # %% [markdown]
+# Where all answers to a prompt are the same text, or the best and the worst tie, there is no pair. As the policy narrows,
+# more prompts go this way:
+
+# %%
+for folder in pairs:
+    print(folder.path.name, folder.rows["prompts"])
+
+# %% [markdown]
 # ## Results
 #
 # A win rate compares two answers to the same prompt; equal answers or equal rewards are half a win. The interval is a
@@ -89,13 +98,15 @@ for iteration in range(1, run.profile.iterative.iterations + 1):
 # wrong sum. So read the win rate beside the *share of right answers*, which no shortening can raise.
 
 # %%
-results = [folder.read_json("results.json")["estimates"] for folder in [baseline, *evaluations]]
+evaluated = [folder.read_json("results.json") for folder in [baseline, *evaluations]]
+results, ranking = [result["estimates"] for result in evaluated], [ranking_reward(run, result) for result in evaluated]
 labels = ["SFT", *[f"iteration {i + 1}" for i in range(len(evaluations))]]
 table = [
-    {"policy": label, "win rate against SFT": row["win_rate"]["value"], "95 % interval": tables.interval(row["win_rate"]),
-     "n": row["win_rate"]["n"], "right answers": row.get("right_share", {}).get("value"), "judge's reward": row.get("reward", {}).get("value"),
-     "proxy reward": row["proxy_reward"]["value"], "length (characters)": row["mean_length"]["value"]}
-    for label, row in zip(labels, results, strict=True)
+    {"policy": label, "n": row["win_rate"]["n"], "win rate against SFT (95 %)": tables.with_interval(row["win_rate"]),
+     "right answers": tables.with_interval(row.get("right_share")), "judge's reward": tables.with_interval(row.get("reward")),
+     "proxy: r − λ|a|": tables.with_interval(proxy), "RM's r": row["proxy_reward"]["value"],
+     "length (characters)": row["mean_length"]["value"]}
+    for label, row, proxy in zip(labels, results, ranking, strict=True)
 ]  # fmt: skip
 display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
 
@@ -104,14 +115,15 @@ judge = run.profile.evaluation.judge
 plotting.win_rate_over_iterations([row["win_rate"] for row in results[1:]], judge=judge, caption=tables.world_caption(run.profile))
 
 # %% [markdown]
-# The policy is trained to raise the *proxy* reward, the RM's. Whether the true reward follows is another question: where
-# the first rises and the second stalls or falls, the RM is being over-optimised.
+# Pairs are ranked by the *penalised* reward (eq. 8), so training raises the proxy $r - \lambda |a|$, not the RM's $r$ alone.
+# Whether the true reward follows is another question: where the first rises and the second stalls or falls, the proxy is
+# being over-optimised.
 
 # %%
 figure = None
 if all("reward" in row for row in results):
     figure = plotting.proxy_against_gold(
-        labels, [row["proxy_reward"] for row in results], [row["reward"] for row in results],
+        labels, ranking, [row["reward"] for row in results],
         caption=tables.world_caption(run.profile),
     )  # fmt: skip
 figure

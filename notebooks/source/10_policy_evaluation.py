@@ -52,7 +52,7 @@ print(f"win rate {rate:.2f}, 95 % interval {low:.3f} to {high:.3f}")
 
 # %%
 print(inspect.getsource(policy_evaluation.exact_match))
-print(inspect.getsource(statistics.length_controlled_win_rate)[:1500])
+print(inspect.getsource(statistics.length_controlled_win_rate))
 
 # %% [markdown]
 # ## The full run
@@ -109,10 +109,10 @@ table = []
 for name, result in results.items():
     row = result["estimates"]
     table.append(
-        {"policy": name, "win rate vs SFT": row["win_rate"]["value"], "95 % interval": tables.interval(row["win_rate"]),
-         "length-controlled": row["lc_win_rate"]["value"], "right answers": row.get("right_share", {}).get("value"),
-         "length (characters)": row["mean_length"]["value"], "exact match": matches.get(name, {}).get("value"),
-         "n": row["win_rate"]["n"], "paper: LC AlpacaEval-2 (%)": paper.CHAT_BENCHMARKS[stated[name]][0]}
+        {"policy": name, "n": row["win_rate"]["n"], "win rate vs SFT (95 %)": tables.with_interval(row["win_rate"]),
+         "length-controlled": tables.with_interval(row["lc_win_rate"]), "right answers": tables.with_interval(row.get("right_share")),
+         "length (characters)": row["mean_length"]["value"], "exact match": tables.with_interval(matches.get(name)),
+         "its n": matches.get(name, {}).get("n"), "paper: LC AlpacaEval-2 (%)": paper.CHAT_BENCHMARKS[stated[name]][0]}
     )  # fmt: skip
 display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
 
@@ -122,9 +122,9 @@ display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.p
 # with one (`pair_building.length_penalty`). Claims e and g of chapter 11 take the two apart, at equal numbers of updates.
 #
 # The win rate counts an answer without filler above the same answer with filler. *Right answers* counts what is right;
-# *length-controlled* asks what the win rate would be at equal lengths.
-
-# %% [markdown]
+# *length-controlled* asks what the win rate would be at equal lengths. *Exact match* is the untouched skill, on few items:
+# claim h of chapter 11 shows how far it varies from world to world.
+#
 # All policies answered the same prompts, so two of them are compared prompt by prompt: what the prompts have in common
 # cancels, and the interval of the difference is narrower than the two rows above suggest.
 
@@ -155,8 +155,9 @@ plotting.policy_bars(bars, caption=tables.world_caption(run.profile))
 plotting.win_rate_against_length(rows, caption=tables.world_caption(run.profile))
 
 # %% [markdown]
-# **The judge and the proxy.** The reward model that trained the policy looks at the same answers. Where it is more
-# pleased than the judge, the policy has learned what the RM likes and the judge does not: over-optimisation.
+# **The judge and the proxy.** The reward model that trained the policy looks at the same answers, without the length
+# penalty. Where it is more pleased than the judge, the policy has learned what the RM likes and the judge does not:
+# over-optimisation.
 
 # %%
 if all("proxy_win_rate" in row for row in rows.values()):
@@ -208,7 +209,8 @@ display(Markdown(tables.markdown_table(side_by_side.table_4(published))))
 display(Markdown(tables.markdown_table(side_by_side.table_5(published))))
 
 # %% [markdown]
-# **Table 6**, from the claims of chapter 11 (`make claims`):
+# **Table 6**, from the claims of chapter 11 (`make claims`). UltraRM-13B is not run: the RM of mix1 stands in its place, for
+# one iteration. Compare that row with claim k, not with the rows above it.
 
 # %%
 display(Markdown(tables.markdown_table(side_by_side.table_6(read_records()))))
@@ -251,8 +253,9 @@ print("all checks hold")
 #
 # 1. Evaluate at `evaluation.temperature` 0.3. Who gains more, SFT or the aligned policy? Why?
 # 2. Train the offline baseline for two epochs. Does it catch up?
-# 3. Judge with an RM held apart: `evaluation.judge=reward_model` and, for its own pairs, `data.partition.judge=0.2`. Is it
-#    kinder to the policy than the truth, and than the proxy?
+# 3. Run with `data.partition.judge=0.2`, which holds pairs apart, and note the win rate. Then add
+#    `evaluation.judge=reward_model`: an RM of those pairs judges the same policy. Is it kinder than the truth, and than the
+#    proxy?
 #
 # **Next:** [11 · The claims, measured](11_ablations.ipynb)
 

@@ -26,6 +26,7 @@ from IPython.display import Markdown, display
 from rlhflow_utils import paper, plotting, tables
 from rlhflow_utils.claims import effects, report
 from rlhflow_utils.claims.arms import build_arms
+from rlhflow_utils.claims.discussion import discussion
 from rlhflow_utils.claims.records import CLAIMS, MISSING, claims_table, collect_records, read_records, variants_table
 from rlhflow_utils.manifest import open_run
 
@@ -62,14 +63,16 @@ print(inspect.getsource(effects.part_verdict))
 # %% [markdown]
 # ## The arms
 #
-# Each arm is the profile with a few values changed.
+# Each arm is the profile with a few values changed, or its steps (*also*). An arm whose values are the profile's own is the
+# arm `main`. The offline policy and the judges are described with their claims.
 
 # %%
 if run.profile.claims:
     rows = [
-        {"arm": arm.name, "what": arm.what, "iterations": arm.iterations, "ranked by": arm.ranker, "changes": str(arm.overrides)}
+        {"arm": arm.name, "what": arm.what, "iterations": arm.iterations, "ranked by": arm.ranker, "changes": str(arm.overrides),
+         "also": ", ".join(name for name in ("restart", "scale_epochs", "two_checkpoints") if getattr(arm, name)) or None}
         for arm in build_arms(run.profile).values()
-    ]
+    ]  # fmt: skip
     display(Markdown(tables.markdown_table(rows)))
 
 # %% [markdown]
@@ -141,8 +144,10 @@ report.show_sizes(records, run.profile)
 # %% [markdown]
 # ### Other annotators
 #
-# A finding of a simulated world may be one of its settings. `make claims` measures claims a to e again with noisier
-# labels, and with a stronger taste for length. Two seeds each, so the intervals there cover the choice of prompts only.
+# A finding of a simulated world may be one of its settings. `make claims` measures claims a to e again with every
+# annotator's sharpness lowered (*noisier*), and with every annotator's taste for length enlarged, in whichever direction it
+# points (*longer*); `claims.variants` in the profile holds the factors. With few seeds the intervals there cover the choice
+# of prompts only.
 
 # %%
 varied = variants_table(records)
@@ -155,27 +160,10 @@ display(Markdown(tables.markdown_table(varied, caption=report.CAPTION) if varied
 display(Markdown(report.surprises(records)))
 
 # %% [markdown]
-# **What surprised us**, claim by claim; the grey rows above are the evidence.
-#
-# * **Shorter, not more often right (e).** By win rate iterative DPO beats offline DPO in all five worlds. But at equal
-#   numbers of updates it gives no more right answers, and at equal lengths it wins no more often. What the loop adds here,
-#   beyond what offline pairs already teach, is to leave out filler.
-# * **Without λ the loop does harm (e, f, l).** In four worlds of five the policy then ends below SFT, while the reward
-#   that it is trained on goes on rising: over-optimisation, often from the second iteration on. And this with an RM whose
-#   correlation with length is near zero on SFT's answers (d). What an average over SFT's answers shows is not what a policy
-#   finds when it searches.
-# * **Which pair hardly matters (j, k).** Best against worst, best against random and two random answers, in the order of the
-#   same RM, end within a few points of each other, in no clear order. A rule that may draw the
-#   same text twice would lose pairs, and then budgets would be compared and not rules: here every rule draws two texts
-#   that differ.
-# * **mix2's gain in safety is in its sources, not in its size (c).** An RM of half of mix2, as many pairs as mix1 has, shows
-#   it in all five worlds. The same holds for length (d).
-# * **The PM learns late (b, m).** All it is told of a pair is one token. At this size it catches on in some worlds and
-#   hardly in others, and ranks accordingly. Both claims speak about this budget, not about PMs.
-# * **Worlds differ more than arms.** A seed draws facts, annotators and a base model, and base models of this size learn
-#   the skills unevenly. Five such draws decide large effects only: *inconclusive* here means "not enough worlds" more often
-#   than "no effect". With three seeds a margin of 0.02 can be met only where worlds agree to within 0.008, so the *no worse*
-#   claims (h, i, m, o) are hard to confirm.
+# **What surprised us**, each with the comparison it rests on; an interval in brackets is over seeds unless it says otherwise.
+
+# %%
+display(Markdown(discussion(records)))
 
 # %% [markdown]
 # **Built in** to the world, so that finding it proves only that the pipeline can: the gold reward; annotators who err by a
@@ -211,9 +199,10 @@ print("all checks hold")
 #
 # ## Summary and exercises
 #
-# 1. Run `make claims SEEDS=1 ONLY=f` and compare the interval with the one over seeds. Why is it narrower?
-# 2. Which verdict would change if every margin in `claims.margins` were halved? Work it out from the tables.
-# 3. Add a setting to `claims.variants` in which annotators prefer *shorter* answers. Predict claim d first.
+# 1. Run `make claims SEEDS=1 ONLY=f` and open `runs/claims/results/f.json` (a shorter run does not replace a longer one's
+#    record). For which step is the interval narrower than the one over seeds, for which wider? What does each cover?
+# 2. Which verdict would change if every margin in `claims.margins` were doubled? And if halved? Work it out from the tables.
+# 3. Add a setting to `claims.variants` with `length_bonus: -1`: it turns every annotator's taste round. Predict claim d first.
 #
 # **Next:** [12 · The reproduction report](12_reproduction_report.ipynb)
 

@@ -4,6 +4,8 @@
 # Everything on one page: the paper's claims over several seeds, then the results of this run, the paper's number beside
 # ours, and what kind of number ours is. This chapter computes nothing: it reads `results/claims/` and the finished stages
 # of chapters 00–11.
+#
+# **You need** chapters 00–11.
 
 # %% tags=["parameters"]
 PROFILE = "tiny"
@@ -17,6 +19,7 @@ from IPython.display import Markdown, display
 from rlhflow_utils import paper, plotting, report, tables
 from rlhflow_utils.claims import report as claims
 from rlhflow_utils.claims.records import MISSING, claims_table, read_records
+from rlhflow_utils.iterative_dpo import ranking_reward
 from rlhflow_utils.manifest import open_run
 
 run = open_run("12_reproduction_report", PROFILE, RUN_DIR, SEED, OVERRIDES)
@@ -43,7 +46,7 @@ display(Markdown(claims.surprises(records)))
 for name in claims.FAMILIES if records else []:
     chosen = claims.family(records, name)
     if chosen:
-        display(plotting.claim_forest(chosen, caption=claims.command_of(chosen)))
+        display(claims.show_forest(chosen))
 
 # %%
 claims.show_curves(records)
@@ -86,13 +89,13 @@ plotting.rewardbench_bars(benchmarks, paper.REWARDBENCH, caption=caption)
 # ## Policies: proxy and judge
 
 # %%
-policies = {"SFT": run.folder("10_sft_evaluation").read_json("results.json")["estimates"]}
-policies |= {f"iteration {k}": row for k, row in enumerate(iterations, start=1)}
+policies = {"SFT": run.folder("10_sft_evaluation").read_json("results.json")}
+policies |= {f"iteration {k}": run.folder(f"09_iter{k}_evaluation").read_json("results.json") for k in range(1, last + 1)}
 figure = None
-if all("reward" in row for row in policies.values()):
+if all("reward" in row["estimates"] for row in policies.values()):
     figure = plotting.proxy_against_gold(
-        list(policies), [row["proxy_reward"] for row in policies.values()],
-        [row["reward"] for row in policies.values()], caption=caption,
+        list(policies), [ranking_reward(run, row) for row in policies.values()],
+        [row["estimates"]["reward"] for row in policies.values()], caption=caption,
     )  # fmt: skip
 figure
 

@@ -11,6 +11,7 @@ from rlhflow_utils.claims.stages import share_name
 from rlhflow_utils.config import Profile
 
 SECTIONS = ("chat", "chat_hard", "safety", "reasoning")
+JUDGES = {"bt": "BT", "pm": "PM"}
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def judge_claims(profile: Profile) -> list[Claim]:
               f"Accuracy by section of three judges: {same_rows}.",
               "The prompted judge must itself be better than a coin.", "below both in every section",
               ("prompting", "bt", "pm"),
-              tuple(Part(f"{model} − prompting, {section}", section, model, "prompting")
-                    for model in ("bt", "pm") for section in SECTIONS),
+              tuple(Part(f"{label} − prompting, {section}", section, model, "prompting")
+                    for model, label in JUDGES.items() for section in SECTIONS),
               "judges", all_seeds=True, in_variants=True,
               precondition=Part("prompting − coin", "overall", "prompting", None, against=0.5)),
         Claim("b", "PM > BT in reasoning, near equal elsewhere", "2.3, Table 2",
@@ -105,7 +106,9 @@ def judge_claims(profile: Profile) -> list[Claim]:
               "An RM of as many pairs of mix2. Prompts with answers of one length, or of one reward, are left out.",
               "0.19 (UltraRM-13B, whose data resembles mix1) and 0.06", ("bt", "bt_mix1", same_size),
               (Part("mix1 − mix2", "length_correlation", "bt_mix1", "bt"),
-               Part("mix1 − mix2, equal size", "length_correlation", "bt_mix1", same_size, "measured")),
+               Part("mix1 − mix2, equal size", "length_correlation", "bt_mix1", same_size, "measured"),
+               Part("mix1 alone", "length_correlation", "bt_mix1", None, "measured"),
+               Part("mix2 alone", "length_correlation", "bt", None, "measured")),
               "length", all_seeds=True, in_variants=True),
     ]  # fmt: skip
 
@@ -122,22 +125,25 @@ def policy_claims(profile: Profile) -> list[Claim]:
               "The iterations rank with the length penalty λ of the profile, which offline pairs have no use for.",
               "The same iterations without λ, and the share of right answers, which no length can change. SFT's own "
               "sampled answers are the opponent: 0.5 by definition.",
-              "37.2, 22.5 and 10.2 % (LC AlpacaEval-2)",
+              "37.2 (without λ; 41.9 with), 22.5 and 10.2 % (LC AlpacaEval-2)",
               (MAIN, "offline", "no_penalty", "sft"),
               (Part("iterative − offline DPO", f"win_rate@{last}", MAIN, "offline", other_metric="win_rate"),
                Part("offline DPO − SFT", "win_rate", "offline", None, against=0.5),
+               Part("right answers, offline DPO − SFT", "right", "offline", "sft", "measured"),
                _last("LC win rate, iterative − offline DPO", "lc_win_rate", last, MAIN, "offline"),
                _last("right answers, iterative − offline DPO", "right", last, MAIN, "offline"),
                _last("right answers, iterative DPO − SFT", "right", last, MAIN, "sft"),
                _last("without λ: iterative − offline DPO", "win_rate", last, "no_penalty", "offline"),
                _last("without λ: right answers, iterative − offline DPO", "right", last, "no_penalty", "offline"),
-               Part("without λ: iterative DPO − SFT", f"win_rate@{last}", "no_penalty", None, "measured", against=0.5)),
+               Part("without λ: iterative DPO − SFT", f"win_rate@{last}", "no_penalty", None, "measured", against=0.5),
+               _last("without λ: right answers, iterative DPO − SFT", "right", last, "no_penalty", "sft"),
+               _last("without λ: gold reward, iterative DPO − SFT", "gold", last, "no_penalty", "sft")),
               "policies", all_seeds=True, in_variants=True),
         Claim("f", "each iteration improves", "4.2 (implied)",
               "Each iteration raises the true win rate over the one before.",
               "The main recipe (with λ) after each iteration, on the same held-out prompts.",
               "Every iteration sees prompts of its own. The same without λ is shown beside it.", None,
-              (MAIN, "no_penalty"), tuple(steps), "policies"),
+              (MAIN, "no_penalty"), tuple(steps), "policies", all_seeds=True),
         Claim("g", "a length penalty shortens, and raises the LC win rate", "4.2, Table 6",
               "Ranking by the penalised reward (eq. 8) gives shorter answers and a higher length-controlled win rate.",
               f"With and without λ, {last} iterations each; {equal}.", "Everything but λ is shared.",
@@ -152,7 +158,7 @@ def policy_claims(profile: Profile) -> list[Claim]:
               f"No worse: by less than {margins.exact_match:g}.",
               "GSM-8K 80.7 and 74.2, MMLU 65.3 and 64.7, HumanEval 64.6 and 65.2", ("sft", MAIN, "offline"),
               (Part("iterative DPO − SFT", "exact_match", MAIN, "sft", "no_worse", margins.exact_match),
-               Part("offline DPO − SFT", "exact_match", "offline", "sft", "measured")), "policies"),
+               Part("offline DPO − SFT", "exact_match", "offline", "sft", "measured")), "policies", all_seeds=True),
     ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from rlhflow_utils.claims.effects import (
 from rlhflow_utils.manifest import write_json
 from rlhflow_utils.provenance import PROJECT
 from rlhflow_utils.settings import EvaluationSettings
+from rlhflow_utils.tables import MISSING as MISSING_CELL
 from rlhflow_utils.tables import cell
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def claims_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
             "claim": f"**{record['claim']}** {record['title']}",
             "paper": record["paper"],
             "ours (the comparison that decides)": f"{record['part']}: {signed(record['effect'])}",
-            "95 % interval": f"{signed(record['ci_low'])} … {signed(record['ci_high'])}",
+            "95 % interval": signed_interval(record),
             "seeds": record["seeds"],
             "verdict": verdict_text(record),
         }
@@ -125,7 +126,7 @@ def parts_table(record: Record) -> list[dict[str, Any]]:
         {
             "comparison": ("presupposed: " if part is record["precondition"] else "") + part["part"],
             "effect": signed(part["effect"]),
-            "95 % interval": f"{signed(part['ci_low'])} … {signed(part['ci_high'])}",
+            "95 % interval": signed_interval(part) if part["metric"] != "best_iteration" else MISSING_CELL,
             "by seed": ", ".join(signed(value) for value in part["per_seed"].values()),
             "verdict": part["verdict"] or "(shown only)",
         }
@@ -146,7 +147,8 @@ def variants_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
 def _short(record: Mapping[str, Any]) -> str:
     """Verdict, deciding comparison and what the interval covers, for one cell."""
     covers = "" if record["interval"] == OVER_SEEDS else ", over prompts"
-    return f"{record['verdict']}: {record['part']} {signed(record['effect'])} (seeds: {record['seeds']}{covers})"
+    effect = f"{record['part']} {signed(record['effect'])} ({signed_interval(record)})"
+    return f"{record['verdict']}: {effect}; seeds: {record['seeds']}{covers}"
 
 
 def _runs(record: Mapping[str, Any]) -> int:
@@ -157,6 +159,18 @@ def _runs(record: Mapping[str, Any]) -> int:
 def signed(value: float) -> str:
     """A difference with its sign."""
     return ("+" if value >= 0 else "−") + cell(abs(float(value)))
+
+
+def told(part: Mapping[str, Any], by_seed: bool = True) -> str:
+    """A comparison in words: its effect, its interval, and in how many worlds it is above zero."""
+    text = f"{signed(part['effect'])} ({signed_interval(part)})"
+    above = sum(value > 0 for value in part["per_seed"].values()) if by_seed else 0
+    return f"{text}, above zero in {above} of {len(part['per_seed'])} worlds" if by_seed else text
+
+
+def signed_interval(part: Mapping[str, Any]) -> str:
+    """The interval of a difference, of a record or of one of its comparisons."""
+    return f"{signed(part['ci_low'])} … {signed(part['ci_high'])}"
 
 
 def _effects(

@@ -10,7 +10,7 @@ from typing import Any
 from rlhflow_utils.claims.designs import Claim, build_claims, wanted_arms
 from rlhflow_utils.claims.effects import FAILS, HOLDS, UNTESTABLE
 from rlhflow_utils.claims.measures import measure_arm
-from rlhflow_utils.claims.records import MISSING, Record, claim_record, parts_table, signed
+from rlhflow_utils.claims.records import MISSING, Record, claim_record, parts_table, signed, told
 from rlhflow_utils.claims.stages import share_name
 from rlhflow_utils.config import Profile
 from rlhflow_utils.manifest import Run
@@ -67,20 +67,25 @@ def show_family(records: Mapping[str, Record], name: str) -> Any:
     """A notebook cell's output: the family's text, then its figure; says so where nothing has been measured."""
     from IPython.display import Markdown, display
 
-    from rlhflow_utils import plotting
-
     chosen = family(records, name)
     if not chosen:
         return Markdown(MISSING)
     display(Markdown(family_text(chosen)))
-    return plotting.claim_forest(chosen, caption=command_of(chosen))
+    return show_forest(chosen)
+
+
+def show_forest(records: Sequence[Record]) -> Any:
+    """Every comparison of some claims over seeds, with the command that measures them."""
+    from rlhflow_utils import plotting
+
+    return plotting.claim_forest(records, caption=_caption(records))
 
 
 def show_curves(records: Mapping[str, Record]) -> Any:
     """Claim l: proxy and gold reward over the iterations."""
     from rlhflow_utils import plotting
 
-    return plotting.claim_curves(records["l"], CURVES, caption=command_of([records["l"]])) if "l" in records else None
+    return plotting.claim_curves(records["l"], CURVES, caption=_caption([records["l"]])) if "l" in records else None
 
 
 def show_sizes(records: Mapping[str, Record], profile: Profile) -> Any:
@@ -91,20 +96,20 @@ def show_sizes(records: Mapping[str, Record], profile: Profile) -> Any:
         return None
     shares = {share_name(share): share for share in profile.claims.rm_shares} | {"bt": 1.0}
     known = {arm: share for arm, share in shares.items() if arm in records["sizes"]["arms"]}
-    return plotting.claim_sizes(records["sizes"], known, caption=command_of([records["sizes"]]))
+    return plotting.claim_sizes(records["sizes"], known, caption=_caption([records["sizes"]]))
 
 
 def ranking_costs(records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """Claim m: forward passes for each prompt, and seconds for all prompts of one iteration; means over seeds."""
+    """Claim m: forward passes for each prompt, and what they buy; means over seeds."""
     rows = []
     for arm in ("no_penalty", "pm_tournament", "pm_round_robin") if "m" in records else ():
         seeds = list(records["m"]["arms"][arm].values())
-        mean = {
-            key: sum(seed[key] for seed in seeds) / len(seeds) for key in ("passes", "ranking_seconds", "win_rate@1")
-        }
+        mean = {key: sum(seed[key] for seed in seeds) / len(seeds) for key in ("passes", "win_rate@1")}
         label = {"no_penalty": "BT RM"}.get(arm, arm.replace("pm_", "PM, ").replace("_", " "))
+        against = [part for part in records["m"]["parts"] if (part["better"], part["worse"]) == (arm, "no_penalty")]
         rows.append({"ranked by": label, "forward passes for a prompt": int(mean["passes"]),
-                     "seconds": mean["ranking_seconds"], "win rate vs SFT": mean["win_rate@1"]})  # fmt: skip
+                     "win rate vs SFT": mean["win_rate@1"],
+                     "difference to the BT RM": told(against[0], by_seed=False) if against else None})  # fmt: skip
     return rows
 
 
@@ -124,6 +129,10 @@ def surprises(records: Mapping[str, Record]) -> str:
     if fragile:
         text += f" Not under every setting of the annotators: {', '.join(fragile)}."
     return text
+
+
+def _caption(records: Sequence[Record]) -> str:
+    return f"{CAPTION}\n{command_of(records)}"
 
 
 def command_of(records: Sequence[Record]) -> str:

@@ -5,7 +5,7 @@ model the numbers come from.
 """
 
 from rlhflow_utils.plotting.claims import claim_curves, claim_forest, claim_sizes
-from rlhflow_utils.plotting.data import funnel, label_noise, length_distributions, mixture_composition, prompt_map
+from rlhflow_utils.plotting.data import funnel, length_agreement, length_distributions, mixture_composition, prompt_map
 from rlhflow_utils.plotting.models import (
     calibration_curves,
     length_bias,
@@ -32,7 +32,7 @@ __all__ = [
     "claim_forest",
     "claim_sizes",
     "funnel",
-    "label_noise",
+    "length_agreement",
     "length_bias",
     "length_distributions",
     "loss_curves",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,13 @@ LEGEND = (
     "Bars: 95 % intervals of the differences; ticks: seeds; ×: the margin of “no worse” and “near equal”.\n"
     "Green: holds. Red: does not. Orange: open. Grey: shown only."
 )
+# Start of a metric's name -> what is on its axis; the rest are shares of prompts or pairs.
+UNITS = {
+    "length_correlation": "Pearson correlation of length and reward", "length@": "characters",
+    "proxy": "proxy reward", "gold": "gold reward", "best_iteration": "iteration of the highest gold reward",
+    "slack": "KL below its bound (nats)",
+}  # fmt: skip
+SHARE = "share of prompts or pairs (0.1: ten points)"
 COLOURS = {"holds": GREEN, "does not hold": RED, "inconclusive": ORANGE, None: GREY}
 
 
@@ -29,12 +37,14 @@ def claim_forest(records: Sequence[Record], caption: str = "") -> Figure:
         caption: line below the figure.
     """
     blocks = [block for record in records for block in _by_unit(record)]
-    heights = [len(block["parts"]) + 1.6 for block in blocks]
+    heights = [len(block["parts"]) + 2.2 for block in blocks]
     figure, panels = new_figure(len(blocks), height=0.6 + 0.3 * sum(heights), gridspec_kw={"height_ratios": heights})
     for axes, block in zip(panels, blocks, strict=True):
         _forest_panel(axes, block)
-    holds = sum(record["verdict"] == "holds" for record in records)
-    title = f"{holds} of {len(records)} claims of this family hold"
+    tally = Counter(record["verdict"] for record in records)
+    title = f"{len(records)} claims: " + ", ".join(f"{count} {verdict}" for verdict, count in tally.items())
+    if all(record["seeds"] == 1 for record in records):
+        title = "One seed: the intervals cover the choice of prompts alone"
     return finish(figure, title, f"{LEGEND}\n{caption}")
 
 
@@ -42,7 +52,7 @@ def _by_unit(record: Record) -> list[Record]:
     """A claim's comparisons, those in other units apart: on one axis they would hide the others."""
     units: dict[str, list[Any]] = {}
     for part in record["parts"]:
-        unit = {"length@": "characters", "proxy_g": "proxy reward", "best_it": "iterations"}.get(part["metric"][:7], "")
+        unit = next((unit for start, unit in UNITS.items() if part["metric"].startswith(start)), SHARE)
         units.setdefault(unit, []).append(part)
     return [{**record, "parts": parts, "unit": unit} for unit, parts in units.items()]
 
@@ -51,7 +61,8 @@ def _forest_panel(axes: Axes, record: Record) -> None:
     axes.axvline(0, color=DARK, lw=1)
     for place, part in enumerate(record["parts"]):
         colour = COLOURS[part["verdict"]]
-        sides_of_bar = error_bar({**part, "value": part["effect"]})
+        is_interval = part["metric"] != "best_iteration"  # a number from 0 to 3 has no t interval
+        sides_of_bar = error_bar({**part, "value": part["effect"]}) if is_interval else None
         axes.errorbar(part["effect"], place, xerr=sides_of_bar, color=colour, marker="o", capsize=3, lw=1.8)
         seeds = list(part["per_seed"].values())
         axes.plot(seeds, [place + 0.22] * len(seeds), ls="none", marker="|", ms=5, color=GREY)
@@ -61,9 +72,9 @@ def _forest_panel(axes: Axes, record: Record) -> None:
     axes.set_yticks(range(len(record["parts"])), [part["part"] for part in record["parts"]])
     axes.set_ylim(len(record["parts"]) - 0.4, -0.6)
     axes.grid(axis="x")
-    unit = f", in {record['unit']}" if record["unit"] else ""
-    title = f"{record['claim']} · {record['title']}: {record['verdict']} (seeds: {record['seeds']}){unit}"
+    title = f"{record['claim']} · {record['title']}: {record['verdict']} (seeds: {record['seeds']})"
     axes.set_title(textwrap.fill(title, 80), loc="left")
+    axes.set_xlabel(record["unit"], fontsize=8)
 
 
 def claim_curves(record: Record, arms: Mapping[str, str], caption: str = "") -> Figure:
@@ -94,7 +105,12 @@ def claim_curves(record: Record, arms: Mapping[str, str], caption: str = "") -> 
         axes.set(xlabel="iteration", ylabel=label_y)
         axes.grid(axis="y")
     panels[1].legend()
-    return finish(figure, f"{record['title']}: {record['verdict']}", f"Thin: seeds; thick: their mean.\n{caption}")
+    legend = (
+        "Thin: seeds; thick: their mean. "
+        "A reward model's zero is arbitrary: the proxy counts from iteration 1, gold from SFT."
+    )
+    title = f"Proxy and gold reward over the iterations (claim l: {record['verdict']})"
+    return finish(figure, title, f"{legend}\n{caption}")
 
 
 def _curve(values: Mapping[str, float], metric: str) -> list[float]:

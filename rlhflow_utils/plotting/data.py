@@ -110,28 +110,31 @@ def mixture_composition(mixtures: Mapping[str, Mapping[str, int]], caption: str 
     return finish(figure, f"What the mixtures are made of: {names} sources", caption)
 
 
-def label_noise(agreement: Mapping[str, tuple[float, int]], caption: str = "") -> Figure:
-    """How often the chosen answer is the longer one, by source: a label that length alone explains is a suspect one.
+def length_agreement(lengths: Mapping[str, Mapping[str, Sequence[float]]], caption: str = "") -> Figure:
+    """How often the chosen answer is the longer one, by source; two answers of one length count one half.
 
     Args:
-        agreement: source -> (share of pairs whose chosen answer has more characters, number of pairs).
+        lengths: source -> `chosen` and `rejected`, one length in characters per pair.
         caption: line below the figure.
     """
-    sources = sorted(agreement, key=lambda source: agreement[source][0])
-    shares = np.array([100 * agreement[source][0] for source in sources])
-    pairs = np.array([max(agreement[source][1], 1) for source in sources])
-    errors = 1.96 * np.sqrt(shares * (100 - shares) / pairs)
+    outcomes = {}
+    for source, sides in lengths.items():
+        chosen, rejected = np.asarray(sides["chosen"]), np.asarray(sides["rejected"])
+        outcomes[source] = 100 * ((chosen > rejected) + 0.5 * (chosen == rejected))
+    sources = sorted(outcomes, key=lambda source: float(outcomes[source].mean()))
+    shares = np.array([outcomes[source].mean() for source in sources])
+    errors = np.array([1.96 * outcomes[source].std() / np.sqrt(len(outcomes[source])) for source in sources])
     figure, [axes] = new_figure(height=1.2 + 0.3 * len(sources))
-    axes.barh(
-        sources, shares - 50, left=50, color=[CHOSEN if share >= 50 else REJECTED for share in shares], alpha=0.75
-    )
+    colours = [CHOSEN if share >= 50 else REJECTED for share in shares]
+    axes.barh(sources, shares - 50, left=50, color=colours, alpha=0.75)
     axes.errorbar(shares, sources, xerr=errors, fmt="none", ecolor=DARK, capsize=2, lw=1)
     axes.axvline(50, color=DARK, lw=1)
-    axes.set(xlim=(0, 100), xlabel="pairs whose chosen answer has more characters (%); whiskers: 95 %")
+    axes.set(xlim=(0, 100), xlabel="chosen answer has more characters (%), equal: ½; whiskers: 95 %")
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
-    longer = int((shares > 50).sum())
-    return finish(figure, f"Labels lean to the longer answer in {longer} of {len(sources)} sources", caption)
+    longer, shorter = int((shares - errors > 50).sum()), int((shares + errors < 50).sum())
+    title = f"Labels lean to the longer answer in {longer} of {len(sources)} rows, to the shorter in {shorter}"
+    return finish(figure, title, caption)
 
 
 def prompt_map(points: Sequence[Mapping[str, Any]], caption: str = "") -> Figure:

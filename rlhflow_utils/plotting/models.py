@@ -52,14 +52,14 @@ def loss_curves(
         window = max(1, len(losses) // 25)
         means = np.convolve(losses, np.ones(window) / window, mode="valid")
         axes.plot(steps, losses, color=colour, lw=0.8, alpha=0.3)
-        axes.plot(steps[window - 1 :], means, color=colour, lw=1.8, label=f"{name}: ends at {means[-1]:.3f}")
+        axes.plot(steps[window - 1 :], means, color=colour, lw=1.8, label=f"{name}: mean at the end {means[-1]:.3f}")
         falling = falling and bool(means[-1] < means[0])
     if baseline is not None:
         place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
         axes.axhline(baseline, color=GREY, lw=1, ls="--")
         axes.text(0.995, baseline, baseline_label or f"{baseline:.3f}", fontsize=8, color=DARK, **place)
     axes.grid(axis="y")
-    axes.set(xlabel="optimiser step", ylabel="training loss (nats)")
+    axes.set(xlabel="optimiser step", ylabel="loss (nats); thick: mean")
     axes.legend()
     title = "The training loss falls" if falling else "The training loss does not fall in every run"
     return finish(figure, title, caption)
@@ -104,7 +104,7 @@ def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], capt
         axes.errorbar(predicted, observed, bars, color=colour, marker=marker, ms=5, lw=1.4, capsize=2, label=name)
         below.plot(predicted, table["count"], color=colour, marker=marker, ms=4, lw=1.2)
     axes.grid()
-    axes.set(ylabel="observed frequency", xlim=(0, 1), ylim=(-0.03, 1.03))
+    axes.set(ylabel="observed frequency; bars: 95 %", xlim=(0, 1), ylim=(-0.03, 1.03))
     axes.legend(loc="upper left")
     below.grid(axis="y")
     below.set(xlabel="predicted P(first answer preferred)", ylabel="pairs, both orders", ylim=(0, None))
@@ -122,7 +122,7 @@ def rewardbench_bars(
     Args:
         results: model (bt, pm, prompting, or another label) -> section (chat, chat_hard, safety, reasoning, overall)
             -> estimate, or None without rows.
-        paper: model -> section -> the paper's accuracy in percent, None where unknown; drawn as diamonds.
+        paper: model -> section -> the authors' accuracy in percent, None where unknown; drawn as diamonds.
         caption: line below the figure.
     """
     figure, [axes] = new_figure(height=3.4)
@@ -141,11 +141,11 @@ def rewardbench_bars(
             if stated is not None:
                 axes.plot(x, stated, "D", color="white", markeredgecolor=DARK, ms=5.5, zorder=5)
     if paper:
-        axes.plot([], [], "D", color="white", markeredgecolor=DARK, ms=5.5, label="paper (LLaMA-3-8B)")
+        axes.plot([], [], "D", color="white", markeredgecolor=DARK, ms=5.5, label="the authors (LLaMA-3-8B)")
     axes.axhline(50, color=GREY, lw=1, ls="--")
     axes.grid(axis="y")
     axes.set_xticks(range(len(SECTION_NAMES)), list(SECTION_NAMES.values()))
-    axes.set(xlim=(-0.5, len(SECTION_NAMES) - 0.5), ylim=(0, 104), ylabel="accuracy (%), dashed: coin flip")
+    axes.set(xlim=(-0.5, len(SECTION_NAMES) - 0.5), ylim=(0, 104), ylabel="accuracy (%); whiskers: 95 %")
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.14), ncols=len(results) + 1)
     overall = {name: score for name, row in results.items() if (score := row.get("overall"))}
     listed = ", ".join(f"{METHOD_NAMES.get(name, name)} {100 * s['value']:.1f} %" for name, s in overall.items())
@@ -175,7 +175,7 @@ def rewardbench_subsets(results: Mapping[str, Mapping[str, Estimate]], caption: 
     axes.set_yticks(range(len(subsets)), subsets)
     axes.grid(axis="x")
     axes.set(xlim=(0, 101), ylim=(len(subsets) - 0.4, -0.6))
-    axes.set_xlabel("accuracy (%) with confidence interval, dashed: coin flip")
+    axes.set_xlabel("accuracy (%), whiskers: 95 %; dashed: coin flip")
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(results))
     return finish(figure, "RewardBench by subset", caption)
 

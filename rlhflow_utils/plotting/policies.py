@@ -124,7 +124,9 @@ def win_rate_over_iterations(
     steps = list(range(len(iterations) + 1))
     start = {"value": 0.5, "ci_low": 0.5, "ci_high": 0.5}  # SFT against itself: a tie on every prompt
     curves = {key: [100 * row[key] for row in [start, *iterations]] for key in ("value", "ci_low", "ci_high")}
-    axes.fill_between(steps, curves["ci_low"], curves["ci_high"], color=BLUE, alpha=0.2, label="confidence interval")
+    axes.fill_between(
+        steps, curves["ci_low"], curves["ci_high"], color=BLUE, alpha=0.2, label="95 % interval, over prompts"
+    )
     axes.plot(steps, curves["value"], color=BLUE, marker="o", lw=2, label="iterative DPO")
     for step, value, high in zip(steps[1:], curves["value"][1:], curves["ci_high"][1:], strict=True):
         axes.annotate(f"{value:.1f}", (step, high), (0, 4), textcoords="offset points", ha="center", fontsize=9)
@@ -152,13 +154,16 @@ def proxy_against_gold(
 
     Args:
         labels: SFT, iteration 1, ...
-        proxy: the training RM's mean reward of each policy.
+        proxy: mean of what ranks the training pairs, r − λ|a|, of each policy.
         gold: the judge's mean reward of each policy.
         caption: line below the figure.
     """
     figure, [top, bottom] = new_figure(rows=2, height=4.2, sharex=True)
     steps = range(len(labels))
-    for axes, rows, colour, name in ((top, proxy, ORANGE, "proxy reward (RM)"), (bottom, gold, GREEN, "gold reward")):
+    for axes, rows, colour, name in (
+        (top, proxy, ORANGE, "proxy reward, r − λ|a|"),
+        (bottom, gold, GREEN, "gold reward"),
+    ):
         values = [row["value"] for row in rows]
         axes.fill_between(steps, [r["ci_low"] for r in rows], [r["ci_high"] for r in rows], color=colour, alpha=0.2)
         axes.plot(steps, values, color=colour, marker="o", lw=2)
@@ -166,7 +171,7 @@ def proxy_against_gold(
             axes.annotate(f"{value:.2f}", (step, value), (0, 7), textcoords="offset points", ha="center", fontsize=8)
         axes.grid(axis="y")
         axes.margins(y=0.3)
-        axes.set_ylabel(f"mean {name}")
+        axes.set_ylabel(f"{name}\n(mean; band: 95 %)")
     bottom.set_xticks(steps, list(labels))
     taken = [rows[-1]["value"] - rows[-2]["value"] for rows in (proxy, gold)]
     title = f"From {labels[-2]} to {labels[-1]}: proxy reward {taken[0]:+.2f}, gold reward {taken[1]:+.2f}"
@@ -244,4 +249,5 @@ def chapter_times(seconds: Mapping[str, float], caption: str = "") -> Figure:
     total = sum(seconds.values())
     slowest = max(seconds, key=lambda name: seconds[name])
     share = 100 * seconds[slowest] / max(total, 1e-9)
-    return finish(figure, f"The run took {total / 60:.1f} minutes; {slowest} took {share:.0f} % of them", caption)
+    span = f"Chapters {min(seconds)[:2]} to {max(seconds)[:2]} took {total / 60:.1f} minutes"
+    return finish(figure, f"{span}; {slowest} took {share:.0f} % of them", caption)
