@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhflow_utils.config import Profile
+from rlhflow_utils.manifest import Run
+from rlhflow_utils.provenance import provenance
 
 MISSING = "–"
 
@@ -45,3 +47,19 @@ def world_caption(profile: Profile) -> str:
         where = f"Profile {profile.name}: measured in the simulated world."
         return f"{where} Evidence about the method there, not about LLaMA-3."
     return f"Profile {profile.name}, judge: {profile.evaluation.judge}."
+
+
+def run_line(run: Run) -> str:
+    """Where a chapter's numbers come from: profile, seed, commit, device, main versions, and what its stages took.
+
+    The stages of a run that was repeated keep the time and the commit of the run that made them.
+    """
+    manifests = [run.folder(name).manifest for name in sorted(run.used)]
+    own = [manifest for manifest in manifests if manifest["chapter"] == run.chapter]
+    facts = own or manifests or [provenance()]
+    commits = sorted({f"{str(m['commit'])[:7]}{' + local changes' if m['dirty'] else ''}" for m in facts})
+    versions = facts[0]["versions"]
+    packages = [f"{name} {versions[name]}" for name in ("torch", "transformers", "trl") if name in versions]
+    seconds = sum(manifest["wall_seconds"] for manifest in own)
+    parts = [f"profile {run.profile.name}, seed {run.profile.seed}", f"commit {', '.join(commits)}", facts[0]["device"]]
+    return "; ".join([*parts, *packages, f"stages made in this chapter: {len(own)}, in {seconds:.0f} s"])

@@ -17,6 +17,7 @@ from rlhflow_utils import code_hash, manifest
 from rlhflow_utils.config import Profile, load_profile
 from rlhflow_utils.manifest import Run, Stage, is_current, locked, write_json
 from rlhflow_utils.provenance import PROJECT
+from rlhflow_utils.tables import run_line
 
 CALLS: list[str] = []
 
@@ -302,3 +303,12 @@ def test_a_finished_chapter_records_the_stages_it_used(run: Run) -> None:
     record = json.loads((run.run_dir / "chapters" / "09_test.json").read_text())
     assert record["chapter"] == "09_test"
     assert record["stages"] == {"09_number": first.manifest["key"]}
+
+
+def test_a_chapter_tells_where_its_numbers_come_from(run: Run) -> None:
+    assert "stages made in this chapter: 0, in 0 s" in run_line(run)
+    run.stage("09_number", write_number, reads=("dpo",))
+    line = run_line(run)
+    assert line.startswith(f"profile tiny, seed {run.profile.seed}; commit ")
+    assert "torch " in line
+    assert "stages made in this chapter: 1, " in line

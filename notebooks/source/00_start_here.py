@@ -197,4 +197,5 @@ print("all checks hold")
 # **Next:** [01 · Dataset filtering](01_dataset_filtering.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

@@ -238,4 +238,5 @@ if run.profile.world:
 # **Next:** [02 · Supervised fine-tuning](02_supervised_finetuning.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

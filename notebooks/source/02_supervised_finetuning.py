@@ -131,4 +131,5 @@ print("all checks hold")
 # **Next:** [03 · A Bradley-Terry reward model](03_bradley_terry_reward_model.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

@@ -189,4 +189,5 @@ print("all checks hold")
 # **Next:** [04 · A pairwise preference model](04_pairwise_preference_model.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

@@ -162,4 +162,5 @@ print(f"P = {forward:.3f} and {backward:.3f}; all checks hold")
 # **Next:** [05 · RewardBench](05_rewardbench_evaluation.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

@@ -158,4 +158,5 @@ print("all checks hold")
 # **Next:** [06 · Length bias](06_length_bias.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

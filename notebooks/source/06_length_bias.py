@@ -147,4 +147,5 @@ print("all checks hold")
 # **Next:** [07 · Generation](07_generation.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

@@ -145,4 +145,5 @@ print("all checks hold")
 # **Next:** [08 · Pair building](08_pair_building.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

@@ -172,4 +172,5 @@ print("all checks hold")
 # **Next:** [09 · Iterative DPO](09_iterative_dpo.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

@@ -167,4 +167,5 @@ print("all checks hold")
 # **Next:** [10 · Policy evaluation](10_policy_evaluation.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

@@ -260,4 +260,5 @@ print("all checks hold")
 # **Next:** [11 · The claims, measured](11_ablations.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

@@ -207,4 +207,5 @@ print("all checks hold")
 # **Next:** [12 · The reproduction report](12_reproduction_report.ipynb)
 
 # %%
+print(tables.run_line(run))
 run.finish()

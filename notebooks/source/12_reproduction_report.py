@@ -120,4 +120,5 @@ display(Markdown(tables.markdown_table(report.provenance_rows(run))))
 # that it names. They say nothing about how large an effect is for LLaMA-3-8B. One run is one seed.
 
 # %%
+print(tables.run_line(run))
 run.finish()
