@@ -42,11 +42,12 @@ def with_interval(estimate: Mapping[str, Any] | None) -> str:
 
 
 def world_caption(profile: Profile) -> str:
-    """What kind of number stands in a table or figure of this run."""
+    """What kind of number stands in a table or figure of this run, and the command that makes it."""
+    command = f"make guide PROFILE={profile.name}"
     if profile.world is not None:
         where = f"Profile {profile.name}: measured in the simulated world."
-        return f"{where} Evidence about the method there, not about LLaMA-3."
-    return f"Profile {profile.name}, judge: {profile.evaluation.judge}."
+        return f"{where} Evidence about the method there, not about LLaMA-3. {command}"
+    return f"Profile {profile.name}, judge: {profile.evaluation.judge}. {command}"
 
 
 def run_line(run: Run) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhflow_utils.claims.arms import Arm, build_arms, same_as_main
 from rlhflow_utils.claims.designs import build_claims, wanted_arms
-from rlhflow_utils.claims.discussion import COMPARISONS, discussion
+from rlhflow_utils.claims.discussion import COMPARISONS, built_in, discussion
 from rlhflow_utils.claims.effects import (
     OVER_PROMPTS,
     OVER_SEEDS,
@@ -24,7 +25,7 @@ from rlhflow_utils.claims.effects import (
     seed_difference,
     t_interval,
 )
-from rlhflow_utils.claims.measures import gain
+from rlhflow_utils.claims.measures import gain, section_units
 from rlhflow_utils.claims.records import (
     CLAIMS,
     DEVELOPMENT,
@@ -37,6 +38,7 @@ from rlhflow_utils.claims.records import (
     verdict_text,
     write_records,
 )
+from rlhflow_utils.claims.report import budgets
 from rlhflow_utils.claims.run import choose_claims, plan_jobs, seed_profile
 from rlhflow_utils.claims.stages import best_of_n_kl, knock_out
 from rlhflow_utils.config import ConfigError, Profile, load_profile
@@ -332,3 +334,45 @@ def test_the_discussion_rests_on_comparisons_that_exist(tiny: Profile) -> None:
     assert discussion({}) == MISSING
     alone = discussion({name: record for name, record in read_records().items() if name == "e"})
     assert "(not measured)" in alone
+
+
+def test_two_worlds_that_disagree_decide_nothing() -> None:
+    """An interval over prompts is no interval over worlds: a verdict from it needs the worlds to agree."""
+    part = Part("a − b", "m", "a", "b")
+
+    def measured(difference: float) -> dict[str, dict[str, Measure]]:
+        value = 0.5 + difference
+        return {"a": {"m": Measure(value, value - 0.01, value + 0.01, 100)}, "b": {"m": Measure(0.5, 0.49, 0.51, 100)}}
+
+    agreeing = part_effect(part, {"10": measured(-0.3), "11": measured(-0.1)}, 10, 0.95)
+    split = part_effect(part, {"10": measured(-0.4), "11": measured(0.05)}, 10, 0.95)
+    assert (agreeing.verdict, split.verdict) == ("does not hold", "inconclusive")
+    assert split.estimate.ci_high < 0
+
+
+def test_section_units_have_the_weighted_score_as_their_mean(tmp_path: Path) -> None:
+    outcomes = {"alpacaeval-easy": [1, 0.5], "alpacaeval-length": [1], "math-prm": [0, 1]}
+    rows = [{"subset": subset, "outcome": outcome} for subset, values in outcomes.items() for outcome in values]
+    file = tmp_path / "verdicts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    units = section_units(file)
+    assert [len(units[section]) for section in ("chat", "chat_hard", "safety", "reasoning")] == [3, 0, 0, 2]
+    assert sum(units["chat"]) / 3 == pytest.approx((100 * 0.5 + 95 * 1) / 195)  # a tie counts as wrong
+    assert units["reasoning"] == [0, 1]
+
+
+def test_budgets_are_means_over_the_seeds_of_the_fullest_record() -> None:
+    few = {"arms": {"main": {"10": {"pairs": 8, "updates": 2, "tokens": 100}}, "sft": {"10": {"gold": 0.1}}}}
+    many = {
+        "arms": {
+            "main": {"10": {"pairs": 8, "updates": 2, "tokens": 100}, "11": {"pairs": 10, "updates": 3, "tokens": 90}}
+        }
+    }
+    assert budgets({"a": few, "b": many}) == [{"arm": "main", "pairs": 9, "updates": 2, "tokens": 95, "seeds": 2}]
+
+
+def test_what_is_built_in_is_read_from_the_profile(tiny: Profile) -> None:
+    assert tiny.world is not None
+    text = built_in(tiny.world)
+    assert f"less {tiny.world.padding_cost:g} for each character" in text
+    assert all(f"| {name} |" in text for name in tiny.world.preferences.sources)

@@ -18,7 +18,8 @@ from IPython.display import Markdown, display
 
 from rlhflow_utils import paper, plotting, report, tables
 from rlhflow_utils.claims import report as claims
-from rlhflow_utils.claims.records import MISSING, claims_table, read_records
+from rlhflow_utils.claims.discussion import built_in, discussion
+from rlhflow_utils.claims.records import MISSING, claims_table, read_records, variants_table
 from rlhflow_utils.iterative_dpo import ranking_reward
 from rlhflow_utils.manifest import open_run
 
@@ -40,6 +41,19 @@ display(Markdown(tables.markdown_table(claims_table(records), caption=claims.CAP
 display(Markdown(claims.surprises(records)))
 
 # %% [markdown]
+# **What surprised us.** An interval in brackets is over seeds unless it says otherwise.
+
+# %%
+display(Markdown(discussion(records)))
+
+# %% [markdown]
+# With other annotators:
+
+# %%
+varied = variants_table(records)
+display(Markdown(tables.markdown_table(varied, caption=claims.CAPTION) if varied else MISSING))
+
+# %% [markdown]
 # One figure for each family of claims; the mark is the mean over seeds, the small ones are the seeds.
 
 # %%
@@ -50,6 +64,15 @@ for name in claims.FAMILIES if records else []:
 
 # %%
 claims.show_curves(records)
+
+# %%
+claims.show_sizes(records, run.profile)
+
+# %% [markdown]
+# What is built in to this world:
+
+# %%
+display(Markdown(built_in(run.profile.world))) if run.profile.world else None
 
 # %% [markdown]
 # ## This run: the result in one figure

@@ -12,6 +12,7 @@ from rlhflow_utils.config import Profile
 
 SECTIONS = ("chat", "chat_hard", "safety", "reasoning")
 JUDGES = {"bt": "BT", "pm": "PM"}
+RAW = "no_penalty"  # the loop without the length penalty, as in the paper's Table 4
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,12 @@ def judge_claims(profile: Profile) -> list[Claim]:
         Claim("a", "prompting < BT and PM", "2.3, Table 2",
               "In every section of RewardBench the prompted model is below the BT model and the PM.",
               f"Accuracy by section of three judges: {same_rows}.",
-              "The prompted judge must itself be better than a coin.", "below both in every section",
+              "The prompted judge must itself be better than a coin, overall; whether it is in a section is shown.",
+              "below both in every section",
               ("prompting", "bt", "pm"),
               tuple(Part(f"{label} − prompting, {section}", section, model, "prompting")
-                    for model, label in JUDGES.items() for section in SECTIONS),
+                    for model, label in JUDGES.items() for section in SECTIONS)
+              + tuple(_above_coin("prompting", "prompting", section) for section in SECTIONS),
               "judges", all_seeds=True, in_variants=True,
               precondition=Part("prompting − coin", "overall", "prompting", None, against=0.5)),
         Claim("b", "PM > BT in reasoning, near equal elsewhere", "2.3, Table 2",
@@ -85,7 +88,8 @@ def judge_claims(profile: Profile) -> list[Claim]:
               ("bt", "pm"),
               (Part("PM − BT, reasoning", "reasoning", "pm", "bt"),
                *(Part(f"PM − BT, {section}", section, "pm", "bt", "near_equal", margin) for section in SECTIONS[:3]),
-               Part("PM − BT, held-out pairs", "accuracy", "pm", "bt", "measured")),
+               Part("PM − BT, held-out pairs", "accuracy", "pm", "bt", "measured"),
+               *(_above_coin(label, model, "reasoning") for model, label in JUDGES.items())),
               "judges", all_seeds=True, in_variants=True),
         Claim("c", "mix2 > mix1 in safety and reasoning", "2.3",
               "An RM of mix2 beats one of mix1 in safety and in reasoning.",
@@ -98,7 +102,8 @@ def judge_claims(profile: Profile) -> list[Claim]:
                Part("mix2 − mix1, chat", "chat", "bt", "bt_mix1", "measured"),
                Part("mix2 − mix1, chat_hard", "chat_hard", "bt", "bt_mix1", "measured"),
                *(Part(f"mix2, equal size − mix1, {section}", section, same_size, "bt_mix1", "measured")
-                 for section in ("safety", "reasoning"))),
+                 for section in ("safety", "reasoning")),
+               _above_coin("mix1", "bt_mix1", "reasoning"), _above_coin("mix2", "bt", "reasoning")),
               "judges", all_seeds=True, in_variants=True),
         Claim("d", "a mix1 RM leans more to length", "2.3, Fig. 5",
               "Over the answers to one prompt, length and reward correlate more for the RM of mix1 than of mix2.",
@@ -116,38 +121,41 @@ def judge_claims(profile: Profile) -> list[Claim]:
 def policy_claims(profile: Profile) -> list[Claim]:
     """e to h: what the loop does to the policy (paper 4.2)."""
     last, margins = profile.iterative.iterations, claims_settings(profile).margins
-    steps = [*_steps(MAIN, last), *_steps("no_penalty", last)]
-    equal = "equal prompts, pairs, epochs and batch in both"
+    steps = [*_steps(RAW, last), *_steps(MAIN, last)]
+    equal = "as many prompts, the same epochs and batch in both; pairs and updates are recorded with the arms"
     return [
-        Claim("e", "iterative (with λ) > offline DPO > SFT", "4.2, Table 4",
+        Claim("e", "iterative DPO > offline DPO > SFT", "4.2, Table 4",
               "By true win rate against SFT, iterative DPO beats offline DPO, and offline DPO beats SFT.",
-              f"Offline: pairs of other models (Nectar's form), from π₀; iterative: {last} iterations; {equal}. "
-              "The iterations rank with the length penalty λ of the profile, which offline pairs have no use for.",
-              "The same iterations without λ, and the share of right answers, which no length can change. SFT's own "
-              "sampled answers are the opponent: 0.5 by definition.",
-              "37.2 (without λ; 41.9 with), 22.5 and 10.2 % (LC AlpacaEval-2)",
-              (MAIN, "offline", "no_penalty", "sft"),
-              (Part("iterative − offline DPO", f"win_rate@{last}", MAIN, "offline", other_metric="win_rate"),
+              f"Offline: pairs of other models (Nectar's form), from π₀; iterative: {last} iterations without the "
+              f"length penalty λ, as in the paper's Table 4; {equal}. Beside it the recipe of this guide, with λ.",
+              "SFT's own sampled answers are the opponent: 0.5 by definition. The share of right answers, which no "
+              "length can change.",
+              "37.2, 22.5 and 10.2 % (LC AlpacaEval-2)",
+              (MAIN, "offline", RAW, "sft"),
+              (Part("iterative − offline DPO", f"win_rate@{last}", RAW, "offline", other_metric="win_rate"),
                Part("offline DPO − SFT", "win_rate", "offline", None, against=0.5),
+               _last("LC win rate, iterative − offline DPO", "lc_win_rate", last, RAW, "offline"),
+               _last("right answers, iterative − offline DPO", "right", last, RAW, "offline"),
                Part("right answers, offline DPO − SFT", "right", "offline", "sft", "measured"),
-               _last("LC win rate, iterative − offline DPO", "lc_win_rate", last, MAIN, "offline"),
-               _last("right answers, iterative − offline DPO", "right", last, MAIN, "offline"),
-               _last("right answers, iterative DPO − SFT", "right", last, MAIN, "sft"),
-               _last("without λ: iterative − offline DPO", "win_rate", last, "no_penalty", "offline"),
-               _last("without λ: right answers, iterative − offline DPO", "right", last, "no_penalty", "offline"),
-               Part("without λ: iterative DPO − SFT", f"win_rate@{last}", "no_penalty", None, "measured", against=0.5),
-               _last("without λ: right answers, iterative DPO − SFT", "right", last, "no_penalty", "sft"),
-               _last("without λ: gold reward, iterative DPO − SFT", "gold", last, "no_penalty", "sft")),
+               Part("iterative DPO − SFT", f"win_rate@{last}", RAW, None, "measured", against=0.5),
+               _last("right answers, iterative DPO − SFT", "right", last, RAW, "sft"),
+               _last("with λ: iterative − offline DPO", "win_rate", last, MAIN, "offline"),
+               _last("with λ: LC win rate, iterative − offline DPO", "lc_win_rate", last, MAIN, "offline"),
+               _last("with λ: right answers, iterative − offline DPO", "right", last, MAIN, "offline"),
+               _last("with λ: right answers, iterative DPO − SFT", "right", last, MAIN, "sft"),
+               _last("characters, iterative DPO − SFT", "length", last, RAW, "sft"),
+               _last("with λ: characters, iterative DPO − SFT", "length", last, MAIN, "sft"),
+               Part("characters, offline DPO − SFT", "length", "offline", "sft", "measured")),
               "policies", all_seeds=True, in_variants=True),
         Claim("f", "each iteration improves", "4.2 (implied)",
               "Each iteration raises the true win rate over the one before.",
-              "The main recipe (with λ) after each iteration, on the same held-out prompts.",
-              "Every iteration sees prompts of its own. The same without λ is shown beside it.", None,
-              (MAIN, "no_penalty"), tuple(steps), "policies", all_seeds=True),
+              "Without λ, after each iteration, on the same held-out prompts.",
+              "Every iteration sees prompts of its own. The recipe of this guide, with λ, is shown beside it.", None,
+              (MAIN, RAW), tuple(steps), "policies", all_seeds=True),
         Claim("g", "a length penalty shortens, and raises the LC win rate", "4.2, Table 6",
               "Ranking by the penalised reward (eq. 8) gives shorter answers and a higher length-controlled win rate.",
               f"With and without λ, {last} iterations each; {equal}.", "Everything but λ is shared.",
-              "length 656 to 382 tokens, LC 37.2 to 41.9 %", ("penalty", "no_penalty"),
+              "length 656 to 382 tokens, LC 37.2 to 41.9 %", ("penalty", RAW),
               (Part("characters saved", f"length@{last}", "no_penalty", "penalty"),
                Part("LC win rate, with − without", f"lc_win_rate@{last}", "penalty", "no_penalty"),
                Part("win rate, with − without", f"win_rate@{last}", "penalty", "no_penalty", "measured")),
@@ -155,10 +163,12 @@ def policy_claims(profile: Profile) -> list[Claim]:
         Claim("h", "no alignment tax", "4.2, Table 5",
               "A skill that no preference and no RL prompt touched does not suffer.",
               "Exact match of greedy answers, iterative DPO and SFT.",
-              f"No worse: by less than {margins.exact_match:g}.",
+              f"No worse: by less than {margins.exact_match:g}. In a world where SFT never learnt the skill there is "
+              "nothing to lose: its own score is shown.",
               "GSM-8K 80.7 and 74.2, MMLU 65.3 and 64.7, HumanEval 64.6 and 65.2", ("sft", MAIN, "offline"),
               (Part("iterative DPO − SFT", "exact_match", MAIN, "sft", "no_worse", margins.exact_match),
-               Part("offline DPO − SFT", "exact_match", "offline", "sft", "measured")), "policies", all_seeds=True),
+               Part("offline DPO − SFT", "exact_match", "offline", "sft", "measured"),
+               Part("SFT alone", "exact_match", "sft", None, "measured")), "policies", all_seeds=True),
     ]  # fmt: skip
 
 
@@ -190,7 +200,9 @@ def loop_claims(profile: Profile) -> list[Claim]:
               (Part("RM of all pairs − of few", f"win_rate@{last}", "no_penalty", "weak_rm"),
                Part("RM of mix2 − of mix1", one, "no_penalty", "mix1_rm"),
                Part("RM of all pairs − random pairs", one, "no_penalty", "random_no_penalty", "measured"),
-               Part("RM of all pairs − SFT", f"win_rate@{last}", "no_penalty", None, "measured", against=0.5)),
+               Part("RM of all pairs − SFT", f"win_rate@{last}", "no_penalty", None, "measured", against=0.5),
+               _last("right answers, RM of all pairs − of few", "right", last, "no_penalty", "weak_rm", last),
+               _last("gold reward, RM of all pairs − of few", "gold", last, "no_penalty", "weak_rm", last)),
               "rankers"),
     ]  # fmt: skip
 
@@ -203,14 +215,16 @@ def open_questions(profile: Profile) -> list[Claim]:
     raw = {"no_penalty": "good RM", "weak_rm": "weak RM", "low_beta": "low β"}  # arms without λ
     return [
         Claim("l", "over-optimisation comes with a weak RM and a low β", "beyond",
-              "From the first to the last iteration, true reward gains less with a weaker RM, and with a lower β.",
-              "Change of the gold reward from iteration 1 to the last, beside the arm's own proxy reward.",
+              "From SFT to the last iteration, true reward gains less with a weaker RM, and with a lower β.",
+              "Change of the gold reward from SFT to the last iteration. Beside it the arm's own proxy reward, from "
+              "iteration 1: SFT's answers have no score by the arm's own RM.",
               "The same arm with all pairs and the profile's β. The iteration of the highest gold reward (0: SFT) "
               "tells where over-optimisation sets in.", None, ("no_penalty", "weak_rm", "low_beta", MAIN, "sft"),
               (Part("gold gain, good RM − weak RM", gold, "no_penalty", "weak_rm"),
                Part("gold gain, β − low β", gold, "no_penalty", "low_beta"),
                *(Part(f"{kind} gain, {name}", f"{kind}_gain", arm, None, "measured")
                  for arm, name in raw.items() for kind in ("proxy", "gold")),
+               Part("gold gain, with λ", gold, MAIN, None, "measured"),
                *(Part(f"best iteration, {name}", "best_iteration", arm, None, "measured")
                  for arm, name in {MAIN: "with λ", **raw}.items())), "rankers"),
         Claim("m", "the PM ranks as well as the BT RM", "beyond (left open in 2.3)",
@@ -222,6 +236,9 @@ def open_questions(profile: Profile) -> list[Claim]:
               (Part("tournament − BT", one, "pm_tournament", "no_penalty", "no_worse", margin),
                Part("round robin − BT", one, "pm_round_robin", "no_penalty", "no_worse", margin),
                Part("tournament − random", one, "pm_tournament", "random_no_penalty", "measured"),
+               Part("BT − random", one, "no_penalty", "random_no_penalty", "measured"),
+               Part("gold reward, tournament − BT", "gold@1", "pm_tournament", "no_penalty", "measured"),
+               Part("right answers, tournament − BT", "right@1", "pm_tournament", "no_penalty", "measured"),
                Part("PM − BT, held-out pairs", "accuracy", "pm", "bt", "measured")), "rankers"),
         Claim("n", "replaying all data beats new pairs only", "beyond (Algorithm 1)",
               "Training on the pairs of all iterations so far beats training on the new ones only.",
@@ -249,7 +266,7 @@ def checks(profile: Profile) -> list[Claim]:
               (Part("fixed − moving", f"win_rate@{last}", MAIN, "moving_reference"),
                Part("characters, fixed − moving", f"length@{last}", MAIN, "moving_reference", "measured")),
               "loop", all_seeds=True),
-        Claim("bon", "KL of best-of-n stays under its bound", "3.2",
+        Claim("bon", "KL of best-of-n stays under its bound", "3.3",
               "KL(best-of-n ‖ π) is at most log n − (n − 1)/n.",
               f"{settings.bon_responses} responses of π₀ to each of {settings.bon_prompts} prompts stand for π.",
               "A theorem: a violation would be a defect of ours. Equal answers make it loose.", "the bound", ("bon",),
@@ -263,17 +280,23 @@ def checks(profile: Profile) -> list[Claim]:
 
 
 def _steps(arm: str, last: int) -> list[Part]:
-    """Each iteration less the one before: decisive for the main recipe, shown for another arm."""
-    kind: Kind = "greater" if arm == MAIN else "measured"
-    words = "" if arm == MAIN else "without λ: "
+    """Each iteration less the one before: decisive without λ, as in the paper; shown with it."""
+    kind: Kind = "greater" if arm == RAW else "measured"
+    words = "" if arm == RAW else "with λ: "
     first = Part(f"{words}iteration 1 − SFT", "win_rate@1", arm, None, kind, against=0.5)
     return [first, *(Part(f"{words}iteration {k} − iteration {k - 1}", f"win_rate@{k}", arm, arm, kind,
                           other_metric=f"win_rate@{k - 1}") for k in range(2, last + 1))]  # fmt: skip
 
 
-def _last(name: str, metric: str, last: int, better: str, worse: str) -> Part:
-    """Shown: an arm after its last iteration, less a policy without iterations."""
-    return Part(name, f"{metric}@{last}", better, worse, "measured", other_metric=metric)
+def _last(name: str, metric: str, last: int, better: str, worse: str, worse_last: int | None = None) -> Part:
+    """Shown: an arm after its last iteration, less another, or a policy without iterations."""
+    other = metric if worse_last is None else f"{metric}@{worse_last}"
+    return Part(name, f"{metric}@{last}", better, worse, "measured", other_metric=other)
+
+
+def _above_coin(label: str, arm: str, section: str) -> Part:
+    """Shown: whether a judge is better than a coin in a section, without which its comparisons there say little."""
+    return Part(f"{label} − coin, {section}", section, arm, None, "measured", against=0.5)
 
 
 def wanted_arms(claims: Sequence[Claim]) -> list[str]:

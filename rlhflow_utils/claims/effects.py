@@ -103,7 +103,11 @@ def part_effect(part: Part, seeds: Mapping[str, Measures], samples: int, confide
     else:
         estimate = weighted_mean(list(differences.values()), [1] * len(differences))
         interval = OVER_PROMPTS
-    return Effect(part, estimate, interval, part_verdict(part, estimate), per_seed)
+    verdict = part_verdict(part, estimate)
+    alone = {part_verdict(part, Estimate(value, value, value, 1)) for value in per_seed.values()}
+    if interval == OVER_PROMPTS and alone != {verdict}:
+        verdict = OPEN  # an interval over prompts says nothing of worlds: these must at least agree
+    return Effect(part, estimate, interval, verdict, per_seed)
 
 
 def seed_difference(part: Part, arms: Measures, samples: int, confidence: float) -> Estimate:

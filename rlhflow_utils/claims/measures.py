@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rlhflow_utils import rewardbench
 from rlhflow_utils.claims.arm_runs import arm_stage
 from rlhflow_utils.claims.arms import MAIN, Arm, build_arms, same_as_main
 from rlhflow_utils.claims.designs import SECTIONS
@@ -38,14 +42,17 @@ def measure_arm(run: Run, name: str) -> dict[str, Measure]:
     if name == "sft":
         return _policy(run, "09_sft_evaluation", "") | _exact_match(run, "sft")
     if name == "offline":
-        return _policy(run, "10_offline_dpo_evaluation", "") | _exact_match(run, "offline_dpo")
+        policy = _policy(run, "10_offline_dpo_evaluation", "") | _exact_match(run, "offline_dpo")
+        return policy | _training_cost(run, ["10_offline_dpo"])
     return measure_loop(run, build_arms(run.profile)[name])
 
 
 def measure_judge(run: Run, label: str) -> dict[str, Measure]:
     """RewardBench by section; of reward models also the correlation with length; of BT and PM their accuracy."""
-    sections = _results(run, f"05_rewardbench_{label}")["sections"]
-    found = {section: _measure(sections[section]) for section in (*SECTIONS, "overall") if sections[section]}
+    stage = f"05_rewardbench_{label}"
+    sections, units = _results(run, stage)["sections"], section_units(run.folder(stage).path / "verdicts.jsonl")
+    found = {section: _measure(sections[section], units[section]) for section in SECTIONS if sections[section]}
+    found["overall"] = _measure(sections["overall"])
     main = run.profile.data.main_mixture
     if label.startswith("bt"):
         mixture = main if label == "bt" else label.removeprefix("bt_")
@@ -58,21 +65,51 @@ def measure_judge(run: Run, label: str) -> dict[str, Measure]:
 
 
 def measure_loop(run: Run, arm: Arm) -> dict[str, Measure]:
-    """A policy arm: its evaluated iterations; how far its rewards moved from first to last, and which gold was best."""
+    """A policy arm: its evaluated iterations, how far its rewards moved, which gold was best, and what it cost.
+
+    Gold moves from SFT on, the proxy from iteration 1: the arm's own RM has not scored SFT's answers.
+    """
     stages = MAIN if same_as_main(arm, run.profile) else arm.name
     found: dict[str, Measure] = {}
     for iteration in arm.evaluated():
         found |= _policy(run, arm_stage(stages, iteration, "evaluation"), f"@{iteration}")
     if arm.evaluate_all and arm.iterations > 1:
-        for name in ("gold", "proxy"):
-            found[f"{name}_gain"] = gain(found[f"{name}@1"], found[f"{name}@{arm.iterations}"])
-        gold = [_policy(run, "09_sft_evaluation", "")["gold"], *(found[f"gold@{k}"] for k in arm.evaluated())]
+        start, last = _policy(run, "09_sft_evaluation", "")["gold"], arm.iterations
+        found["gold_gain"] = gain(start, found[f"gold@{last}"])
+        found["proxy_gain"] = gain(found["proxy@1"], found[f"proxy@{last}"])
+        gold = [start, *(found[f"gold@{k}"] for k in arm.evaluated())]
         found["best_iteration"] = _exact(float(np.argmax([measure.value for measure in gold])))
     if arm.name == MAIN:
         found |= _exact_match(run, "iterative_dpo")
     if arm.ranker.startswith("pm") or arm.name == "no_penalty":
         found |= _ranking_cost(run, arm)
-    return found
+    trained = [
+        arm_stage(MAIN if iteration < arm.first else stages, iteration, "dpo")
+        for iteration in range(1, arm.iterations + 1)
+    ]
+    return found | _training_cost(run, trained)
+
+
+def section_units(verdicts: Path) -> dict[str, list[float]]:
+    """RewardBench section -> one number per pair, in the file's order, whose plain mean is the section's score.
+
+    A pair counts 1 where chosen is preferred, else 0 (a tie, too), times its subset's share of the section's weight
+    over its share of the section's pairs. So two judges of the same pairs can be compared pair by pair.
+
+    Args:
+        verdicts: a stage's ``verdicts.jsonl``.
+    """
+    rows = [json.loads(line) for line in verdicts.read_text(encoding="utf-8").splitlines()]
+    sizes = Counter(row["subset"] for row in rows)
+    units = {}
+    for section, weights in rewardbench.SECTIONS.items():
+        mine = [row for row in rows if row["subset"] in weights]
+        total = sum(weight for subset, weight in weights.items() if sizes[subset])
+        scale = {
+            subset: weight * len(mine) / (total * sizes[subset]) for subset, weight in weights.items() if sizes[subset]
+        }
+        units[section] = [float(row["outcome"] == 1) * scale[row["subset"]] for row in mine]
+    return units
 
 
 def gain(first: Measure, last: Measure) -> Measure:
@@ -112,6 +149,17 @@ def _policy(run: Run, stage: str, suffix: str) -> dict[str, Measure]:
 def _exact_match(run: Run, name: str) -> dict[str, Measure]:
     results = _results(run, f"10_{name}_exact_match")
     return {"exact_match": _measure(results["exact_match"], results["prompts"]["correct"])}
+
+
+def _training_cost(run: Run, stages: Sequence[str]) -> dict[str, Measure]:
+    """DPO pairs, optimiser steps and tokens over an arm's iterations: what point of comparison the budgets are."""
+    folders = [run.folder(stage) for stage in stages]
+    logs = [folder.read_json("log.json") for folder in folders]
+    return {
+        "pairs": _exact(float(sum(folder.rows["training_rows"]["rows_out"] for folder in folders))),
+        "updates": _exact(float(sum(log["steps"] for log in logs))),
+        "tokens": _exact(float(sum(log["tokens"] for log in logs))),
+    }
 
 
 def _ranking_cost(run: Run, arm: Arm) -> dict[str, Measure]:

@@ -62,7 +62,9 @@ def claim_record(
         "ci_high": deciding.estimate.ci_high, "interval": deciding.interval, "confidence": settings.confidence,
         "seeds": len(seeds), "verdict": verdict, "parts": [plain(effect) for effect in effects],
         "precondition": plain(precondition) if precondition else None, "variants": elsewhere,
-        "robust": all(other["verdict"] == verdict for other in elsewhere.values()) if elsewhere else None,
+        "robust": all(other["verdict"] == HOLDS for other in elsewhere.values())
+        if elsewhere and verdict == HOLDS
+        else None,
         "command": command,
     }  # fmt: skip
 
@@ -163,9 +165,9 @@ def signed(value: float) -> str:
 
 def told(part: Mapping[str, Any], by_seed: bool = True) -> str:
     """A comparison in words: its effect, its interval, and in how many worlds it is above zero."""
-    text = f"{signed(part['effect'])} ({signed_interval(part)})"
-    above = sum(value > 0 for value in part["per_seed"].values()) if by_seed else 0
-    return f"{text}, above zero in {above} of {len(part['per_seed'])} worlds" if by_seed else text
+    above = sum(value > 0 for value in part["per_seed"].values())
+    worlds = f"; above zero in {above} of {len(part['per_seed'])} worlds" if by_seed else ""
+    return f"{signed(part['effect'])} ({signed_interval(part)}{worlds})"
 
 
 def signed_interval(part: Mapping[str, Any]) -> str:

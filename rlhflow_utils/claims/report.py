@@ -99,6 +99,18 @@ def show_sizes(records: Mapping[str, Record], profile: Profile) -> Any:
     return plotting.claim_sizes(records["sizes"], known, caption=_caption([records["sizes"]]))
 
 
+def budgets(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """What each arm's DPO was trained on, over all its iterations; means over seeds."""
+    rows: dict[str, dict[str, Any]] = {}
+    for record in records.values():
+        for arm, seeds in record["arms"].items():
+            known = [seed for seed in seeds.values() if "updates" in seed]
+            if known and len(known) > rows.get(arm, {"seeds": 0})["seeds"]:
+                means = {key: sum(seed[key] for seed in known) / len(known) for key in ("pairs", "updates", "tokens")}
+                rows[arm] = {"arm": arm, **{key: round(mean) for key, mean in means.items()}, "seeds": len(known)}
+    return list(rows.values())
+
+
 def ranking_costs(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """Claim m: forward passes for each prompt, and what they buy; means over seeds."""
     rows = []
