@@ -85,8 +85,8 @@ def without_traces(notebook: Any) -> Any:
 
 
 def small_picture(encoded: str) -> str:
-    """A base64 PNG with 48 colours, which are enough for a plot: a third of its size and less."""
-    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB").quantize(48)
+    """A base64 PNG with 64 colours, which are enough for a plot: a third of its size and less."""
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB").quantize(64)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()

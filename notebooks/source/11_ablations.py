@@ -23,7 +23,7 @@ import inspect
 
 from IPython.display import Markdown, display
 
-from rlhflow_utils import paper, plotting, tables
+from rlhflow_utils import paper, tables
 from rlhflow_utils.claims import effects, report
 from rlhflow_utils.claims.arms import build_arms
 from rlhflow_utils.claims.discussion import built_in, discussion
@@ -94,9 +94,6 @@ display(Markdown(tables.markdown_table(trained, caption=report.CAPTION))) if tra
 live = report.claims_of_run(run, ["a", "c", "d"]) if run.profile.claims and run.profile.evaluation.judge == "gold" else {}
 if live:
     display(Markdown(tables.markdown_table(claims_table(live), caption=tables.world_caption(run.profile))))
-
-# %%
-plotting.claim_forest(list(live.values()), caption=tables.world_caption(run.profile)) if live else None
 
 # %% [markdown]
 # ## Over seeds

@@ -54,13 +54,13 @@ varied = variants_table(records)
 display(Markdown(tables.markdown_table(varied, caption=claims.CAPTION) if varied else MISSING))
 
 # %% [markdown]
-# One figure for each family of claims; the mark is the mean over seeds, the small ones are the seeds.
+# One figure for each family of claims, with the comparisons that decide; chapter 11 has those that are only shown, too.
 
 # %%
 for name in claims.FAMILIES if records else []:
     chosen = claims.family(records, name)
     if chosen:
-        display(claims.show_forest(chosen))
+        display(claims.show_forest(chosen, deciding=True))
 
 # %%
 claims.show_curves(records)

@@ -74,10 +74,12 @@ def show_family(records: Mapping[str, Record], name: str) -> Any:
     return show_forest(chosen)
 
 
-def show_forest(records: Sequence[Record]) -> Any:
-    """Every comparison of some claims over seeds, with the command that measures them."""
+def show_forest(records: Sequence[Record], deciding: bool = False) -> Any:
+    """The comparisons of some claims over seeds, all or those that decide, with the command that measures them."""
     from rlhflow_utils import plotting
 
+    if deciding:
+        records = [{**r, "parts": [part for part in r["parts"] if part["kind"] != "measured"]} for r in records]
     return plotting.claim_forest(records, caption=_caption(records))
 
 
