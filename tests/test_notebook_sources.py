@@ -11,6 +11,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from PIL import Image
 
 from rlhflow_utils.notebooks import NOTEBOOKS, SOURCES, cells_of, read_source, small_picture
 from rlhflow_utils.provenance import PROJECT
@@ -118,3 +119,16 @@ def test_a_small_picture_keeps_its_size_and_its_look() -> None:
     assert before.shape == after.shape
     assert abs(before - after).max() < 0.1
     assert len(small) < len(buffer.getvalue())
+
+
+def test_a_published_picture_keeps_its_rare_colours() -> None:
+    """Colours carry verdicts: thousands of orange and grey pixels must not swallow twenty red ones."""
+    picture = Image.effect_noise((400, 300), 60).convert("RGB")
+    picture.paste((230, 159, 0), (0, 0, 200, 100))
+    picture.paste((213, 94, 0), (10, 10, 30, 11))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    small = small_picture(base64.b64encode(buffer.getvalue()).decode())
+    shown = Image.open(io.BytesIO(base64.b64decode(small))).convert("RGB")
+    assert max(abs(a - b) for a, b in zip(shown.getpixel((20, 10)), (213, 94, 0), strict=True)) <= 20
+    assert max(abs(a - b) for a, b in zip(shown.getpixel((100, 50)), (230, 159, 0), strict=True)) <= 20

@@ -73,7 +73,7 @@ def _forest_panel(axes: Axes, record: Record) -> None:
     axes.set_ylim(len(record["parts"]) - 0.4, -0.6)
     axes.grid(axis="x")
     title = f"{record['claim']} · {record['title']}: {record['verdict']} (seeds: {record['seeds']})"
-    axes.set_title(textwrap.fill(title, 80), loc="left")
+    axes.set_title(textwrap.fill(title, 90), loc="left")
     axes.set_xlabel(record["unit"], fontsize=8)
 
 
