@@ -73,10 +73,11 @@ def test_each_claim_has_its_record(finished: Path) -> None:
     assert set(e["arms"]) == {"main", "offline", "no_penalty", "sft"}
     assert set(e["arms"]["main"]) == {"10"}
     assert {"win_rate@1", "win_rate@2", "gold@2", "proxy@2", "exact_match"} <= set(e["arms"]["main"]["10"])
+    assert e["arms"]["main"]["10"]["updates"] > 0
     assert set(e["provenance"]) == {"python", "versions", "commit", "dirty"}
     assert set(e["variants"]) == {"noisier"}
     assert records["n"]["variants"] == {}
-    shown = e["arms"]["main"]["10"]["win_rate@2"] - e["arms"]["offline"]["10"]["win_rate"]
+    shown = e["arms"]["no_penalty"]["10"]["win_rate@2"] - e["arms"]["offline"]["10"]["win_rate"]
     assert e["parts"][0]["effect"] == pytest.approx(shown, abs=1e-4)
 
 
