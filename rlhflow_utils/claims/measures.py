@@ -152,7 +152,7 @@ def _exact_match(run: Run, name: str) -> dict[str, Measure]:
 
 
 def _training_cost(run: Run, stages: Sequence[str]) -> dict[str, Measure]:
-    """DPO pairs, optimiser steps and tokens over an arm's iterations: what point of comparison the budgets are."""
+    """DPO pairs, optimiser steps and tokens, each summed over an arm's iterations."""
     folders = [run.folder(stage) for stage in stages]
     logs = [folder.read_json("log.json") for folder in folders]
     return {
