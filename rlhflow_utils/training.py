@@ -143,6 +143,7 @@ def training_arguments(job: TrainingJob, num_processes: int | None = None) -> Tr
         "output_dir": str(Path(job.output) / "checkpoints"),
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.num_train_epochs,
+        "max_steps": settings.max_steps or -1,
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": accumulation_steps(settings, num_processes or _world_size()),
         "lr_scheduler_type": settings.lr_scheduler_type,
@@ -188,6 +189,8 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
 
 def optimiser_steps(rows: int, settings: TrainingSettings) -> int:
     """Optimiser steps of a run over `rows` rows: the last, smaller batch of an epoch counts as a step."""
+    if settings.max_steps is not None:
+        return settings.max_steps
     return math.ceil(math.ceil(rows / settings.global_batch_size) * settings.num_train_epochs)
 
 

@@ -84,6 +84,8 @@ class PlannedStage:
         if self.size.rows is None:
             return None
         each = self.size.row_tokens or (2 * self.settings.max_length if self.objective else None)
+        if self.settings.max_steps is not None:
+            return each and self.settings.max_steps * self.settings.global_batch_size * each
         return each and self.size.rows * each * self.settings.num_train_epochs
 
 

@@ -109,6 +109,7 @@ def test_accumulation_makes_the_global_batch_exact() -> None:
 def test_steps_count_the_last_smaller_batch() -> None:
     assert optimiser_steps(20, SETTINGS) == 3  # batches of 8, 8 and 4
     assert optimiser_steps(16, SETTINGS.model_copy(update={"num_train_epochs": 2.5})) == 5
+    assert optimiser_steps(16, SETTINGS.model_copy(update={"max_steps": 7})) == 7, "whatever the epochs"
 
 
 def test_idle_gpus_that_would_enlarge_the_batch_are_an_error(model: Path, tmp_path: Path) -> None:

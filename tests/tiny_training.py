@@ -19,7 +19,7 @@ MODEL_SETTINGS = ModelSettings(
     base=None, reward_base=None, revision=None, dtype="float32", attention="sdpa", chat_template=None, pad_token=None
 )
 SETTINGS = TrainingSettings(
-    learning_rate=5e-3, num_train_epochs=1.0, global_batch_size=8, per_device_train_batch_size=8,
+    learning_rate=5e-3, num_train_epochs=1.0, max_steps=None, global_batch_size=8, per_device_train_batch_size=8,
     lr_scheduler_type="cosine", warmup_ratio=0.1, weight_decay=0.0, adam_beta2=0.999, muon_learning_rate=None,
     max_length=128, group_by_length=True, gradient_checkpointing=False, save_steps=100, lora=None,
 )  # fmt: skip
