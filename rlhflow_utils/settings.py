@@ -43,6 +43,7 @@ class TrainingSettings(Section):
 
     learning_rate: PositiveFloat
     num_train_epochs: PositiveFloat
+    max_steps: PositiveInt | None = Field(description="optimiser steps, whatever the rows; null: the epochs decide")
     global_batch_size: PositiveInt = Field(description="samples (pairs) per optimiser step over all processes")
     per_device_train_batch_size: PositiveInt
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"]
@@ -288,11 +289,12 @@ class ClaimsSettings(Section):
     overrides: dict[str, Any] = Field(description="what the claims change against this profile: dotted key -> value")
     variants: list[WorldVariant]
     length_penalty: PositiveFloat = Field(description="lambda of the penalised arm (claim g)")
+    updates: PositiveInt = Field(description="optimiser steps of DPO in each iteration, equal in all arms")
     low_beta: PositiveFloat = Field(description="beta of the weakly held policies (claim l)")
     rm_shares: list[PositiveFloat] = Field(description="shares of the main mixture, for RM accuracy against size")
     weak_share: PositiveFloat = Field(description="the one of `rm_shares` whose RM is the weak one (claims k, l)")
     single_temperature: PositiveFloat = Field(description="of the arm that samples at one temperature (claim j)")
-    losses: dict[Literal["ipo", "hinge"], LossChoice]
+    losses: dict[Literal["sigmoid", "ipo", "hinge"], LossChoice]
     bon_prompts: PositiveInt = Field(description="prompts of the best-of-n check")
     bon_responses: PositiveInt = Field(description="responses to each, from which pi and best-of-n are estimated")
     bon_n: list[PositiveInt]

@@ -39,6 +39,7 @@ SMALL: dict[str, Any] = {
     "length_bias.responses": 4,
     "evaluation.bootstrap_samples": 100,
     "claims.overrides": {},
+    "claims.updates": 3,
     "claims.variants": [{"name": "noisier", "sharpness": 0.5, "length_bonus": 1.0}],
     "claims.seeds": 1,
     "claims.fewer_seeds": 1,
@@ -59,8 +60,12 @@ def _run(folder: Path) -> None:
     run_claims("tiny", only=["e", "n"], overrides=SMALL, run_dir=run_dir, results=folder / "results")
 
 
-def _manifest(finished: Path, stage: str, seed: str = "seed10") -> dict[str, Any]:
+def _manifest(finished: Path, stage: str, seed: str = "seed20") -> dict[str, Any]:
     return dict(json.loads((finished / "runs" / seed / stage / "manifest.json").read_text(encoding="utf-8")))
+
+
+def _log(finished: Path, stage: str) -> dict[str, Any]:
+    return dict(json.loads((finished / "runs" / "seed20" / stage / "log.json").read_text(encoding="utf-8")))
 
 
 def test_each_claim_has_its_record(finished: Path) -> None:
@@ -71,45 +76,41 @@ def test_each_claim_has_its_record(finished: Path) -> None:
     e = records["e"]
     assert (e["claim"], e["seeds"], e["interval"]) == ("e", 1, "over prompts, not over seeds")
     assert set(e["arms"]) == {"main", "offline", "no_penalty", "sft"}
-    assert set(e["arms"]["main"]) == {"10"}
-    assert {"win_rate@1", "win_rate@2", "gold@2", "proxy@2", "exact_match"} <= set(e["arms"]["main"]["10"])
-    assert e["arms"]["main"]["10"]["updates"] > 0
+    assert set(e["arms"]["main"]) == {"20"}
+    assert {"win_rate@1", "win_rate@2", "gold@2", "proxy@2", "exact_match"} <= set(e["arms"]["main"]["20"])
+    assert e["arms"]["main"]["20"]["updates"] > 0
     assert set(e["provenance"]) == {"python", "versions", "commit", "dirty"}
     assert set(e["variants"]) == {"noisier"}
     assert records["n"]["variants"] == {}
-    shown = e["arms"]["no_penalty"]["10"]["win_rate@2"] - e["arms"]["offline"]["10"]["win_rate"]
+    shown = e["arms"]["no_penalty"]["20"]["win_rate@2"] - e["arms"]["offline"]["20"]["win_rate"]
     assert e["parts"][0]["effect"] == pytest.approx(shown, abs=1e-4)
 
 
-def test_offline_and_iterative_dpo_train_on_equally_many_pairs(finished: Path) -> None:
-    """Pairs times epochs agree: with a smaller offline set, its epochs make up for it."""
-    pairs = [_manifest(finished, name)["rows"]["prompts"]["rows_out"] for name in ("08_iter1_pairs", "09_iter2_pairs")]
-    offline = _manifest(finished, "10_offline_dpo")
-    rows = offline["config"]["offline_dpo"]["pairs"]
-    epochs = offline["config"]["offline_dpo"]["training"]["num_train_epochs"]
-    online = _manifest(finished, "09_iter2_dpo")["config"]["dpo"]["training"]["num_train_epochs"]
-    assert rows * epochs == pytest.approx(sum(pairs) * online)
+def test_every_arm_trains_for_equally_many_updates(finished: Path) -> None:
+    """Whatever pairs an iteration finds: as many optimiser steps in each, and offline DPO as many as all together."""
+    arms = [f"{arm}_iter{iteration}_dpo" for arm in ("11_no_penalty", "09") for iteration in (1, 2)]
+    steps = {name: _log(finished, name)["steps"] for name in (*arms, "11_replay_iter2_dpo", "10_offline_dpo")}
+    assert steps.pop("10_offline_dpo") == 2 * SMALL["claims.updates"]
+    assert set(steps.values()) == {SMALL["claims.updates"]}
 
 
-def test_replay_takes_all_pairs_with_equal_updates(finished: Path) -> None:
-    replay, main = _manifest(finished, "11_replay_iter2_dpo"), _manifest(finished, "09_iter2_dpo")
+def test_replay_takes_all_pairs(finished: Path) -> None:
+    replay = _manifest(finished, "11_replay_iter2_dpo")
     assert set(replay["inputs"]) == {"policy", "sft", "pairs0", "pairs1"}
     assert replay["inputs"]["policy"] == "stage:09_iter1_dpo", "iteration 1 is shared"
-    epochs = [m["config"]["dpo"]["training"]["num_train_epochs"] for m in (replay, main)]
-    assert epochs[0] == epochs[1] / 2
 
 
 def test_other_annotators_share_base_and_sft(finished: Path) -> None:
     for stage in ("00_base_model", "02_sft"):
-        assert _manifest(finished, stage)["key"] == _manifest(finished, stage, "seed10-noisier")["key"]
-    assert _manifest(finished, "03_bt_mix2")["key"] != _manifest(finished, "03_bt_mix2", "seed10-noisier")["key"]
+        assert _manifest(finished, stage)["key"] == _manifest(finished, stage, "seed20-noisier")["key"]
+    assert _manifest(finished, "03_bt_mix2")["key"] != _manifest(finished, "03_bt_mix2", "seed20-noisier")["key"]
 
 
 def test_nothing_runs_twice_and_a_lost_stage_is_made_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "results" / "e.json").read_text(encoding="utf-8")
     _run(finished)
     assert ": running" not in capsys.readouterr().out
-    shutil.rmtree(finished / "runs" / "seed10" / "11_replay_iter2_evaluation")
+    shutil.rmtree(finished / "runs" / "seed20" / "11_replay_iter2_evaluation")
     _run(finished)
     ran = [line for line in capsys.readouterr().out.splitlines() if ": running" in line]
     assert ran == ["▸ 11_replay_iter2_evaluation: running"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlhflow_utils.claims.arms import MAIN, Arm, build_arms, same_as_main
+from datasets import load_from_disk
+
+from rlhflow_utils.claims.arms import MAIN, Arm, build_arms, claims_settings, same_as_main
 from rlhflow_utils.claims.seed_run import TRAINING, SeedRun, reward_model_name
 from rlhflow_utils.claims.stages import merge_responses, rank_with_preference_model
 from rlhflow_utils.generation import generate_responses
@@ -118,9 +120,9 @@ def _two_checkpoints(seed: SeedRun, own: Setting, iteration: int, policies: list
 def _train(
     seed: SeedRun, changed: Run, own: Setting, arm: Arm, iteration: int, policy: StageFolder, pairs: list[StageFolder]
 ) -> StageFolder:
-    if arm.scale_epochs:
-        epochs = seed.profile.dpo.training.num_train_epochs / len(pairs)
-        changed = changed.with_overrides({"dpo.training.num_train_epochs": epochs})
+    """One iteration's DPO, with equal updates in all arms; those of `restart` grow with its sets of pairs."""
+    steps = claims_settings(seed.profile).updates * (len(pairs) if arm.restart else 1)
+    changed = changed.with_overrides({"dpo.training.max_steps": steps})
     return train_iteration(changed, own, iteration, seed.sft if arm.restart else policy, pairs)
 
 
@@ -131,27 +133,14 @@ def _evaluate(seed: SeedRun, own: Setting, arm: Arm, iteration: int, policy: Sta
 
 
 def _run_offline(seed: SeedRun) -> None:
-    """Offline DPO with as many pairs, epochs and updates as the main recipe's iterations have in all.
-
-    Where the offline set is smaller, its epochs are raised until the updates are equal.
-    """
-    prepare(seed, MAIN)
-    iterations = range(1, seed.last + 1)
-    names = [stage_name(seed.setting, iteration, "pairs") for iteration in iterations]
-    wanted = sum(seed.run.folder(name).rows["prompts"]["rows_out"] for name in names)
-    available = _rows(seed)
-    training = seed.profile.dpo.training.model_dump()
-    training["num_train_epochs"] *= wanted / min(wanted, available)
-    changed = seed.run.with_overrides({"offline_dpo.pairs": min(wanted, available), "offline_dpo.training": training})
+    """Offline DPO on as many prompts, where the set has them, and with as many updates as all iterations have."""
+    prompts = seed.last * seed.profile.iterative.prompts_per_iteration
+    training = seed.profile.dpo.training.model_dump() | {"max_steps": seed.last * claims_settings(seed.profile).updates}
+    pairs = min(prompts, len(load_from_disk(str(seed.data.path / "nectar"))))
+    changed = seed.run.with_overrides({"offline_dpo.pairs": pairs, "offline_dpo.training": training})
     policy = changed.stage(
         "10_offline_dpo", train_offline_dpo, reads=("dpo", "offline_dpo", *TRAINING),
         inputs={"data": seed.data, "sft": seed.sft}, subset="nectar",
     )  # fmt: skip
     evaluate(seed.run, seed.setting, "10_offline_dpo_evaluation", "10.offline_dpo", policy, seed.reference)
     seed.exact_match("offline_dpo", policy)
-
-
-def _rows(seed: SeedRun) -> int:
-    from datasets import load_from_disk
-
-    return len(load_from_disk(str(seed.data.path / "nectar")))

@@ -25,7 +25,6 @@ class Arm:
         first: its first own iteration; those before are the main recipe's.
         ranker: who ranks the responses.
         restart: every iteration trains from the SFT model instead of the last iterate.
-        scale_epochs: epochs are divided by the number of pair sets, so that the updates stay equal.
         two_checkpoints: half of the responses come from the iterate before (the enhancer of Algorithm 1).
         evaluate_all: every iteration is evaluated, not only the last.
     """
@@ -37,7 +36,6 @@ class Arm:
     first: int = 1
     ranker: Ranker = "bt"
     restart: bool = False
-    scale_epochs: bool = False
     two_checkpoints: bool = False
     evaluate_all: bool = False
 
@@ -75,7 +73,7 @@ def build_arms(profile: Profile) -> dict[str, Arm]:
         Arm("no_penalty", "raw reward", last, {penalty: 0.0}, evaluate_all=True),
         Arm("moving_reference", "the last iterate as reference", last, {"dpo.reference": "previous_iterate"}, first=2),
         Arm("restart", "each iteration from π₀, on all pairs", last, {"iterative.replay": True}, first=2, restart=True),
-        Arm("replay", "all pairs so far, equal updates", last, {"iterative.replay": True}, first=2, scale_epochs=True),
+        Arm("replay", "all pairs so far, equal updates", last, {"iterative.replay": True}, first=2),
         Arm("best_vs_random", "best against a random other answer", 1, {"pair_building.strategy": "best_vs_random"}),
         Arm("random", "two answers at random (control)", 1, {"pair_building.strategy": "random"}),
         Arm("random_no_penalty", "two answers at random, raw reward (control)", 1,
@@ -101,7 +99,7 @@ def loss_arm(loss: str, beta: float, name: str) -> Arm:
 
 def same_as_main(arm: Arm, profile: Profile) -> bool:
     """Whether an arm changes nothing, so that the main recipe's stages are its own."""
-    if arm.ranker != "bt" or arm.restart or arm.scale_epochs or arm.two_checkpoints:
+    if arm.ranker != "bt" or arm.restart or arm.two_checkpoints:
         return False
     return all(_value(profile, key) == value for key, value in arm.overrides.items())
 

@@ -36,7 +36,8 @@ def measure_arm(run: Run, name: str) -> dict[str, Measure]:
     if name in ("prompting", "bt", "pm", "bt_mix1") or name.startswith("bt_share"):
         return measure_judge(run, name)
     if name.startswith("share"):
-        return {"accuracy": _measure(_results(run, f"03_bt_{name}_test")["accuracy"])}
+        accuracy = {"accuracy": _measure(_results(run, f"03_bt_{name}_test")["accuracy"])}
+        return accuracy | _training_cost(run, [f"03_bt_{name}"])
     if name == "bon":
         return measure_best_of_n(_results(run, "11_bon"))
     if name == "sft":
@@ -48,7 +49,7 @@ def measure_arm(run: Run, name: str) -> dict[str, Measure]:
 
 
 def measure_judge(run: Run, label: str) -> dict[str, Measure]:
-    """RewardBench by section; of reward models also the correlation with length; of BT and PM their accuracy."""
+    """RewardBench by section; of trained judges also their cost and accuracy, of RMs the correlation with length."""
     stage = f"05_rewardbench_{label}"
     sections, units = _results(run, stage)["sections"], section_units(run.folder(stage).path / "verdicts.jsonl")
     found = {section: _measure(sections[section], units[section]) for section in SECTIONS if sections[section]}
@@ -57,10 +58,12 @@ def measure_judge(run: Run, label: str) -> dict[str, Measure]:
     if label.startswith("bt"):
         mixture = main if label == "bt" else label.removeprefix("bt_")
         found["length_correlation"] = _measure(_results(run, f"06_length_bias_{mixture}")["mean"])
+        found |= _training_cost(run, [f"03_bt_{mixture}"])
     if label == "bt":
         found["accuracy"] = _measure(_results(run, f"03_bt_{main}_test")["accuracy"])
     if label == "pm":
         found["accuracy"] = _measure(_results(run, f"04_pm_{main}_test")["accuracy"])
+        found |= _training_cost(run, [f"04_pm_{main}"])
     return found
 
 
@@ -152,7 +155,7 @@ def _exact_match(run: Run, name: str) -> dict[str, Measure]:
 
 
 def _training_cost(run: Run, stages: Sequence[str]) -> dict[str, Measure]:
-    """DPO pairs, optimiser steps and tokens, each summed over an arm's iterations."""
+    """Pairs, optimiser steps and tokens of training, each summed over an arm's iterations."""
     folders = [run.folder(stage) for stage in stages]
     logs = [folder.read_json("log.json") for folder in folders]
     return {

@@ -38,8 +38,9 @@ def claims_of_run(run: Run, identifiers: Sequence[str]) -> dict[str, Record]:
 
 
 def _deciding(claim: Claim) -> Claim:
-    """A claim without the comparisons that are only shown: the guide's run has no arms for them."""
-    parts = tuple(part for part in claim.parts if part.kind != "measured")
+    """A claim without the comparisons that are only shown, and those with RMs of a share: the guide trains none."""
+    decisive = [part for part in claim.parts if part.kind != "measured"]
+    parts = tuple(part for part in decisive if "share" not in f"{part.better} {part.worse}")
     wanted = {arm for part in (*parts, claim.precondition) if part for arm in (part.better, part.worse)}
     return replace(claim, parts=parts, arms=tuple(arm for arm in claim.arms if arm in wanted))
 
@@ -102,7 +103,7 @@ def show_sizes(records: Mapping[str, Record], profile: Profile) -> Any:
 
 
 def budgets(records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """What each arm's DPO was trained on, over all its iterations; means over seeds."""
+    """What each reward model, PM and policy was trained on, over all its iterations; means over seeds."""
     rows: dict[str, dict[str, Any]] = {}
     for record in records.values():
         for arm, seeds in record["arms"].items():
