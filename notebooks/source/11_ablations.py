@@ -188,6 +188,14 @@ display(Markdown(built_in(run.profile.world))) if run.profile.world else None
 # all prompts, an RM of equal size, the loop without λ as what decides e and f (as in the paper), equal updates. The worlds
 # shown here were drawn after all of that was fixed, and measured once.
 #
+# The β of claim o, one iteration on the development seed. The intervals, over prompts, overlap: a β of the right order is
+# all that this chooses.
+
+# %%
+chosen = report.development_rows()
+display(Markdown(tables.markdown_table(chosen, caption=report.CAPTION))) if chosen else None
+
+# %% [markdown]
 # The paper's own ablation rows (Table 6), for orientation: another scale, another judge.
 
 # %%

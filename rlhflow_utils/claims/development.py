@@ -19,6 +19,7 @@ from rlhflow_utils.claims.seed_run import SeedRun
 from rlhflow_utils.config import Profile
 from rlhflow_utils.manifest import locked, write_json
 from rlhflow_utils.provenance import PROJECT, quiet_libraries
+from rlhflow_utils.tables import with_interval
 
 
 def choose_betas(profile_name: str, overrides: Mapping[str, Any], run_dir: str, results: Path = CLAIMS) -> None:
@@ -28,17 +29,20 @@ def choose_betas(profile_name: str, overrides: Mapping[str, Any], run_dir: str, 
     seed = settings.development_seed
     profile = seed_profile(profile_name, overrides, seed)
     folder = PROJECT / run_dir / f"seed{seed}"
-    table: dict[str, dict[str, float]] = {}
+    table: dict[str, dict[str, dict[str, float]]] = {}
     with locked(folder):
         run = SeedRun(profile, folder)
         for arm, loss, beta in candidate_arms(profile):
             run_arm(run, arm)
-            table.setdefault(loss, {})[f"{beta:g}"] = measure_loop(run.run, arm)["win_rate@1"].value
-    best = {loss: max(rates, key=lambda beta: rates[beta]) for loss, rates in table.items()}
+            rate = measure_loop(run.run, arm)["win_rate@1"]
+            estimate = {"value": rate.value, "ci_low": rate.ci_low, "ci_high": rate.ci_high}
+            table.setdefault(loss, {})[f"{beta:g}"] = estimate
+    best = {loss: max(rates, key=lambda beta: rates[beta]["value"]) for loss, rates in table.items()}
     command = "python -m rlhflow_utils claims --development"
     write_json(results / DEVELOPMENT, {"seed": seed, "win_rate": table, "best": best, "command": command})
     for loss, choice in settings.losses.items():
-        print(f"{loss}: {table[loss]}; best β {best[loss]}, the profile has {choice.beta:g}")
+        rates = ", ".join(f"{beta}: {with_interval(rate)}" for beta, rate in table[loss].items())
+        print(f"{loss}: {rates}; best β {best[loss]}, the profile has {choice.beta:g}")
 
 
 def candidate_arms(profile: Profile) -> list[tuple[Arm, str, float]]:

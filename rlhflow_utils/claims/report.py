@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.claims.designs import Claim, build_claims, wanted_arms
 from rlhflow_utils.claims.effects import FAILS, HOLDS, UNTESTABLE
 from rlhflow_utils.claims.measures import measure_arm
-from rlhflow_utils.claims.records import MISSING, Record, claim_record, parts_table, signed, told
+from rlhflow_utils.claims.records import (
+    CLAIMS,
+    DEVELOPMENT,
+    MISSING,
+    Record,
+    claim_record,
+    parts_table,
+    signed,
+    told,
+)
 from rlhflow_utils.claims.stages import share_name
 from rlhflow_utils.config import Profile
 from rlhflow_utils.manifest import Run
-from rlhflow_utils.tables import markdown_table
+from rlhflow_utils.tables import markdown_table, with_interval
 
 CAPTION = "Simulated world, model of about one million parameters. Evidence about the method there, not about LLaMA-3."
 CURVES = {
@@ -126,6 +137,18 @@ def ranking_costs(records: Mapping[str, Record]) -> list[dict[str, Any]]:
                      "win rate vs SFT": mean["win_rate@1"],
                      "difference to the BT RM": told(against[0], by_seed=False) if against else None})  # fmt: skip
     return rows
+
+
+def development_rows(folder: Path = CLAIMS) -> list[dict[str, Any]]:
+    """How the β of each loss was chosen: win rate on the development seed by β; empty where it was not measured."""
+    if not (folder / DEVELOPMENT).is_file():
+        return []
+    chosen = json.loads((folder / DEVELOPMENT).read_text(encoding="utf-8"))
+    return [
+        {"loss": loss, "β": beta, "win rate vs SFT": with_interval(rate), "chosen": "✓" if beta == best else None}
+        for loss, best in chosen["best"].items()
+        for beta, rate in chosen["win_rate"][loss].items()
+    ]
 
 
 def surprises(records: Mapping[str, Record]) -> str:
