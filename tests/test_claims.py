@@ -244,7 +244,7 @@ def test_mistakes_are_one_line(tiny: Profile) -> None:
     with pytest.raises(ConfigError, match="has no section `claims`"):
         seed_profile("slices", {}, None)
     with pytest.raises(ConfigError, match="must not be one of the test seeds"):
-        load_profile("tiny", {"claims.development_seed": 21})
+        load_profile("tiny", {"claims.development_seed": 31})
 
 
 # --- records ------------------------------------------------------------------------------------------------------

@@ -60,12 +60,12 @@ def _run(folder: Path) -> None:
     run_claims("tiny", only=["e", "n"], overrides=SMALL, run_dir=run_dir, results=folder / "results")
 
 
-def _manifest(finished: Path, stage: str, seed: str = "seed20") -> dict[str, Any]:
+def _manifest(finished: Path, stage: str, seed: str = "seed30") -> dict[str, Any]:
     return dict(json.loads((finished / "runs" / seed / stage / "manifest.json").read_text(encoding="utf-8")))
 
 
 def _log(finished: Path, stage: str) -> dict[str, Any]:
-    return dict(json.loads((finished / "runs" / "seed20" / stage / "log.json").read_text(encoding="utf-8")))
+    return dict(json.loads((finished / "runs" / "seed30" / stage / "log.json").read_text(encoding="utf-8")))
 
 
 def test_each_claim_has_its_record(finished: Path) -> None:
@@ -76,13 +76,13 @@ def test_each_claim_has_its_record(finished: Path) -> None:
     e = records["e"]
     assert (e["claim"], e["seeds"], e["interval"]) == ("e", 1, "over prompts, not over seeds")
     assert set(e["arms"]) == {"main", "offline", "no_penalty", "sft"}
-    assert set(e["arms"]["main"]) == {"20"}
-    assert {"win_rate@1", "win_rate@2", "gold@2", "proxy@2", "exact_match"} <= set(e["arms"]["main"]["20"])
-    assert e["arms"]["main"]["20"]["updates"] > 0
+    assert set(e["arms"]["main"]) == {"30"}
+    assert {"win_rate@1", "win_rate@2", "gold@2", "proxy@2", "exact_match"} <= set(e["arms"]["main"]["30"])
+    assert e["arms"]["main"]["30"]["updates"] > 0
     assert set(e["provenance"]) == {"python", "versions", "commit", "dirty"}
     assert set(e["variants"]) == {"noisier"}
     assert records["n"]["variants"] == {}
-    shown = e["arms"]["no_penalty"]["20"]["win_rate@2"] - e["arms"]["offline"]["20"]["win_rate"]
+    shown = e["arms"]["no_penalty"]["30"]["win_rate@2"] - e["arms"]["offline"]["30"]["win_rate"]
     assert e["parts"][0]["effect"] == pytest.approx(shown, abs=1e-4)
 
 
@@ -102,15 +102,15 @@ def test_replay_takes_all_pairs(finished: Path) -> None:
 
 def test_other_annotators_share_base_and_sft(finished: Path) -> None:
     for stage in ("00_base_model", "02_sft"):
-        assert _manifest(finished, stage)["key"] == _manifest(finished, stage, "seed20-noisier")["key"]
-    assert _manifest(finished, "03_bt_mix2")["key"] != _manifest(finished, "03_bt_mix2", "seed20-noisier")["key"]
+        assert _manifest(finished, stage)["key"] == _manifest(finished, stage, "seed30-noisier")["key"]
+    assert _manifest(finished, "03_bt_mix2")["key"] != _manifest(finished, "03_bt_mix2", "seed30-noisier")["key"]
 
 
 def test_nothing_runs_twice_and_a_lost_stage_is_made_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "results" / "e.json").read_text(encoding="utf-8")
     _run(finished)
     assert ": running" not in capsys.readouterr().out
-    shutil.rmtree(finished / "runs" / "seed20" / "11_replay_iter2_evaluation")
+    shutil.rmtree(finished / "runs" / "seed30" / "11_replay_iter2_evaluation")
     _run(finished)
     ran = [line for line in capsys.readouterr().out.splitlines() if ": running" in line]
     assert ran == ["▸ 11_replay_iter2_evaluation: running"]
