@@ -185,8 +185,9 @@ display(Markdown(built_in(run.profile.world))) if run.profile.world else None
 # **What was known before.** Settings were chosen on development worlds, seeds 1 and 2: λ and the learning rate of DPO on
 # both, the β of each loss in claim o on seed 1 (`results/claims/development.json`). Everywhere else β is the paper's, and
 # offline DPO has the loop's learning rate. The designs grew over an earlier round on seeds 10 to 14: random rules that keep
-# all prompts, an RM of equal size, the loop without λ as what decides e and f (as in the paper), equal updates. The worlds
-# shown here were drawn after all of that was fixed, and measured once.
+# all prompts, an RM of equal size, the loop without λ as what decides e and f (as in the paper), equal updates. A round on
+# seeds from 20 was broken off, since one of its worlds could not be built; only that was mended. The worlds shown here were
+# drawn after all of this was fixed, and measured once.
 #
 # The β of claim o, one iteration on the development seed. The intervals, over prompts, overlap: a β of the right order is
 # all that this chooses.

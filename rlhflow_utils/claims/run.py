@@ -185,7 +185,7 @@ def _results_of(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measur
     A seed's other annotators wait for its own job: both use its folder.
 
     Raises:
-        RuntimeError: with several workers, after the last job: some failed. Each is told when it fails; the others go on.
+        RuntimeError: some jobs failed. With several workers each is told as it fails, and the others go on first.
     """
     if workers <= 1 or len(jobs) == 1:
         yield from ((job, run_job(job)) for job in jobs)
