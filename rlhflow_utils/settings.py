@@ -282,7 +282,7 @@ class ClaimsSettings(Section):
     first_seed: PositiveInt = Field(
         description="of the test seeds; seed 0 is the guide's, `development_seed` the choices'"
     )
-    seeds: PositiveInt = Field(description="test seeds of claims a-e, g and the reference check")
+    seeds: PositiveInt = Field(description="test seeds of claims a-h and the reference check")
     fewer_seeds: PositiveInt = Field(description="test seeds of the other claims")
     variant_seeds: PositiveInt = Field(description="test seeds under each of `variants`; needs at least as many seeds")
     development_seed: PositiveInt = Field(description="hyper-parameters are chosen here, never on a test seed")

@@ -276,11 +276,14 @@ def test_an_untestable_claim_shows_what_it_presupposes(tiny: Profile) -> None:
 
 
 def test_records_of_more_runs_stay(tmp_path: Any) -> None:
-    whole = {"seeds": 2, "variants": {"noisier": {"seeds": 2}}}
+    whole = {"seeds": 2, "arms": {"bt": {"30": {}, "31": {}}}, "variants": {"noisier": {"seeds": 2}}}
     write_records({"a": whole}, tmp_path / "kept", tmp_path / "aside")
-    write_records({"a": {"seeds": 2, "variants": {}}}, tmp_path / "kept", tmp_path / "aside")
+    write_records({"a": {**whole, "variants": {}}}, tmp_path / "kept", tmp_path / "aside")
     assert json.loads((tmp_path / "kept/a.json").read_text()) == whole
     assert (tmp_path / "aside/a.json").is_file()
+    other = {"seeds": 1, "arms": {"bt": {"40": {}}}, "variants": {}}
+    write_records({"a": other}, tmp_path / "kept", tmp_path / "aside")
+    assert json.loads((tmp_path / "kept/a.json").read_text()) == other, "of other seeds: another measurement"
     assert (signed(0.25), signed(-0.25)) == ("+0.250", "−0.250")
 
 
@@ -291,18 +294,22 @@ def test_no_results_are_no_error(tmp_path: Any) -> None:
 
 def test_committed_records_have_the_form_and_follow_from_their_seeds(tiny: Profile) -> None:
     """Every effect is the mean of its seeds, inside its interval; every verdict is one of the four."""
+    assert tiny.claims is not None
+    designs = build_claims(tiny)
     for name, record in read_records().items():
         assert record["claim"] == name
+        assert (record["design"], record["control"]) == (designs[name].design, designs[name].control)
+        assert [part["part"] for part in record["parts"]] == [part.name for part in designs[name].parts]
+        seeds = {str(tiny.claims.first_seed + index) for index in range(record["seeds"])}
         assert record["verdict"] in ("holds", "does not hold", "inconclusive", "not testable here")
         assert record["ci_low"] <= record["effect"] <= record["ci_high"]
         assert record["command"].startswith("python -m rlhflow_utils claims --only ")
-        assert set(record["arms"]) == set(build_claims(tiny)[name].arms)
+        assert set(record["arms"]) == set(designs[name].arms)
         for arm in record["arms"].values():
-            assert len(arm) == record["seeds"]
-            assert str(tiny.seed) not in arm, "the guide's own seed is no test seed"
+            assert set(arm) == seeds, "all claims were measured on the same worlds"
         for part in record["parts"]:
-            seeds = list(part["per_seed"].values())
-            assert part["effect"] == pytest.approx(sum(seeds) / len(seeds))
+            values = list(part["per_seed"].values())
+            assert part["effect"] == pytest.approx(sum(values) / len(values))
 
 
 def test_committed_records_name_no_machine() -> None:

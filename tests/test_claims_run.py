@@ -98,6 +98,7 @@ def test_replay_takes_all_pairs(finished: Path) -> None:
     replay = _manifest(finished, "11_replay_iter2_dpo")
     assert set(replay["inputs"]) == {"policy", "sft", "pairs0", "pairs1"}
     assert replay["inputs"]["policy"] == "stage:09_iter1_dpo", "iteration 1 is shared"
+    assert replay["inputs"]["pairs1"] == "stage:09_iter2_pairs", "and with it the pairs of iteration 2"
 
 
 def test_other_annotators_share_base_and_sft(finished: Path) -> None:

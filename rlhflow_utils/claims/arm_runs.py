@@ -68,8 +68,8 @@ def run_arm(seed: SeedRun, arm: Arm) -> None:
         policies, pairs = [*policies, policy], [*pairs, built]
         if iteration in arm.evaluated():
             _evaluate(seed, own, arm, iteration, policy)
-    if arm.name == MAIN:
-        seed.exact_match("iterative_dpo", policies[-1])
+    if arm.exact_match:
+        seed.exact_match("iterative_dpo" if arm.name == MAIN else arm.name, policies[-1])
 
 
 def arm_stage(arm: str, iteration: int, step: str) -> str:
@@ -80,7 +80,9 @@ def arm_stage(arm: str, iteration: int, step: str) -> str:
 def _build_pairs(
     seed: SeedRun, changed: Run, own: Setting, arm: Arm, iteration: int, policies: list[StageFolder]
 ) -> StageFolder:
-    """Responses, scores and pairs of one iteration; those of π₀ are shared where nothing differs."""
+    """Responses, scores and pairs of one iteration, shared with the main recipe where nothing differs until then."""
+    if 1 < iteration == arm.first and not arm.two_checkpoints:
+        return seed.run.folder(stage_name(seed.setting, iteration, "pairs"))
     shares_responses = iteration == 1 and changed.profile.generation == seed.profile.generation and arm.name != MAIN
     if shares_responses:
         responses = seed.run.folder(stage_name(seed.setting, 1, "responses"))

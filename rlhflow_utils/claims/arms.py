@@ -27,6 +27,7 @@ class Arm:
         restart: every iteration trains from the SFT model instead of the last iterate.
         two_checkpoints: half of the responses come from the iterate before (the enhancer of Algorithm 1).
         evaluate_all: every iteration is evaluated, not only the last.
+        exact_match: the last policy answers the untouched skill, too.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Arm:
     restart: bool = False
     two_checkpoints: bool = False
     evaluate_all: bool = False
+    exact_match: bool = False
 
     def evaluated(self) -> list[int]:
         """The iterations after which the policy answers the held-out prompts."""
@@ -68,9 +70,9 @@ def build_arms(profile: Profile) -> dict[str, Arm]:
     settings, last = claims_settings(profile), profile.iterative.iterations
     penalty = "pair_building.length_penalty"
     arms = [
-        Arm(MAIN, "the profile's recipe", last, evaluate_all=True),
+        Arm(MAIN, "the profile's recipe", last, evaluate_all=True, exact_match=True),
         Arm("penalty", "length penalty (eq. 8)", last, {penalty: settings.length_penalty}),
-        Arm("no_penalty", "raw reward", last, {penalty: 0.0}, evaluate_all=True),
+        Arm("no_penalty", "raw reward", last, {penalty: 0.0}, evaluate_all=True, exact_match=True),
         Arm("moving_reference", "the last iterate as reference", last, {"dpo.reference": "previous_iterate"}, first=2),
         Arm("restart", "each iteration from π₀, on all pairs", last, {"iterative.replay": True}, first=2, restart=True),
         Arm("replay", "all pairs so far, equal updates", last, {"iterative.replay": True}, first=2),

@@ -66,7 +66,7 @@ def judge_claims(profile: Profile) -> list[Claim]:
     """a to d: reward models and their rivals (paper 2.3)."""
     margin, shares = claims_settings(profile).margins.accuracy, claims_settings(profile).rm_shares
     same_size = f"bt_{share_name(max(shares))}"  # mix2 is about twice as large as mix1
-    equal_size = f"It must hold against {max(shares):g} of mix2, too: about as many pairs and updates as mix1 has."
+    equal_size = f"must show it, too: {max(shares):g} of mix2 has about as many pairs and updates as mix1."
     pm, bt = profile.preference_model.training, profile.reward_model.training
     epochs = f"epochs: PM {pm.num_train_epochs:g}, BT {bt.num_train_epochs:g}"
     same_rows = "the same benchmark rows, base and SFT model; a tie counts as wrong"
@@ -94,8 +94,8 @@ def judge_claims(profile: Profile) -> list[Claim]:
               "judges", all_seeds=True, in_variants=True),
         Claim("c", "mix2 > mix1 in safety and reasoning", "2.3",
               "An RM of mix2 beats one of mix1 in safety and in reasoning.",
-              f"Two RMs with the same settings; the mixtures differ in sources and size, as in the paper; {same_rows}.",
-              f"{equal_size} Chat and chat-hard are shown beside them: they should not carry the difference.", None,
+              f"RMs with the same settings; the mixtures differ in sources and size, as in the paper; {same_rows}.",
+              f"An RM of equal size {equal_size} Chat and chat-hard are shown, too: they should not carry it.", None,
               ("bt", "bt_mix1", same_size),
               (Part("mix2 − mix1, safety", "safety", "bt", "bt_mix1"),
                Part("mix2 − mix1, reasoning", "reasoning", "bt", "bt_mix1"),
@@ -107,8 +107,8 @@ def judge_claims(profile: Profile) -> list[Claim]:
               "judges", all_seeds=True, in_variants=True),
         Claim("d", "a mix1 RM leans more to length", "2.3, Fig. 5",
               "Over the answers to one prompt, length and reward correlate more for the RM of mix1 than of mix2.",
-              "Mean Pearson correlation per prompt; both RMs score the same answers of the SFT model.",
-              f"{equal_size} Prompts with answers of one length, or of one reward, are left out.",
+              "Mean Pearson correlation per prompt; the RMs score the same answers of the SFT model.",
+              f"An RM of equal size {equal_size} Prompts with answers of one length, or of one reward, are left out.",
               "0.19 (UltraRM-13B, whose data resembles mix1) and 0.06", ("bt", "bt_mix1", same_size),
               (Part("mix1 − mix2", "length_correlation", "bt_mix1", "bt"),
                Part("mix1 − mix2, equal size", "length_correlation", "bt_mix1", same_size),
@@ -127,9 +127,10 @@ def policy_claims(profile: Profile) -> list[Claim]:
         Claim("e", "iterative DPO > offline DPO > SFT", "4.2, Table 4",
               "By true win rate against SFT, iterative DPO beats offline DPO, and offline DPO beats SFT.",
               f"Offline: pairs of other models (Nectar's form), from π₀; iterative: {last} iterations without the "
-              f"length penalty λ, as in the paper's Table 4; {equal}. Beside it the recipe of this guide, with λ.",
-              "SFT's own sampled answers are the opponent: 0.5 by definition. The share of right answers, which no "
-              "length can change.",
+              f"length penalty λ, as in the paper's Table 4; best against worst and {equal}. Beside it the recipe of "
+              "this guide, with λ.",
+              "SFT's own sampled answers are the opponent: 0.5 by definition. The share of right answers, which length "
+              "changes only where one word is asked for or an answer is cut off.",
               "37.2, 22.5 and 10.2 % (LC AlpacaEval-2)",
               (MAIN, "offline", RAW, "sft"),
               (Part("iterative − offline DPO", f"win_rate@{last}", RAW, "offline", other_metric="win_rate"),
@@ -162,11 +163,13 @@ def policy_claims(profile: Profile) -> list[Claim]:
               "length", all_seeds=True),
         Claim("h", "no alignment tax", "4.2, Table 5",
               "A skill that no preference and no RL prompt touched does not suffer.",
-              "Exact match of greedy answers, iterative DPO and SFT.",
+              "Exact match of greedy answers, iterative DPO without λ, as in the paper, and SFT.",
               f"No worse: by less than {margins.exact_match:g}. In a world where SFT never learnt the skill there is "
-              "nothing to lose: its own score is shown.",
-              "GSM-8K 80.7 and 74.2, MMLU 65.3 and 64.7, HumanEval 64.6 and 65.2", ("sft", MAIN, "offline"),
-              (Part("iterative DPO − SFT", "exact_match", MAIN, "sft", "no_worse", margins.exact_match),
+              "nothing to lose: it counts all the same, and its own score is shown.",
+              "GSM-8K 80.7 and 74.2, MMLU 65.3 and 64.7, HumanEval 64.6 and 65.2",
+              ("sft", MAIN, RAW, "offline"),
+              (Part("iterative DPO − SFT", "exact_match", RAW, "sft", "no_worse", margins.exact_match),
+               Part("with λ: iterative DPO − SFT", "exact_match", MAIN, "sft", "measured"),
                Part("offline DPO − SFT", "exact_match", "offline", "sft", "measured"),
                Part("SFT alone", "exact_match", "sft", None, "measured")), "policies", all_seeds=True),
     ]  # fmt: skip
@@ -175,17 +178,18 @@ def policy_claims(profile: Profile) -> list[Claim]:
 def loop_claims(profile: Profile) -> list[Claim]:
     """i to k: choices inside the loop (paper 3.3, Table 6)."""
     last, margin = profile.iterative.iterations, claims_settings(profile).margins.win_rate
-    one = "win_rate@1"
+    one, few = "win_rate@1", share_name(claims_settings(profile).weak_share)
     return [
         Claim("i", "the last iterate loses nothing against a restart", "3.3",
               "Training on from the last iterate is as good as restarting from π₀ on all pairs, at half the training.",
-              f"{last} iterations with the same prompts; the restart trains on 1 + … + {last} sets of pairs.",
+              f"{last} iterations with λ and the same prompts; the restart trains on 1 + … + {last} sets of pairs.",
               f"No worse: by less than {margin:g}.", "no regression, half of the training time", (MAIN, "restart"),
               (Part("last iterate − restart", f"win_rate@{last}", MAIN, "restart", "no_worse", margin),), "loop"),
         Claim("j", "best against worst is the best pair", "3.3",
               "Best against worst gives a better policy than best against random, and than two random answers.",
-              "One iteration from the same scored responses; equal prompts and updates. Every rule draws two answers "
-              "that differ, so that the numbers of pairs are equal but for ties.",
+              "One iteration with λ from the same scored responses; equal prompts and updates. Every rule draws two "
+              "answers that differ, so that the numbers of pairs are equal but for ties. Shown beside it: responses at "
+              "one temperature, and half of iteration 2's responses from the checkpoint before.",
               "Two random answers, ordered by the same RM.", None,
               (MAIN, "best_vs_random", "random", "one_temperature", "two_checkpoints"),
               (Part("best-worst − best-random", one, MAIN, "best_vs_random"),
@@ -194,11 +198,16 @@ def loop_claims(profile: Profile) -> list[Claim]:
                Part("one checkpoint − two", "win_rate@2", MAIN, "two_checkpoints", "measured")), "loop"),
         Claim("k", "a better RM gives a better policy", "4.2, Table 6",
               "The RM of all of mix2 gives a better policy than one of few pairs, and than that of mix1.",
-              f"Few pairs: {last} iterations; mix1: one. No length penalty in any arm, since reward scales differ.",
-              "Responses of iteration 1 are shared. Beside them: two random answers, ordered by the RM of all pairs.",
-              "37.2 and 20.7 % LC with UltraRM-13B", ("no_penalty", "weak_rm", "mix1_rm", "random_no_penalty"),
+              f"Few pairs: {last} iterations; mix1, with half as many pairs as mix2: one. No length penalty in any "
+              "arm, since reward scales differ.",
+              "Responses of iteration 1 are shared. Beside them: two random answers, ordered by the RM of all pairs, "
+              "and how far the RMs themselves differ.",
+              "37.2 and 20.7 % LC with UltraRM-13B",
+              ("no_penalty", "weak_rm", "mix1_rm", "random_no_penalty", "bt", "bt_mix1", few),
               (Part("RM of all pairs − of few", f"win_rate@{last}", "no_penalty", "weak_rm"),
                Part("RM of mix2 − of mix1", one, "no_penalty", "mix1_rm"),
+               Part("the RMs' accuracy, all pairs − few", "accuracy", "bt", few, "measured"),
+               Part("the RMs' RewardBench, mix2 − mix1", "overall", "bt", "bt_mix1", "measured"),
                Part("RM of all pairs − random pairs", one, "no_penalty", "random_no_penalty", "measured"),
                Part("RM of all pairs − SFT", f"win_rate@{last}", "no_penalty", None, "measured", against=0.5),
                _last("right answers, RM of all pairs − of few", "right", last, "no_penalty", "weak_rm", last),
@@ -216,8 +225,8 @@ def open_questions(profile: Profile) -> list[Claim]:
     return [
         Claim("l", "over-optimisation comes with a weak RM and a low β", "beyond",
               "From SFT to the last iteration, true reward gains less with a weaker RM, and with a lower β.",
-              "Change of the gold reward from SFT to the last iteration. Beside it the arm's own proxy reward, from "
-              "iteration 1: SFT's answers have no score by the arm's own RM.",
+              "Change of the gold reward from SFT to the last iteration, without λ. Beside it the arm's own proxy "
+              "reward, from iteration 1 on: the weak RM has not scored SFT's answers.",
               "The same arm with all pairs and the profile's β. The iteration of the highest gold reward (0: SFT) "
               "tells where over-optimisation sets in.", None, ("no_penalty", "weak_rm", "low_beta", MAIN, "sft"),
               (Part("gold gain, good RM − weak RM", gold, "no_penalty", "weak_rm"),
@@ -242,12 +251,12 @@ def open_questions(profile: Profile) -> list[Claim]:
                Part("PM − BT, held-out pairs", "accuracy", "pm", "bt", "measured")), "rankers"),
         Claim("n", "replaying all data beats new pairs only", "beyond (Algorithm 1)",
               "Training on the pairs of all iterations so far beats training on the new ones only.",
-              f"{last} iterations, with equal updates.",
-              "The same prompts in both.", None, ("replay", MAIN),
+              f"{last} iterations with λ, with equal updates.",
+              "The same prompts in both, and the same new pairs at iteration 2.", None, ("replay", MAIN),
               (Part("replay − new only", f"win_rate@{last}", "replay", MAIN),), "loop"),
         Claim("o", "DPO's own loss is no worse than IPO or hinge", "beyond",
               "The sigmoid loss gives a policy no worse than the IPO and the hinge loss.",
-              "One iteration on the same pairs; each loss with its own β, chosen on the development seed.",
+              "One iteration with λ on the same pairs; each loss with its own β, chosen on the development seed.",
               f"No worse: by less than {margin:g}.", None, losses,
               tuple(Part(f"sigmoid − {loss}", one, "sigmoid", loss, "no_worse", margin)
                     for loss in losses if loss != "sigmoid"), "loop"),
@@ -261,8 +270,8 @@ def checks(profile: Profile) -> list[Claim]:
     return [
         Claim("reference", "π₀ as fixed reference", "the authors, to users",
               "With π₀ as reference in every iteration the policy ends better than with the last iterate as reference.",
-              f"The two references over {last} iterations; iteration 1 is the same.",
-              "Everything else is shared.", None,
+              f"The two references over {last} iterations with λ.",
+              "The same RM, prompts and updates; iteration 1 and the pairs of iteration 2 are shared.", None,
               (MAIN, "moving_reference"),
               (Part("fixed − moving", f"win_rate@{last}", MAIN, "moving_reference"),
                Part("characters, fixed − moving", f"length@{last}", MAIN, "moving_reference", "measured")),

@@ -70,7 +70,7 @@ def measure_judge(run: Run, label: str) -> dict[str, Measure]:
 def measure_loop(run: Run, arm: Arm) -> dict[str, Measure]:
     """A policy arm: its evaluated iterations, how far its rewards moved, which gold was best, and what it cost.
 
-    Gold moves from SFT on, the proxy from iteration 1: the arm's own RM has not scored SFT's answers.
+    Gold moves from SFT on, the proxy from iteration 1: an arm's RM may not have scored SFT's answers.
     """
     stages = MAIN if same_as_main(arm, run.profile) else arm.name
     found: dict[str, Measure] = {}
@@ -82,8 +82,8 @@ def measure_loop(run: Run, arm: Arm) -> dict[str, Measure]:
         found["proxy_gain"] = gain(found["proxy@1"], found[f"proxy@{last}"])
         gold = [start, *(found[f"gold@{k}"] for k in arm.evaluated())]
         found["best_iteration"] = _exact(float(np.argmax([measure.value for measure in gold])))
-    if arm.name == MAIN:
-        found |= _exact_match(run, "iterative_dpo")
+    if arm.exact_match:
+        found |= _exact_match(run, "iterative_dpo" if stages == MAIN else arm.name)
     if arm.ranker.startswith("pm") or arm.name == "no_penalty":
         found |= _ranking_cost(run, arm)
     trained = [

@@ -70,10 +70,11 @@ def claim_record(
 
 
 def write_records(records: Mapping[str, Record], folder: Path, aside: Path) -> None:
-    """Write each claim's file; where `folder` has one of more runs, that one stays and ours goes to `aside`."""
+    """Write each claim's file; where `folder` has one of more runs on our seeds, it stays and ours goes to `aside`."""
     for identifier, record in records.items():
         file = folder / f"{identifier}.json"
-        known = _runs(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
+        present = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        known = _runs(present) if present and _seeds(record) <= _seeds(present) else 0
         if known > _runs(record):
             print(
                 f"claim {identifier}: {known} runs stand in {folder.name}/, not replaced by {_runs(record)}", flush=True
@@ -156,6 +157,10 @@ def _short(record: Mapping[str, Any]) -> str:
 def _runs(record: Mapping[str, Any]) -> int:
     """Seeds behind a record, with those of other annotators."""
     return int(record["seeds"]) + sum(int(other["seeds"]) for other in record["variants"].values())
+
+
+def _seeds(record: Mapping[str, Any]) -> set[str]:
+    return {seed for arm in record["arms"].values() for seed in arm}
 
 
 def signed(value: float) -> str:
