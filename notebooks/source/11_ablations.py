@@ -177,10 +177,11 @@ display(Markdown(discussion(records)))
 
 # %% [markdown]
 # **What is built in** to the world, so that finding it proves only that the pipeline can. *Measured* is whether the models
-# pick any of it up, how far a policy follows, and what each choice costs.
+# pick any of it up, how far a policy follows, and what each choice costs. The numbers are those of the claims' worlds.
 
 # %%
-display(Markdown(built_in(run.profile.world))) if run.profile.world else None
+if run.profile.claims:
+    display(Markdown(built_in(run.with_overrides(run.profile.claims.overrides).profile.world)))
 
 # %% [markdown]
 # **What was known before.** Settings were chosen on development worlds, seeds 1 and 2: λ and the learning rate of DPO, both

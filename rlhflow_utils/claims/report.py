@@ -27,7 +27,7 @@ from rlhflow_utils.config import Profile
 from rlhflow_utils.manifest import Run
 from rlhflow_utils.tables import markdown_table, with_interval
 
-CAPTION = "Simulated world, model of about one million parameters. Evidence about the method there, not about LLaMA-3."
+CAPTION = "Simulated world, model of under one million parameters. Evidence about the method there, not about LLaMA-3."
 CURVES = {
     "main": "the recipe (with λ)", "no_penalty": "without λ", "weak_rm": "without λ, RM of few pairs",
     "low_beta": "without λ, low β",
