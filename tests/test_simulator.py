@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from rlhflow_utils.simulator import World, WorldSettings, write_world
 from rlhflow_utils.simulator.annotators import rank_responses, utility
 from rlhflow_utils.simulator.dirt import DIRT_OF_SOURCE
+from rlhflow_utils.simulator.evaluation_sets import write_eval_prompts, write_translation_test
 from rlhflow_utils.simulator.responses import write_distinct_responses
 from rlhflow_utils.simulator.sources import MIX1_SOURCES
 
@@ -320,6 +321,18 @@ def test_evaluation_sets_are_disjoint_distinct_and_balanced(files: Path, world: 
     assert len(set(training)) == len(training) == 200
     benchmark = {world.read_prompt(row["prompt"]).key for row in read(files / "rewardbench.jsonl")}
     assert not benchmark & {world.read_prompt(prompt).key for prompt in prompts}
+
+
+def test_a_small_world_has_its_prompts_all_the_same() -> None:
+    """Two entities leave chat too few held-out contents: the other skills make up for it. Translation has no others."""
+    small = World(SETTINGS.model_copy(update={"entities": 2, "eval_prompts": 100, "translation_tests": 100}))
+    prompts = [row["context"] for row in write_eval_prompts(small)]
+    found = Counter(map(small.skill_of, prompts))
+    assert len(set(prompts)) == len(prompts) == 100
+    assert found["chat"] < 25
+    assert all(found[skill] >= 25 for skill in SKILLS[1:])
+    with pytest.raises(ValueError, match="of 100 different translation tests; ask for fewer"):
+        write_translation_test(small)
 
 
 def test_benchmark_chooses_right_answers(files: Path, world: World) -> None:

@@ -183,6 +183,9 @@ def _results_of(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measur
     """Each job with its measures as it ends; in this process where one worker does.
 
     A seed's other annotators wait for its own job: both use its folder.
+
+    Raises:
+        RuntimeError: some jobs failed. With several workers each is told as it fails, and the others go on first.
     """
     if workers <= 1 or len(jobs) == 1:
         yield from ((job, run_job(job)) for job in jobs)
@@ -191,12 +194,20 @@ def _results_of(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measur
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(run_job, job): job for job in jobs if job.claims}
         waiting = [job for job in jobs if not job.claims]
+        failed = []
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 ended = running.pop(future)
+                error = future.exception()
+                if error is not None:
+                    failed.append(f"seed {ended.seed}: {error}")
+                    print(f"failed, the others go on: {failed[-1]}", flush=True)
+                    continue
                 yield ended, future.result()
                 following = [job for job in waiting if job.seed == ended.seed and ended.claims]
                 running |= {pool.submit(run_job, job): job for job in following}
+    if failed:
+        raise RuntimeError(f"{'; '.join(failed)}. Mend it and run the command again: finished stages are kept")
 
 
 def _records(

@@ -40,7 +40,10 @@ def write_eval_prompts(world: World) -> list[Row]:
 def write_translation_test(world: World) -> list[Row]:
     """Held-out prompts of the fifth skill with their answers."""
     rng = random.Random(f"{world.settings.seed}:translation_test")
-    tasks = _distinct_tasks(world, "translation", "eval", world.settings.translation_tests, rng)
+    wanted = world.settings.translation_tests
+    tasks = _distinct_tasks(world, "translation", "eval", wanted, rng)
+    if len(tasks) < wanted:
+        raise ValueError(f"simulator: only {len(tasks)} of {wanted} different translation tests; ask for fewer")
     return [{"prompt": t.prompt, "answer": t.answer, "id": f"translation-{i}"} for i, t in enumerate(tasks)]
 
 
@@ -66,9 +69,17 @@ def write_benchmark(world: World) -> list[Row]:
 
 
 def _prompt_rows(world: World, split: str, number: int) -> list[Row]:
+    """Prompts of the skills in equal parts; where a world's split leaves a skill too few, the others make up for it."""
     rng = random.Random(f"{world.settings.seed}:prompts:{split}")
     share = -(-number // len(PREFERENCE_SKILLS))
     tasks = [task for skill in PREFERENCE_SKILLS for task in _distinct_tasks(world, skill, split, share, rng)]
+    for skill in PREFERENCE_SKILLS:
+        missing = max(0, number - len(tasks))
+        known = {task.prompt for task in tasks}
+        more = _distinct_tasks(world, skill, split, share + missing, rng) if missing else []
+        tasks += [task for task in more if task.prompt not in known][:missing]
+    if len(tasks) < number:
+        raise ValueError(f"simulator: only {len(tasks)} of {number} different {split} prompts; ask for fewer")
     rng.shuffle(tasks)
     return [
         {
@@ -82,13 +93,14 @@ def _prompt_rows(world: World, split: str, number: int) -> list[Row]:
 
 
 def _distinct_tasks(world: World, skill: str, split: str, number: int, rng: random.Random) -> list[Task]:
+    """So many tasks with different prompts, or as many as 200 draws for each wanted one find."""
     found: dict[str, Task] = {}
     for _ in range(200 * number):
         task = draw_task_of_split(world, skill, split, rng)
         found.setdefault(task.prompt, task)
         if len(found) == number:
-            return list(found.values())
-    raise ValueError(f"simulator: only {len(found)} of {number} different {split} prompts for {skill}; ask for fewer")
+            break
+    return list(found.values())
 
 
 def _task_of_subset(world: World, skill: str, subset: str, rng: random.Random) -> Task:
