@@ -105,6 +105,15 @@ def test_other_annotators_share_base_and_sft(finished: Path) -> None:
     assert _manifest(finished, "03_bt_mix2")["key"] != _manifest(finished, "03_bt_mix2", "seed10-noisier")["key"]
 
 
+def test_a_seed_that_fails_does_not_stop_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two workers: each failure is told when it happens, and the command ends in one error that names them all."""
+    broken = {**SMALL, "world.translation_tests": 200, "claims.seeds": 2, "claims.fewer_seeds": 2}
+    run_dir, message = os.path.relpath(tmp_path, PROJECT), r"seed 1\d: .* of 200 .*; seed 1\d: .*run the command again"
+    with pytest.raises(RuntimeError, match=message):
+        run_claims("tiny", only=["sizes"], overrides=broken, run_dir=run_dir, results=tmp_path, workers=2)
+    assert capfd.readouterr().out.count("failed, the others go on: seed 1") == 2
+
+
 def test_nothing_runs_twice_and_a_lost_stage_is_made_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "results" / "e.json").read_text(encoding="utf-8")
     _run(finished)
