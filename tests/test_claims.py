@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from rlhflow_utils.claims.records import (
     write_records,
 )
 from rlhflow_utils.claims.report import budgets
-from rlhflow_utils.claims.run import choose_claims, plan_jobs, seed_profile
+from rlhflow_utils.claims.run import choose_claims, plan_jobs, profile_arguments, seed_profile
 from rlhflow_utils.claims.stages import best_of_n_kl, knock_out
 from rlhflow_utils.config import ConfigError, Profile, load_profile
 from rlhflow_utils.provenance import PROJECT
@@ -230,6 +231,14 @@ def test_jobs_share_the_first_seeds(tiny: Profile) -> None:
     alone = plan_jobs("tiny", profile, build_claims(profile), 1, {}, "runs/x")
     assert [(job.seed, job.variant_claims) for job in alone] == [(first, ())]
     assert plan_jobs("tiny", profile, choose_claims(profile, ["i"]), None, {}, "runs/x")[-1].seed == first + 2
+
+
+def test_a_record_of_a_changed_profile_says_how_to_get_it() -> None:
+    assert profile_arguments("tiny", {}) == ""
+    changed = profile_arguments("my world.yaml", {"dpo.beta": 0.2, "generation.temperatures": [1.0]})
+    assert shlex.split(changed) == [
+        "--profile", "my world.yaml", "--set", "dpo.beta=0.2", "--set", "generation.temperatures=[1.0]",
+    ]  # fmt: skip
 
 
 def test_a_seed_changes_world_and_training() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_from_disk
 
-from rlhflow_utils.claims.run import run_claims
+from rlhflow_utils.claims.run import run_claims, seed_profile
 from rlhflow_utils.config import load_profile
 from rlhflow_utils.provenance import PROJECT
+from rlhflow_utils.simulator.gold import World
 
 pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {
@@ -92,6 +95,18 @@ def test_every_arm_trains_for_equally_many_updates(finished: Path) -> None:
     steps = {name: _log(finished, name)["steps"] for name in (*arms, "11_replay_iter2_dpo", "10_offline_dpo")}
     assert steps.pop("10_offline_dpo") == 2 * SMALL["claims.updates"]
     assert set(steps.values()) == {SMALL["claims.updates"]}
+
+
+def test_offline_pairs_are_of_all_skills_alike(finished: Path) -> None:
+    """32 pairs, for two iterations of 16 prompts, from 20 rows of a source that leans to chat."""
+    world = World(seed_profile("tiny", SMALL, 30).world)  # type: ignore[arg-type]
+    rows = load_from_disk(str(finished / "runs" / "seed30" / "10_offline_pairs" / "nectar"))
+    skills = Counter(world.skill_of(prompt[-1]["content"]) for prompt in rows["prompt"])
+    assert sum(skills.values()) == 32
+    assert max(skills.values()) - min(skills.values()) <= 1
+    manifest = _manifest(finished, "10_offline_pairs")
+    assert manifest["metrics"]["11.offline.repeated"] == 32 - len(set(rows["row_id"])) > 0
+    assert _manifest(finished, "10_offline_dpo")["rows"]["training_rows"]["rows_in"] == 32
 
 
 def test_replay_takes_all_pairs(finished: Path) -> None:

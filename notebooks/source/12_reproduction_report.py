@@ -69,10 +69,11 @@ claims.show_curves(records)
 claims.show_sizes(records, run.profile)
 
 # %% [markdown]
-# What is built in to this world:
+# What is built in to the claims' worlds:
 
 # %%
-display(Markdown(built_in(run.profile.world))) if run.profile.world else None
+if run.profile.claims:
+    display(Markdown(built_in(run.with_overrides(run.profile.claims.overrides).profile.world)))
 
 # %% [markdown]
 # ## This run: the result in one figure

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from datasets import load_from_disk
-
 from rlhflow_utils.claims.arms import MAIN, Arm, build_arms, claims_settings, same_as_main
+from rlhflow_utils.claims.offline_pairs import balance_skills
 from rlhflow_utils.claims.seed_run import TRAINING, SeedRun, reward_model_name
 from rlhflow_utils.claims.stages import merge_responses, rank_with_preference_model
 from rlhflow_utils.generation import generate_responses
@@ -135,14 +134,16 @@ def _evaluate(seed: SeedRun, own: Setting, arm: Arm, iteration: int, policy: Sta
 
 
 def _run_offline(seed: SeedRun) -> None:
-    """Offline DPO on as many prompts, where the set has them, and with as many updates as all iterations have."""
-    prompts = seed.last * seed.profile.iterative.prompts_per_iteration
+    """Offline DPO on as many pairs as all iterations have prompts, skill by skill, with as many updates."""
+    pairs = seed.last * seed.profile.iterative.prompts_per_iteration
+    balanced = seed.run.stage(
+        "10_offline_pairs", balance_skills, reads=("world",), inputs={"data": seed.data}, subset="nectar", pairs=pairs
+    )
     training = seed.profile.dpo.training.model_dump() | {"max_steps": seed.last * claims_settings(seed.profile).updates}
-    pairs = min(prompts, len(load_from_disk(str(seed.data.path / "nectar"))))
-    changed = seed.run.with_overrides({"offline_dpo.pairs": pairs, "offline_dpo.training": training})
+    changed = seed.run.with_overrides({"offline_dpo.pairs": None, "offline_dpo.training": training})
     policy = changed.stage(
         "10_offline_dpo", train_offline_dpo, reads=("dpo", "offline_dpo", *TRAINING),
-        inputs={"data": seed.data, "sft": seed.sft}, subset="nectar",
+        inputs={"data": balanced, "sft": seed.sft}, subset="nectar",
     )  # fmt: skip
     evaluate(seed.run, seed.setting, "10_offline_dpo_evaluation", "10.offline_dpo", policy, seed.reference)
     seed.exact_match("offline_dpo", policy)

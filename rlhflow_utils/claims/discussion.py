@@ -73,7 +73,9 @@ BUILT_IN = """
 * **The gold reward**: +1 for a right answer, −1 for a wrong one, less {world.padding_cost:g} for each character of
   filler. So of two right answers the one without filler wins: a phrase decides a comparison as surely as a wrong sum.
 * **The annotators** see the gold reward times their sharpness, plus their taste for each character, plus noise (below).
-  mix1's sources lean long and know little of safety and reasoning; mix2's label those sharply, and four lean short.
+  mix1's sources lean long; of them only UltraFeedback has reasoning and only HH-RLHF safety, both labelled with little
+  sharpness. mix2 adds sources that hold nothing else and label it sharply, and four that lean short. So the labels
+  build claims c and d in; what the models make of them is measured.
 * **The answers they compare**: one right and one wrong in {pairs.contrast_rate:.0%} of the pairs; filler in
   {pairs.padded_rate:.0%} of the answers; {pairs.broken_rate:.0%} of the wrong ones are broken off, as sampled ones can
   be; dirt in {pairs.dirt_rate:.0%} of the rows.
@@ -109,7 +111,8 @@ def built_in(world: WorldSettings) -> str:
     """What finding it proves only that the pipeline can: a plain list, read from the profile."""
     sources = [
         {"source": name, "native rows": source.rows, "reward per character": f"{source.length_bonus:+g}",
-         "sharpness": ", ".join(f"{skill} {value:g}" for skill, value in source.sharpness.items())}
+         "sharpness": ", ".join(f"{skill} {value:g}" for skill, value in source.sharpness.items()),
+         "share of prompts": ", ".join(f"{skill} {value:g}" for skill, value in source.skill_weights.items())}
         for name, source in world.preferences.sources.items()
     ]  # fmt: skip
     text = BUILT_IN.format(world=world, pairs=world.preferences, sft=world.sft, corpus=world.corpus)

@@ -140,7 +140,7 @@ def parts_table(record: Record) -> list[dict[str, Any]]:
 def variants_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """The verdicts of the claims that were measured under other annotators, setting by setting."""
     return [
-        {"claim": f"**{record['claim']}** {record['title']}", "this world": _short(record),
+        {"claim": f"**{record['claim']}** {record['title']}", "the profile's annotators": _short(record),
          **{name: _short(other) for name, other in record["variants"].items()}}
         for record in records.values()
         if record["variants"]

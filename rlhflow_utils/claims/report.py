@@ -122,7 +122,7 @@ def budgets(records: Mapping[str, Record]) -> list[dict[str, Any]]:
             if known and len(known) > rows.get(arm, {"seeds": 0})["seeds"]:
                 means = {key: sum(seed[key] for seed in known) / len(known) for key in ("pairs", "updates", "tokens")}
                 rows[arm] = {"arm": arm, **{key: round(mean) for key, mean in means.items()}, "seeds": len(known)}
-    return list(rows.values())
+    return [row for arm, row in rows.items() if f"bt_{arm}" not in rows]  # an RM of a share goes by two names
 
 
 def ranking_costs(records: Mapping[str, Record]) -> list[dict[str, Any]]:

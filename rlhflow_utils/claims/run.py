@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -18,6 +20,7 @@ from rlhflow_utils.config import ConfigError, Profile, load_profile
 from rlhflow_utils.manifest import locked
 from rlhflow_utils.provenance import PROJECT, provenance, quiet_libraries
 
+DEFAULT_PROFILE = "tiny"
 # Setting of the annotators ("" is the world's own) -> arm -> metric.
 Measured = dict[str, dict[str, dict[str, Measure]]]
 
@@ -44,7 +47,7 @@ class Job:
 
 
 def run_claims(
-    profile_name: str = "tiny",
+    profile_name: str = DEFAULT_PROFILE,
     seeds: int | None = None,
     only: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -60,7 +63,8 @@ def run_claims(
         only: identifiers; None: all.
         overrides: dotted profile keys -> values.
         run_dir: where the stages go, one folder a seed, relative to the project.
-        results: where the JSON files go; None: `results/claims/`, and the README is rewritten from there.
+        results: where the JSON files go; None: `results/claims/`, and the README is rewritten from there. A changed
+            profile is another measurement: its files go to `results/` in `run_dir`.
         workers: seeds at once, each in a process of its own with its share of the cores.
 
     Raises:
@@ -69,6 +73,9 @@ def run_claims(
     from rlhflow_utils.claims.records import CLAIMS, write_records
     from rlhflow_utils.results import update_readme
 
+    changed = profile_arguments(profile_name, overrides or {})
+    aside = PROJECT / run_dir / "results"
+    folder = results or (aside if changed else CLAIMS)
     quiet_libraries()
     profile = seed_profile(profile_name, overrides or {}, None)
     claims = choose_claims(profile, only)
@@ -81,13 +88,23 @@ def run_claims(
     measured: dict[int, Measured] = {}
     for job, found in _results_of(jobs, workers):
         measured.setdefault(job.seed, {}).update(found)
-        records = {name: {**record, **origin} for name, record in _records(profile, claims, measured, jobs).items()}
-        write_records(records, results or CLAIMS, PROJECT / run_dir / "results")
+        records = {
+            name: {**record, "command": record["command"] + changed, **origin}
+            for name, record in _records(profile, claims, measured, jobs).items()
+        }
+        write_records(records, folder, aside)
         where = "" if job.claims else ", other annotators,"
         print(f"seed {job.seed}{where} measured after {time.time() - started:.0f} s", flush=True)
     print(f"Finished in {time.time() - started:.0f} s", flush=True)
-    if results is None:
+    if folder == CLAIMS:
         update_readme()
+
+
+def profile_arguments(profile_name: str, overrides: Mapping[str, Any]) -> str:
+    """What a record's command needs beside claim and seeds; empty for the profile as it is committed."""
+    named = "" if profile_name == DEFAULT_PROFILE else f" --profile {shlex.quote(profile_name)}"
+    values = (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
+    return named + "".join(f" --set {shlex.quote(value)}" for value in values)
 
 
 def seed_profile(profile_name: str, overrides: Mapping[str, Any], seed: int | None) -> Profile:

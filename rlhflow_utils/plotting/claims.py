@@ -15,11 +15,11 @@ from rlhflow_utils.plotting.style import BLUE, CYCLE, DARK, GREEN, GREY, ORANGE,
 Record = Mapping[str, Any]
 LEGEND = (
     "Bars: 95 % intervals of the differences; ticks: seeds; ×: the margin of “no worse” and “near equal”.\n"
-    "Green: holds. Red: does not. Orange: open. Grey: shown only."
+    "Green: holds. Red: does not. Orange: open. Grey: shown only. A dot without a bar: a mean without an interval."
 )
 # Start of a metric's name -> what is on its axis; the rest are shares of prompts or pairs.
 UNITS = {
-    "length_correlation": "Pearson correlation of length and reward", "length@": "characters",
+    "length_correlation": "Pearson correlation of length and reward", "length": "characters",
     "proxy": "proxy reward", "gold": "gold reward", "best_iteration": "iteration of the highest gold reward",
     "slack": "KL below its bound (nats)",
 }  # fmt: skip
@@ -106,8 +106,9 @@ def claim_curves(record: Record, arms: Mapping[str, str], caption: str = "") -> 
         axes.grid(axis="y")
     panels[1].legend()
     legend = (
-        "Thin: seeds; thick: their mean. "
-        "A reward model's zero is arbitrary: the proxy counts from iteration 1, gold from SFT."
+        "Thin: seeds; thick: their mean. The proxy is the reward of the arm's own RM, counted from iteration 1, since\n"
+        "a reward model's zero is arbitrary: compare directions, not heights. With λ the loop raises that reward less\n"
+        "λ for each character. Gold counts from SFT."
     )
     title = f"Proxy and gold reward over the iterations (claim l: {record['verdict']})"
     return finish(figure, title, f"{legend}\n{caption}")
@@ -140,4 +141,5 @@ def claim_sizes(record: Record, shares: Mapping[str, float], caption: str = "") 
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.grid()
     axes.set(xlabel="share of the mixture's pairs (%)", ylabel="accuracy, clean labels (%)")
-    return finish(figure, f"From {x[0]:g} % to all pairs: accuracy {mean[0]:.1f} to {mean[-1]:.1f} %", caption)
+    title = f"From {x[0]:g} % to all pairs: accuracy {mean[0]:.1f} to {mean[-1]:.1f} %"
+    return finish(figure, title, f"Thin: seeds; thick: their mean.\n{caption}")
