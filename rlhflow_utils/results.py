@@ -90,7 +90,7 @@ def readme_block(summary: dict[str, Any]) -> str:
 
 def claims_block() -> str:
     """The README's claims: the head of chapter 12's table, from `results/claims/`."""
-    from rlhflow_utils.claims.records import MISSING, claims_table, read_records
+    from rlhflow_utils.claims.records import MISSING, READING, claims_table, read_records
 
     records = read_records()
     shown = {name: record for name, record in records.items() if name in CLAIMS_SHOWN}
@@ -98,8 +98,8 @@ def claims_block() -> str:
         return f"{MISSING}\n"
     rest = len(records) - len(shown)
     return (
-        f"{markdown_table(claims_table(shown))}\n\nThe comparison shown is the one nearest to failing. Chapter 12 has "
-        f"these and {rest} more, with every comparison.\n"
+        f"{markdown_table(claims_table(shown))}\n\n{READING} Chapter 12 has these and {rest} more, with every "
+        "comparison.\n"
     )
 
 

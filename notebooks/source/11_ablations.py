@@ -26,7 +26,15 @@ from rlhflow_utils import paper, tables
 from rlhflow_utils.claims import effects, report
 from rlhflow_utils.claims.arms import build_arms
 from rlhflow_utils.claims.discussion import built_in, discussion
-from rlhflow_utils.claims.records import CLAIMS, MISSING, claims_table, collect_records, read_records, variants_table
+from rlhflow_utils.claims.records import (
+    CLAIMS,
+    MISSING,
+    READING,
+    claims_table,
+    collect_records,
+    read_records,
+    variants_table,
+)
 from rlhflow_utils.manifest import open_run
 
 run = open_run("11_ablations", PROFILE, RUN_DIR, SEED, OVERRIDES)
@@ -110,7 +118,7 @@ if live:
 # ## Over seeds
 
 # %%
-display(Markdown(tables.markdown_table(claims_table(records), caption=report.CAPTION) if records else MISSING))
+display(Markdown(tables.markdown_table(claims_table(records), caption=f"{report.CAPTION} {READING}") if records else MISSING))
 
 # %% [markdown]
 # ### The judges: prompting, BT, PM, and two mixtures

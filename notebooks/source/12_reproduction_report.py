@@ -19,7 +19,7 @@ from IPython.display import Markdown, display
 from rlhflow_utils import paper, plotting, report, tables
 from rlhflow_utils.claims import report as claims
 from rlhflow_utils.claims.discussion import built_in, discussion
-from rlhflow_utils.claims.records import MISSING, claims_table, read_records, variants_table
+from rlhflow_utils.claims.records import MISSING, READING, claims_table, read_records, variants_table
 from rlhflow_utils.iterative_dpo import ranking_reward
 from rlhflow_utils.manifest import open_run
 
@@ -35,7 +35,7 @@ display(Markdown(f"*{caption}*"))
 
 # %%
 records = read_records(run.folder("11_claims").path / "records")
-display(Markdown(tables.markdown_table(claims_table(records), caption=claims.CAPTION) if records else MISSING))
+display(Markdown(tables.markdown_table(claims_table(records), caption=f"{claims.CAPTION} {READING}") if records else MISSING))
 
 # %%
 display(Markdown(claims.surprises(records)))

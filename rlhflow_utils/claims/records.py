@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 CLAIMS = PROJECT / "results" / "claims"
 DEVELOPMENT = "development.json"
 MISSING = "No claim has been measured yet: `make claims` writes results/claims/."
+READING = (
+    "The comparison shown is the one nearest to failing. Win rates and accuracies are shares (0.1: ten points); d "
+    "compares correlations, l gold rewards, bon nats."
+)
 Record = dict[str, Any]
 
 
