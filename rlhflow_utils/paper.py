@@ -33,7 +33,7 @@ ACADEMIC = {
     "LLaMA-3-8B-it": (79.6, 66.0, 61.6, 43.9, 59.5, 61.1),
 }
 
-# Table 6: LC AlpacaEval-2, Arena-Hard, mean length (tokens), of the three ablation rows.
+# Table 6: LC AlpacaEval-2, Arena-Hard, mean length (no unit is named), of the three ablation rows.
 ABLATIONS = {
     "ours": (37.2, 29.1, 656),
     "concise (lambda = 0.001)": (41.9, 22.1, 382),

@@ -24,11 +24,11 @@ from rlhflow_utils.tables import interval
 
 NOT_RUN = "not run here"
 POLICIES = {"SFT": "sft", "offline DPO": "offline_dpo", "iterative DPO": "iterative_dpo"}
-# Row of the paper's Table 6 -> the claim (chapter 11) and its arm that change the same thing here.
+# Row of the paper's Table 6 -> the claim (chapter 11), its arm that changes the same thing here, and that arm in words.
 ABLATIONS = {
-    "ours": ("g", "no_penalty"),
-    "concise (lambda = 0.001)": ("g", "penalty"),
-    "with UltraRM-13B": ("k", "mix1_rm"),
+    "ours": ("g", "no_penalty", "no λ"),
+    "concise (lambda = 0.001)": ("g", "penalty", "λ of this world"),
+    "with UltraRM-13B": ("k", "mix1_rm", "RM of mix1 in its place, no λ"),
 }
 # Benchmark -> its column in Table 4, the key of its score in the results of `chat`, and the scale of the column.
 CHAT = {
@@ -111,11 +111,10 @@ def table_6(records: Mapping[str, Mapping[str, Any]]) -> list[Line]:
     """
     lines = []
     for name, (alpaca, arena, length) in paper.ABLATIONS.items():
-        claim, arm = ABLATIONS[name]
+        claim, arm, words = ABLATIONS[name]
         record = records.get(claim, {})
-        instead = "RM of mix1 in its place, no λ; " if arm == "mix1_rm" else ""
-        rates = _over_seeds(record, arm, "lc_win_rate", f"{instead}gold judge, LC win rate against SFT")
-        lengths = _over_seeds(record, arm, "length", f"{instead}characters (paper: tokens)")
+        rates = _over_seeds(record, arm, "lc_win_rate", f"{words}; gold judge, LC win rate against SFT")
+        lengths = _over_seeds(record, arm, "length", f"{words}; characters (the paper names no unit)")
         lines += _estimate_lines({"row": name, "column": "LC AlpacaEval-2 (%)"}, alpaca, rates)
         lines += _estimate_lines({"row": name, "column": "Arena-Hard (%)"}, arena, {})
         lines += _estimate_lines({"row": name, "column": "length"}, length, lengths, scale=1.0)

@@ -69,7 +69,7 @@ AGREEMENT = {
     "b": {"chosen": [2.0] * 80 + [0.0] * 320, "rejected": [1.0] * 400},
 }
 FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
-    "funnel": (lambda: plotting.funnel(FUNNEL, "c"), "Filtering drops 13.3 % of 150 rows"),
+    "funnel": (lambda: plotting.funnel(FUNNEL, "c"), "Filtering drops 13.3 % of 150 pairs"),
     "length_distributions": (
         lambda: plotting.length_distributions({"shp": {"chosen": [5, 6, 9], "rejected": [1, 2, 3]}}, caption="c"),
         "Chosen answers are longer on average in 1 of 1 sources",
@@ -80,7 +80,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     ),
     "length_agreement": (
         lambda: plotting.length_agreement(AGREEMENT, "c"),
-        "lean to the longer answer in 1 of 3 rows, to the shorter in 1",
+        "lean to the longer answer in 1 of 3 bars, to the shorter in 1",
     ),
     "prompt_map": (lambda: plotting.prompt_map(MAP, "c"), "3 prompts of 2 sources"),
     "loss_curves": (lambda: plotting.loss_curves(LOSSES, caption="c"), "The training loss falls"),
@@ -97,7 +97,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     "length_bias": (lambda: plotting.length_bias({"mix1": STUDY, "mix2": STUDY}, caption="c"), "+0.00 (mix1)"),
     "reward_gap_histogram": (
         lambda: plotting.reward_gap_histogram({"best_vs_worst": [1.0, 2.0, 3.0]}, "c"),
-        "best vs worst pair differs by 2.00",
+        "best vs worst: half of the pairs differ by 2.00 or more",
     ),
     "pair_length_change": (
         lambda: plotting.pair_length_change({"λ = 0": [0, 5, 5, -5]}, caption="c"),

@@ -3,8 +3,14 @@
 #
 # **What this is.** A guidebook that runs. It reproduces *RLHF Workflow: From Reward Modeling to Online RLHF*
 # (arXiv 2405.07863) step by step: from raw preference data to a policy that has been aligned in three online iterations.
-# Chapters 01 to 11 each test one claim of the paper: they show the code that does the work, run it, and draw what came
-# out.
+# Chapters 01 to 10 each start from a claim of the paper, show the code that does the work, run it, and draw what came
+# out; chapter 11 measures all claims over seeds.
+#
+# **The words.** A language model that answers prompts is called a *policy*, π. *Supervised fine-tuning* (SFT) teaches it
+# to imitate written answers and gives π₀. *Reinforcement learning from human feedback* (RLHF) then *aligns* it: a judge
+# learns from pairs of answers which one people prefer, and the policy is trained towards the preferred ones, here by
+# *direct preference optimisation* (DPO, chapter 09). That is *offline* where the pairs are given beforehand, and *online*
+# where the policy's own new answers are judged in every iteration.
 #
 # **The claim of this chapter.** None of the paper's. It shows the map, checks your machine, and prepares what the
 # other chapters stand on: the data files and the base model.
@@ -95,13 +101,13 @@ if run.profile.world:
 #
 # Four skills mirror RewardBench's sections: *chat* (facts), *chat-hard* (facts in a demanded form), *safety* (refuse what
 # harms, answer its harmless lookalike) and *reasoning* (sums and one-line programs). A fifth, *translation* into an
-# invented language, is in the SFT data alone: no preference and no RL prompt touches it, so it shows whether alignment
-# costs what was there before.
+# invented language, is in the base corpus and the SFT data and in nothing later: no preference and no RL prompt touches
+# it, so it shows whether alignment costs what was there before.
 #
 # What is *built in*: the facts, the gold reward, each annotator's noise and length bias, the quality of the SFT
 # demonstrations, and what the base model has read: true statements, proofread pages and exam sheets with marks, and
-# comparisons of two answers with the better one named. What is *measured*: everything that a model learns from it. A number from this world is evidence about
-# the method there, not about LLaMA-3.
+# comparisons of two answers with the better one named. What is *measured*: everything that a model learns from it. A
+# number from this world is evidence about the method there, not about LLaMA-3.
 
 # %%
 if run.profile.world:
@@ -121,8 +127,9 @@ if run.profile.world:
 #
 # A reward model can judge only what its base model knows, so the base model first reads the world's text: true
 # statements, and true and false ones with their marks. A byte-level BPE tokenizer (single digits, nothing ever unknown),
-# then next-token prediction, the mean of $-\log p(y_t \mid y_{<t})$ over the tokens. Its hidden matrices are trained with Muon: with AdamW, a model this small
-# does not learn to check a sum in the time we have. Where the profile names a pretrained model, this step is skipped.
+# then next-token prediction, the mean of $-\log p(y_t \mid y_{<t})$ over the tokens. Its hidden matrices are trained with
+# Muon: with AdamW, a model this small does not learn to check a sum in the time we have. Where the profile names a
+# pretrained model, this step is skipped.
 
 # %%
 print(inspect.getsource(base_model.build_model))
@@ -188,6 +195,7 @@ print("all checks hold")
 # make guide RUN_DIR=runs/exercise SET="dpo.beta=0.2"
 # ```
 #
+# Several settings are separated by blanks, so a list has none: `SET="generation.temperatures=[1.0,0.5] dpo.beta=0.2"`.
 # `OVERRIDES` at the top of a notebook reaches only the stages that this notebook runs itself.
 #
 # 1. Set `world.padding_cost` to 0. Which of the three answers above now tie?

@@ -110,7 +110,8 @@ data = run.stage(
 # %% [markdown]
 # ## Results
 #
-# The funnel: every row read is kept, or dropped under one reason; what is kept is for testing or for training.
+# The funnel: every pair is kept, or dropped under one reason; what is kept is for testing or for training. A row with four
+# scored answers gives six pairs; HelpSteer spreads a prompt over four rows, which are joined first and count as one.
 
 # %%
 funnel = data.read_json("funnel.json")
@@ -231,8 +232,10 @@ if run.profile.world:
 #
 # Every row is accounted for. mix2 adds safety and reasoning to what mix1 knows, and its labels lean less to length.
 #
-# 1. Set `data.filters.min_score_ratio` to 3.0. Which source shrinks, and by how much?
-# 2. Find the rows dropped as `contradicted_label` in `dropped.jsonl`. Which field contradicted which?
+# 1. Set `data.filters.min_score_ratio` to 3.0. Which source shrinks, and by how much? The last check then stops the guide;
+#    the funnel stands above it in the run folder's `notebooks/01_dataset_filtering.ipynb`. Why is it right to fail?
+# 2. `01_preference_data/dropped.jsonl` in the run folder names the rows dropped as `contradicted_label`: `shp:215` is line
+#    215, counted from 0, of `00_world/sources/shp.jsonl`. Look one up for two sources. Which field contradicted which?
 # 3. Raise `world.preferences.dirt_rate` to 0.3. Which relation between the funnel's columns must still hold?
 #
 # **Next:** [02 · Supervised fine-tuning](02_supervised_finetuning.ipynb)

@@ -104,6 +104,9 @@ if run.profile.evaluation.judge == "reward_model" and run.profile.evaluation.jud
 #
 # A held-out prompt is new as a text. In the tiny world, whose questions come from few templates, it nearly always repeats
 # a training question under another greeting: these pairs ask for new *answers* judged, chapter 05 for new questions.
+#
+# *Longer wins* is no model: it is the rule "prefer the longer answer" on the same pairs, so it is the same in every row.
+# A reward model is worth what it adds to that.
 
 # %%
 test = run.stage(
@@ -184,7 +187,7 @@ print("all checks hold")
 #
 # 1. Set `reward_model.training.num_train_epochs` to 4.0. Predict accuracy and the spread of rewards, then run.
 # 2. Add 5 to every reward of the histogram. Which numbers of this chapter change?
-# 3. Take UltraInteract out of mix2 (`data.mixtures`). Which skill suffers?
+# 3. Take UltraInteract out of mix2: give `data.mixtures.mix2` its list without it, and without blanks. Which skill suffers?
 #
 # **Next:** [04 · A pairwise preference model](04_pairwise_preference_model.ipynb)
 

@@ -103,7 +103,8 @@ table = [
 display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
 
 # %% [markdown]
-# Where two intervals overlap, this one run does not tell the models apart; claim b in chapter 11 compares them over seeds.
+# Two intervals that overlap do not settle an order: both models judge the same pairs, and a paired comparison is sharper.
+# Claim b in chapter 11 makes it, over seeds.
 #
 # The loss is the mean over two tokens, the letter and the end of the turn. The second is soon certain, so a coin flip on
 # the letter costs $\tfrac12 \ln 2$.
@@ -156,7 +157,7 @@ print(f"P = {forward:.3f} and {backward:.3f}; all checks hold")
 #
 # 1. Ask in one order only, once with the chosen answer always first, once always second (`inference.load_model`,
 #    `preference_model.probability_of_a`). What is the gap between the two accuracies called?
-# 2. Train a PM on mix1, too: set `preference_model.mixtures` to `[mix1, mix2]`. Which skill loses most?
+# 2. Train a PM on mix1, too: `SET="preference_model.mixtures=[mix1,mix2]"`. Which skill loses most?
 # 3. Ranking n answers with a PM takes n − 1 comparisons in a tournament. What can go wrong that cannot with a scalar?
 #
 # **Next:** [05 · RewardBench](05_rewardbench_evaluation.ipynb)

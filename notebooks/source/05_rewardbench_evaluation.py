@@ -90,8 +90,9 @@ for section in rewardbench.SECTIONS:
 # %% [markdown]
 # `bt` and `pm` are trained on the main mixture. The authors' figures are those of their repository's README; for prompting
 # the paper says "below both in every section" and gives no number that could be established. A judge whose interval holds
-# 0.5 cannot be told from a coin, and two judges whose intervals overlap cannot be ranked by this run alone: chapter 11
-# measures prompting < BT, PM > BT and mix2 > mix1 over seeds. With few code subsets, reasoning is mostly math-prm.
+# 0.5 cannot be told from a coin. Two intervals that overlap do not settle an order: the judges answer the same pairs, and
+# a paired comparison is sharper. Chapter 11 makes it over seeds, for prompting < BT, PM > BT and mix2 > mix1. With few
+# code subsets, reasoning is mostly math-prm.
 
 # %%
 plotting.rewardbench_bars(

@@ -139,7 +139,7 @@ print("all checks hold")
 # We have n answers per prompt, all from the policy itself.
 #
 # 1. Set `generation.temperatures` to [0.3]. Predict the number of distinct answers per prompt.
-# 2. Set `generation.responses` to 6 and `generation.temperatures` to [1.0, 0.7, 0.4, 0.1]. Read the error.
+# 2. Set `generation.responses` to 6 and `generation.temperatures` to [1.0,0.7,0.4,0.1]. Read the error.
 # 3. With vLLM installed, set `generation.backend` to vllm. Which numbers change, and by how much?
 #
 # **Next:** [08 · Pair building](08_pair_building.ipynb)

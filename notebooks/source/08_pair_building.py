@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 08 · Pair building
 #
-# **The claim.** Of eight answers, take the best and the worst as the reward model ranks them: the two agents of
-# Algorithm 1 become best-of-8 and worst-of-8, which makes their difference, and so the exploration, as large as possible
-# (paper 3.3). Pairs of identical answers say nothing and are dropped. A length penalty (eq. 8) can keep the policy from
+# **The claim.** Algorithm 1 lets two policies answer each prompt: a *main agent*, the best policy for the data so far, and
+# an *enhancer*, which explores where the main agent is unsure. In practice both come from one policy: of eight answers
+# the reward model's best and worst are taken, best-of-8 and worst-of-8, which makes their difference, and so the
+# exploration, as large as possible (paper 3.3). Pairs of identical answers say nothing and are dropped. A length penalty (eq. 8) can keep the policy from
 # learning that longer is better.
 #
 # **You need** chapter 07.
@@ -163,6 +164,9 @@ print("all checks hold")
 # * An answer that ran into the token limit gets no end-of-turn token: the policy did not end it.
 #
 # ## Summary and exercises
+#
+# One pair for each prompt: the best and the worst of n answers by the penalised reward, unless they tie or are the same
+# text. On `tiny` the chosen answers are better than the average one, and not as good as a perfect judge's.
 #
 # 1. Set `pair_building.length_penalty` to 0.01. Predict the mean length change.
 # 2. Which share of prompts would be dropped with n = 2? Derive it from the rows above, then set

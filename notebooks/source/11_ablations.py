@@ -220,7 +220,7 @@ display(Markdown(tables.markdown_table(chosen, caption=report.CAPTION))) if chos
 # The paper's own ablation rows (Table 6), for orientation: another scale, another judge.
 
 # %%
-columns = ("LC AlpacaEval-2 (%)", "Arena-Hard (%)", "length (tokens)")
+columns = ("LC AlpacaEval-2 (%)", "Arena-Hard (%)", "length")
 display(Markdown(tables.markdown_table([{"paper": name, **dict(zip(columns, row, strict=True))} for name, row in paper.ABLATIONS.items()])))
 
 # %% [markdown]

@@ -157,7 +157,7 @@ def policy_claims(profile: Profile) -> list[Claim]:
               "Ranking by the penalised reward (eq. 8) gives shorter answers and a higher length-controlled win rate.",
               f"With and without λ, {last} iterations each; {equal}.",
               "The models before DPO, the prompts and the responses of iteration 1 are shared; later ones are not.",
-              "length 656 to 382 tokens, LC 37.2 to 41.9 %", ("penalty", RAW),
+              "length 656 to 382, LC 37.2 to 41.9 %", ("penalty", RAW),
               (Part("characters saved", f"length@{last}", "no_penalty", "penalty"),
                Part("LC win rate, with − without", f"lc_win_rate@{last}", "penalty", "no_penalty"),
                Part("win rate, with − without", f"win_rate@{last}", "penalty", "no_penalty", "measured")),

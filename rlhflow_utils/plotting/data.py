@@ -22,10 +22,10 @@ from rlhflow_utils.plotting.style import (
 
 
 def funnel(counts: Mapping[str, Mapping[str, Any]], caption: str = "") -> Figure:
-    """Where each source's rows went: kept, or dropped and why, in percent of the source.
+    """Where each source's pairs went: kept, or dropped and why, in percent of the source.
 
     Args:
-        counts: source -> `rows_in`, `rows_out` and `dropped` (reason -> rows), as a stage accounts for them.
+        counts: source -> `rows_in`, `rows_out` and `dropped` (reason -> pairs), as a stage accounts for them.
         caption: line below the figure.
     """
     sources = list(counts)
@@ -44,11 +44,11 @@ def funnel(counts: Mapping[str, Mapping[str, Any]], caption: str = "") -> Figure
         text = f"{readable(row['rows_in'])} → {readable(row['rows_out'])}"
         axes.text(1.5, index, text, va="center", fontsize=8, color=DARK)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="rows of the source (%); numbers: rows in → rows kept")
+    axes.set(xlim=(0, 100), xlabel="pairs of the source (%); numbers: pairs in → pairs kept")
     axes.tick_params(axis="y", length=0)
     legend_right(axes, title="reason")
     lost = 100 * (1 - total_out / max(total_in, 1))
-    return finish(figure, f"Filtering drops {lost:.1f} % of {readable(total_in)} rows", caption)
+    return finish(figure, f"Filtering drops {lost:.1f} % of {readable(total_in)} pairs", caption)
 
 
 def length_distributions(
@@ -133,7 +133,7 @@ def length_agreement(lengths: Mapping[str, Mapping[str, Sequence[float]]], capti
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     longer, shorter = int((shares - errors > 50).sum()), int((shares + errors < 50).sum())
-    title = f"Labels lean to the longer answer in {longer} of {len(sources)} rows, to the shorter in {shorter}"
+    title = f"Labels lean to the longer answer in {longer} of {len(sources)} bars, to the shorter in {shorter}"
     return finish(figure, title, caption)
 
 
@@ -152,7 +152,9 @@ def prompt_map(points: Sequence[Mapping[str, Any]], caption: str = "") -> Figure
         colour = CYCLE[index % len(CYCLE)]
         axes.scatter(place[:, 0], place[:, 1], s=9, alpha=0.55, color=colour, marker=marker, lw=0, label=source)
     axes.set(xticks=[], yticks=[], xlabel="first axis", ylabel="second axis")
-    legend_right(axes, markerscale=2)
+    for handle in legend_right(axes, markerscale=2).legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)  # opaque, or a swatch has another colour than its points
     return finish(
         figure, f"{readable(len(points))} prompts of {len(sources)} sources, by the words they share", caption
     )

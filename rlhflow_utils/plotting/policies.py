@@ -73,10 +73,11 @@ def reward_gap_histogram(gaps: Mapping[str, ArrayLike], caption: str = "") -> Fi
         axes.hist(values, edges, histtype="step", color=CYCLE[index], lw=1.6, label=label)
         axes.axvline(np.median(values), color=CYCLE[index], lw=1.4, ls="--")
     axes.grid(axis="y")
-    axes.set(xlabel="reward(chosen) − reward(rejected)", ylabel="pairs")
+    axes.set(xlabel="raw reward(chosen) − raw reward(rejected); dashed: median", ylabel="pairs")
     axes.legend()
     first, values = next(iter(arrays.items()))
-    return finish(figure, f"The {first.replace('_', ' ')} pair differs by {np.median(values):.2f} in reward", caption)
+    title = f"{first.replace('_', ' ')}: half of the pairs differ by {np.median(values):.2f} or more in raw reward"
+    return finish(figure, title, caption)
 
 
 def pair_length_change(changes: Mapping[str, ArrayLike], unit: str = "characters", caption: str = "") -> Figure:

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -89,6 +90,6 @@ def fill(index: int) -> dict[str, Any]:
     return {"color": CYCLE[index % len(CYCLE)], "hatch": "////" if index >= len(CYCLE) else None, "edgecolor": "white"}
 
 
-def legend_right(axes: Axes, **options: Any) -> None:
+def legend_right(axes: Axes, **options: Any) -> Legend:
     """A legend beside the axes, where it covers nothing."""
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **options)
+    return axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **options)
