@@ -130,6 +130,8 @@ def _steps_text(stage: PlannedStage) -> str:
     steps, tokens = stage.steps(), stage.tokens()
     if steps is None:
         return stage.size.note
+    if stage.size.rows is None:
+        return f"{steps:,}, as max_steps says ({stage.size.note})"
     blocks = f" in {stage.samples():,} blocks" if stage.packing else ""
     limit = "at most " if stage.objective else ""
     seen = f", {limit}{tokens / 1e6:,.0f} M tokens" if tokens else ""

@@ -75,16 +75,19 @@ class PlannedStage:
         return math.ceil(rows * tokens / self.settings.max_length) if tokens else None
 
     def steps(self) -> int | None:
-        """Optimiser steps over all epochs."""
+        """Optimiser steps of the whole run: `max_steps`, or those of all epochs."""
         samples = self.samples()
-        return None if samples is None else optimiser_steps(samples, self.settings)
+        if samples is None:
+            return self.settings.max_steps
+        return optimiser_steps(samples, self.settings)
 
     def tokens(self) -> float | None:
-        """Tokens seen over all epochs; for DPO pairs, whose lengths nobody knows yet, the most they can be."""
+        """Tokens seen in the whole run; for DPO pairs, whose lengths nobody knows yet, the most they can be."""
         if self.size.rows is None:
             return None
         each = self.size.row_tokens or (2 * self.settings.max_length if self.objective else None)
         if self.settings.max_steps is not None:
+            each = self.settings.max_length if self.packing else each
             return each and self.settings.max_steps * self.settings.global_batch_size * each
         return each and self.size.rows * each * self.settings.num_train_epochs
 

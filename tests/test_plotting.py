@@ -139,6 +139,7 @@ def test_characters_and_shares_have_axes_of_their_own() -> None:
     lengths = {**CLAIM["parts"][1], "metric": "length"}  # type: ignore[index]
     figure = plotting.claim_forest([{**CLAIM, "parts": [*CLAIM["parts"], lengths]}], caption="c")  # type: ignore[dict-item]
     assert [axes.get_xlabel() for axes in figure.axes] == ["share of prompts or pairs (0.1: ten points)", "characters"]
+    assert [len(axes.get_yticks()) for axes in figure.axes] == [1, 2]
 
 
 def test_every_figure_of_the_module_is_tested() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,11 @@ def test_steps_and_tokens_by_hand(llama: Profile) -> None:
     assert "without Summarization" in stages["03_bt_mix1"].size.note
     assert stages["09_iter1_dpo"].steps() == 314  # two epochs of 20,000 / 128 = 156.25, rounded up
     assert stages["02_sft"].steps() is None
+    limited = replace(stages["02_sft"], settings=stages["02_sft"].settings.model_copy(update={"max_steps": 50}))
+    assert limited.steps() == 50, "whatever the number of rows"
+    packed = stages["04_pm_mix2"]
+    packed = replace(packed, settings=packed.settings.model_copy(update={"max_steps": 10}))
+    assert packed.tokens() == 10 * 128 * 3072, "blocks of max_length"
     # The RM reads the prompt twice, the PM once: the difference is the mean prompt.
     twice, once = (mixture_size(llama, "mix2", n).row_tokens for n in (2, 1))
     assert twice is not None

@@ -35,6 +35,7 @@ from rlhflow_utils.claims.records import (
     read_records,
     variants_table,
 )
+from rlhflow_utils.claims.run import DEFAULT_PROFILE, seed_profile
 from rlhflow_utils.manifest import open_run
 
 run = open_run("11_ablations", PROFILE, RUN_DIR, SEED, OVERRIDES)
@@ -74,17 +75,18 @@ print(inspect.getsource(effects.part_verdict))
 # %% [markdown]
 # ## The arms
 #
-# Each arm is the profile with a few values changed, or its steps (*also*). An arm whose values are the profile's own is the
-# arm `main`. λ is the length penalty of eq. 8, in reward per character: an arm *without λ* ranks by the raw reward. The
-# best known of these is `no_penalty`; where rankers are compared (claims k, l, m) it goes by its ranker: the RM of all
-# pairs, the good RM, BT. The offline policy and the judges are described with their claims.
+# Each arm is the profile `tiny` with a few values changed, or its steps (*also*). An arm whose values are the profile's
+# own is the arm `main`. λ is the length penalty of eq. 8, in reward per character: an arm *without λ* ranks by the raw
+# reward. The best known of these is `no_penalty`; where rankers are compared (claims k, l, m) it goes by its ranker:
+# the RM of all pairs, the good RM, BT. The offline policy and the judges are described with their claims.
 
 # %%
-if run.profile.claims:
+measured = seed_profile(DEFAULT_PROFILE, {}, None)
+if records:
     rows = [
         {"arm": arm.name, "what": arm.what, "iterations": arm.iterations, "ranked by": arm.ranker, "changes": str(arm.overrides),
          "also": ", ".join(name for name in ("restart", "two_checkpoints") if getattr(arm, name)) or None}
-        for arm in build_arms(run.profile).values()
+        for arm in build_arms(measured).values()
     ]  # fmt: skip
     display(Markdown(tables.markdown_table(rows)))
 
@@ -195,8 +197,8 @@ display(Markdown(discussion(records)))
 # pick any of it up, how far a policy follows, and what each choice costs. The numbers are those of the claims' worlds.
 
 # %%
-if run.profile.claims:
-    display(Markdown(built_in(run.with_overrides(run.profile.claims.overrides).profile.world)))
+if records:
+    display(Markdown(built_in(measured.world)))
 
 # %% [markdown]
 # **What was known before.** Settings were chosen on development worlds, seeds 1 and 2: λ and the learning rate of DPO,

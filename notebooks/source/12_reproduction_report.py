@@ -20,6 +20,7 @@ from rlhflow_utils import paper, plotting, report, tables
 from rlhflow_utils.claims import report as claims
 from rlhflow_utils.claims.discussion import built_in, discussion
 from rlhflow_utils.claims.records import MISSING, READING, claims_table, read_records, variants_table
+from rlhflow_utils.claims.run import DEFAULT_PROFILE, seed_profile
 from rlhflow_utils.iterative_dpo import ranking_reward
 from rlhflow_utils.manifest import open_run
 
@@ -72,8 +73,8 @@ claims.show_sizes(records, run.profile)
 # What is built in to the claims' worlds:
 
 # %%
-if run.profile.claims:
-    display(Markdown(built_in(run.with_overrides(run.profile.claims.overrides).profile.world)))
+if records:
+    display(Markdown(built_in(seed_profile(DEFAULT_PROFILE, {}, None).world)))
 
 # %% [markdown]
 # ## This run: the result in one figure

@@ -22,7 +22,7 @@ class Arm:
         what: it in words.
         iterations: how many it runs.
         overrides: dotted profile keys -> values.
-        first: its first own iteration; those before are the main recipe's.
+        first: its first own iteration; those before are the main recipe's, and so are this one's pairs.
         ranker: who ranks the responses.
         restart: every iteration trains from the SFT model instead of the last iterate.
         two_checkpoints: half of the responses come from the iterate before (the enhancer of Algorithm 1).

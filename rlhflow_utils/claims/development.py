@@ -14,7 +14,7 @@ from rlhflow_utils.claims.arm_runs import run_arm
 from rlhflow_utils.claims.arms import Arm, claims_settings, loss_arm
 from rlhflow_utils.claims.measures import measure_loop
 from rlhflow_utils.claims.records import CLAIMS, DEVELOPMENT
-from rlhflow_utils.claims.run import seed_profile
+from rlhflow_utils.claims.run import profile_arguments, seed_profile
 from rlhflow_utils.claims.seed_run import SeedRun
 from rlhflow_utils.config import Profile
 from rlhflow_utils.manifest import locked, write_json
@@ -22,8 +22,15 @@ from rlhflow_utils.provenance import PROJECT, quiet_libraries
 from rlhflow_utils.tables import with_interval
 
 
-def choose_betas(profile_name: str, overrides: Mapping[str, Any], run_dir: str, results: Path = CLAIMS) -> None:
-    """Measure every candidate on the development seed and say which is best; the profile is not changed."""
+def choose_betas(profile_name: str, overrides: Mapping[str, Any], run_dir: str, results: Path | None = None) -> None:
+    """Measure every candidate on the development seed and say which is best; the profile is not changed.
+
+    Args:
+        profile_name: a profile with a section `claims`.
+        overrides: dotted profile keys -> values.
+        run_dir: where the stages go, relative to the project.
+        results: where the table goes; None: `results/claims/`, or for a changed profile `results/` in `run_dir`.
+    """
     quiet_libraries()
     settings = claims_settings(seed_profile(profile_name, overrides, None))
     seed = settings.development_seed
@@ -38,7 +45,9 @@ def choose_betas(profile_name: str, overrides: Mapping[str, Any], run_dir: str, 
             estimate = {"value": rate.value, "ci_low": rate.ci_low, "ci_high": rate.ci_high}
             table.setdefault(loss, {})[f"{beta:g}"] = estimate
     best = {loss: max(rates, key=lambda beta: rates[beta]["value"]) for loss, rates in table.items()}
-    command = "python -m rlhflow_utils claims --development"
+    changed = profile_arguments(profile_name, overrides)
+    command = f"python -m rlhflow_utils claims --development{changed}"
+    results = results or (PROJECT / run_dir / "results" if changed else CLAIMS)
     write_json(results / DEVELOPMENT, {"seed": seed, "win_rate": table, "best": best, "command": command})
     for loss, choice in settings.losses.items():
         rates = ", ".join(f"{beta}: {with_interval(rate)}" for beta, rate in table[loss].items())

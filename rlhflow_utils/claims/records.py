@@ -33,7 +33,7 @@ DEVELOPMENT = "development.json"
 MISSING = "No claim has been measured yet: `make claims` writes results/claims/."
 READING = (
     "The comparison shown is the one nearest to failing. Win rates and accuracies are shares (0.1: ten points); d "
-    "compares correlations, l gold rewards, bon nats."
+    "compares correlations, g characters or shares, l gold rewards, bon nats."
 )
 Record = dict[str, Any]
 
@@ -74,11 +74,14 @@ def claim_record(
 
 
 def write_records(records: Mapping[str, Record], folder: Path, aside: Path) -> None:
-    """Write each claim's file; where `folder` has one of more runs on our seeds, it stays and ours goes to `aside`."""
+    """Write each claim's file; where `folder` has one of more runs on our seeds, it stays and ours goes to `aside`.
+
+    Where both are one folder, what stands there is replaced.
+    """
     for identifier, record in records.items():
         file = folder / f"{identifier}.json"
         present = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        known = _runs(present) if present and _seeds(record) <= _seeds(present) else 0
+        known = _runs(present) if present and folder != aside and _seeds(record) <= _seeds(present) else 0
         if known > _runs(record):
             print(
                 f"claim {identifier}: {known} runs stand in {folder.name}/, not replaced by {_runs(record)}", flush=True

@@ -64,7 +64,7 @@ def run_claims(
         overrides: dotted profile keys -> values.
         run_dir: where the stages go, one folder a seed, relative to the project.
         results: where the JSON files go; None: `results/claims/`, and the README is rewritten from there. A changed
-            profile is another measurement: its files go to `results/` in `run_dir`.
+            profile is another measurement: its files go to `results/` in `run_dir`, in place of those there.
         workers: seeds at once, each in a process of its own with its share of the cores.
 
     Raises:

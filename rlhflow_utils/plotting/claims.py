@@ -30,7 +30,7 @@ COLOURS = {"holds": GREEN, "does not hold": RED, "inconclusive": ORANGE, None: G
 def claim_forest(records: Sequence[Record], caption: str = "") -> Figure:
     """Every comparison of some claims: the mean over seeds with its interval, each seed as a small mark.
 
-    One panel per claim, since their units differ; the colour is the comparison's verdict, grey where it has no say.
+    One panel per claim and unit; the colour is the comparison's verdict, grey where it has no say.
 
     Args:
         records: of `results/claims/`.

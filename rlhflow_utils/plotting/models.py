@@ -59,7 +59,7 @@ def loss_curves(
         axes.axhline(baseline, color=GREY, lw=1, ls="--")
         axes.text(0.995, baseline, baseline_label or f"{baseline:.3f}", fontsize=8, color=DARK, **place)
     axes.grid(axis="y")
-    axes.set(xlabel="optimiser step", ylabel="loss (nats); thick: mean of the last 4 % of steps")
+    axes.set(xlabel="optimiser step", ylabel="loss (nats); thick: running mean over 4 % of the steps")
     axes.legend()
     title = "The training loss falls" if falling else "The training loss does not fall in every run"
     return finish(figure, title, caption)
