@@ -11,8 +11,8 @@ from rlhflow_utils.tables import markdown_table
 # Name in the text below -> claim and comparison.
 COMPARISONS = {
     "loop": ("e", "iterative − offline DPO"),
+    "loop_sft": ("e", "iterative DPO − SFT"),
     "loop_right": ("e", "right answers, iterative − offline DPO"),
-    "loop_lc": ("e", "LC win rate, iterative − offline DPO"),
     "characters": ("e", "characters, iterative DPO − SFT"),
     "lambda_loop": ("e", "with λ: iterative − offline DPO"),
     "lambda_right": ("e", "with λ: right answers, iterative − offline DPO"),
@@ -21,50 +21,68 @@ COMPARISONS = {
     "offline": ("e", "offline DPO − SFT"),
     "offline_right": ("e", "right answers, offline DPO − SFT"),
     "offline_characters": ("e", "characters, offline DPO − SFT"),
+    "first": ("f", "iteration 1 − SFT"),
     "second": ("f", "iteration 2 − iteration 1"),
+    "lambda_first": ("f", "with λ: iteration 1 − SFT"),
     "proxy": ("l", "proxy gain, good RM"),
     "gold": ("l", "gold gain, good RM"),
     "gold_weak": ("l", "gold gain, weak RM"),
-    "gold_lambda": ("l", "gold gain, with λ"),
     "correlation": ("d", "mix2 alone"),
     "equal_length": ("d", "mix1 − mix2, equal size"),
+    "all_safety": ("c", "mix2 − mix1, safety"),
     "equal_safety": ("c", "mix2, equal size − mix1, safety"),
     "equal_reasoning": ("c", "mix2, equal size − mix1, reasoning"),
     "best_worst": ("j", "best-worst − random"),
     "best_worst_raw": ("k", "RM of all pairs − random pairs"),
+    "better_mixture": ("k", "RM of mix2 − of mix1"),
+    "more_pairs": ("k", "RM of all pairs − of few"),
+    "more_pairs_accuracy": ("k", "the RMs' accuracy, all pairs − few"),
+    "restart": ("i", "last iterate − restart"),
+    "replay": ("n", "replay − new only"),
+    "reference": ("reference", "fixed − moving"),
     "pm": ("b", "PM − BT, held-out pairs"),
+    "pm_ranks": ("m", "tournament − random"),
+    "prompted": ("a", "prompting − coin, chat_hard"),
+    "pm_prompted": ("a", "PM − prompting, chat_hard"),
     "bt_coin": ("b", "BT − coin, reasoning"),
     "pm_coin": ("b", "PM − coin, reasoning"),
     "tax": ("h", "iterative DPO − SFT"),
     "tax_offline": ("h", "offline DPO − SFT"),
 }
 TEXT = """
-* **The loop adds filler, the penalty takes it out (e, g).** Without λ, the setting of the paper's 37.2, iterative
-  less offline DPO is {loop} by win rate, which counts filler; in right answers it is {loop_right}, at equal lengths
-  {loop_lc}. Against SFT its answers change by {characters} characters, with λ by {lambda_characters}. With λ,
-  iterative less offline DPO is {lambda_loop} by win rate, {lambda_right} in right answers and {lambda_lc} at equal
-  lengths. So what λ surely buys is brevity. That either loop is right more often than offline DPO does not show; an
-  interval that includes zero proves no equality.{lambda_right_elsewhere}
-* **Offline DPO is right more often, and longer (e).** Right answers, offline DPO less SFT: {offline_right}. Its
-  answers grow, too (characters: {offline_characters}), and filler loses comparisons, so the win rate shows little of
-  it: {offline}.
-* **Without λ the loop goes down after its first iteration (f, l).** Without λ, iteration 2 less iteration 1 is
-  {second}, while the reward that it is trained on goes on rising ({proxy}). Gold reward from SFT to the last
-  iteration: {gold} with the RM of all pairs, {gold_weak} with one of few pairs, {gold_lambda} with λ. The RM's
-  correlation with length on SFT's answers is {correlation}: what an average over SFT's answers shows is not what a
-  policy finds when it searches.
-* **Which pair is chosen matters little (j, k).** Best against worst, less two random answers in the order of the
-  same RM: {best_worst} with λ; {best_worst_raw} without. Every rule draws two texts that differ: one that may draw
-  the same text twice loses pairs, and then budgets are compared and not rules.
-* **mix2's gain in safety is in its sources, not in its size (c).** An RM of as many pairs as mix1 has shows it,
-  too: {equal_safety}. Its gain in reasoning does not show at equal size: {equal_reasoning}. For length (d) it is
-  {equal_length}.
-* **The PM is uneven at this budget (b, m).** Held-out accuracy, PM less BT: {pm}. All it is told of a pair is one
-  token; in some worlds it catches on and in others hardly, and it ranks accordingly. Both claims speak about this
-  budget, not about PMs. In reasoning neither judge is far from a coin: BT {bt_coin}, PM {pm_coin}.
-* **A tax, if any, falls on offline DPO (h).** The untouched skill, offline DPO less SFT: {tax_offline}; iterative
-  DPO less SFT: {tax}. Each world tests it on few items, and where SFT itself has hardly learnt it there is nothing
-  to lose.
+* **The loop adds filler, the penalty takes it out (e, f, g).** Without λ, the setting of the paper's 37.2, the loop
+  gains nothing over SFT that shows: iteration 1 less SFT is {first}, the last iteration less SFT {loop_sft}; its
+  answers change by {characters} characters. With λ, iteration 1 less SFT is {lambda_first}, and the answers change by
+  {lambda_characters} characters. With λ, iterative less offline DPO is {lambda_loop} by win rate, but {lambda_right}
+  in right answers and {lambda_lc} at equal lengths. So what λ surely buys is brevity. (An interval that includes zero
+  proves no equality.){lambda_right_elsewhere}
+* **Offline DPO is right more often than SFT, and yet does not win (e).** Right answers, offline DPO less SFT:
+  {offline_right}. But its answers grow (characters: {offline_characters}), a phrase too many loses a comparison between
+  two right answers, and so its win rate less one half is {offline}. Which of the two one reads decides the second half
+  of the claim.
+* **The proxy rises, the truth does not follow (f, l).** Without λ the reward that the loop is trained on goes on
+  rising from iteration 1 to the last ({proxy}), while the win rate of iteration 2 less that of iteration 1 is {second}.
+  Gold reward from SFT to the last iteration: {gold} with the RM of all pairs, {gold_weak} with one of few. Yet on SFT's
+  answers the RM's correlation with length is {correlation}: an average over SFT's answers does not show what a policy
+  finds when it searches.
+* **Which pair is chosen matters little (j, k).** Best against worst, less two random answers in the order of the same
+  RM: {best_worst} with λ, {best_worst_raw} without. One reading: the rule that follows the RM furthest follows it into
+  its errors, too.
+* **Other choices inside the loop hardly show (i, n, reference).** The last iterate less a restart, which trains for
+  twice as long: {restart}. Replay of all pairs less new ones only: {replay}. π₀ as fixed reference less the last
+  iterate as reference: {reference}.
+* **A better RM gives a better policy, where the RMs do differ (k).** The RM of mix2 less that of mix1, after one
+  iteration: {better_mixture}. All pairs less few, after three: {more_pairs}; but in accuracy these two RMs themselves
+  differ by {more_pairs_accuracy}.
+* **What mix2 changes is in its sources, not in its size (c, d).** An RM of as many pairs as mix1 has is better in
+  safety, {equal_safety}; with all of mix2 worlds differ more: {all_safety}. In reasoning it stays open at equal size:
+  {equal_reasoning}. It leans less to length (mix1 less mix2): {equal_length}.
+* **The PM is behind at this budget (a, b, m).** It sees each pair once, as the BT model does, and all it is told of a
+  pair is one token: held-out accuracy, PM less BT, {pm}. Its pairs are no better than random ones: {pm_ranks}. The
+  prompted model, which has read graded exam sheets but no preference, is better than a coin in chat-hard ({prompted}),
+  where the PM less it is {pm_prompted}. In reasoning neither trained judge is told from a coin: BT {bt_coin}, PM {pm_coin}.
+* **A tax falls on offline DPO (h).** The untouched skill, offline DPO less SFT: {tax_offline}; iterative DPO less
+  SFT: {tax}.
 * **Worlds differ more than arms.** A seed draws facts, annotators and a base model, and base models of this size
   learn the skills unevenly. So few draws decide large effects only: *inconclusive* means "not enough worlds" more
   often than "no effect". The *no worse* claims (h, i, m, o) are hard to confirm.
