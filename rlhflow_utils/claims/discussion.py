@@ -80,7 +80,8 @@ TEXT = """
 * **The PM is behind at this budget (a, b, m).** It sees each pair once, as the BT model does, and all it is told of a
   pair is one token: held-out accuracy, PM less BT, {pm}. Its pairs are no better than random ones: {pm_ranks}. The
   prompted model, which has read graded exam sheets but no preference, is better than a coin in chat-hard ({prompted}),
-  where the PM less it is {pm_prompted}. In reasoning neither trained judge is told from a coin: BT {bt_coin}, PM {pm_coin}.
+  where the PM less it is {pm_prompted}. In reasoning neither trained judge is told from a coin: BT {bt_coin}, PM
+  {pm_coin}.
 * **A tax falls on offline DPO (h).** The untouched skill, offline DPO less SFT: {tax_offline}; iterative DPO less
   SFT: {tax}.
 * **Worlds differ more than arms.** A seed draws facts, annotators and a base model, and base models of this size
