@@ -53,9 +53,9 @@ TEXT = """
 * **The loop adds filler, the penalty takes it out (e, f, g).** Without λ, the setting of the paper's 37.2, the loop
   gains nothing over SFT that shows: iteration 1 less SFT is {first}, the last iteration less SFT {loop_sft}; its
   answers change by {characters} characters. With λ, iteration 1 less SFT is {lambda_first}, and the answers change by
-  {lambda_characters} characters. With λ, iterative less offline DPO is {lambda_loop} by win rate, but {lambda_right}
-  in right answers and {lambda_lc} at equal lengths. So what λ surely buys is brevity. (An interval that includes zero
-  proves no equality.){lambda_right_elsewhere}
+  {lambda_characters} characters. With λ, iterative less offline DPO is {lambda_loop} by win rate, but {lambda_lc}
+  at equal lengths and {lambda_right} in right answers.{lambda_right_elsewhere} So what λ surely buys is brevity. (An
+  interval that includes zero proves no equality.)
 * **Offline DPO is right more often than SFT, and yet does not win (e).** Right answers, offline DPO less SFT:
   {offline_right}. But its answers grow (characters: {offline_characters}), a phrase too many loses a comparison between
   two right answers, and so its win rate less one half is {offline}. Which of the two one reads decides the second half
@@ -122,7 +122,9 @@ def discussion(records: Mapping[str, Record]) -> str:
             for part in other["parts"]
             if part["part"] == name
         ]
-        numbers[f"{key}_elsewhere"] = f" With other annotators, over prompts: {', '.join(others)}." if others else ""
+        numbers[f"{key}_elsewhere"] = (
+            f" The same with other annotators, over prompts: {', '.join(others)}." if others else ""
+        )
     return TEXT.format(**numbers)
 
 

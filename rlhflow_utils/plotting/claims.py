@@ -87,7 +87,7 @@ def claim_curves(record: Record, arms: Mapping[str, str], caption: str = "") -> 
         arms: arm -> its name in the legend.
         caption: line below the figure.
     """
-    figure, panels = new_figure(columns=2, height=3.2)
+    figure, panels = new_figure(columns=2, height=3.8)
     labels = {"proxy": "proxy reward since iteration 1", "gold": "gold reward since SFT"}
     for axes, (metric, label_y) in zip(panels, labels.items(), strict=True):
         for colour, (arm, label) in zip(CYCLE, arms.items(), strict=False):
@@ -128,7 +128,7 @@ def claim_sizes(record: Record, shares: Mapping[str, float], caption: str = "") 
         shares: arm -> share of the main mixture.
         caption: line below the figure.
     """
-    figure, [axes] = new_figure(height=2.8)
+    figure, [axes] = new_figure(height=3.2)
     arms = sorted(shares, key=lambda arm: shares[arm])
     seeds = list(record["arms"][arms[0]])
     curves = [[100 * record["arms"][arm][seed]["accuracy"] for arm in arms] for seed in seeds]
