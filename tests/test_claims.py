@@ -6,13 +6,14 @@ import json
 import math
 import shlex
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import pytest
 
 from rlhflow_utils.claims.arms import Arm, build_arms, same_as_main
 from rlhflow_utils.claims.designs import build_claims, wanted_arms
-from rlhflow_utils.claims.discussion import COMPARISONS, built_in, discussion
+from rlhflow_utils.claims.discussion import COMPARISONS, TEXT, built_in, discussion
 from rlhflow_utils.claims.effects import (
     OVER_PROMPTS,
     OVER_SEEDS,
@@ -351,6 +352,8 @@ def test_the_discussion_rests_on_comparisons_that_exist(tiny: Profile) -> None:
     claims = build_claims(tiny)
     for claim, name in COMPARISONS.values():
         assert name in [part.name for part in claims[claim].parts]
+    named = {name.removesuffix("_elsewhere") for _, name, *_ in Formatter().parse(TEXT) if name}
+    assert named == set(COMPARISONS), "each is told"
     assert "(not measured)" not in discussion(read_records())
     assert discussion({}) == MISSING
     alone = discussion({name: record for name, record in read_records().items() if name == "e"})

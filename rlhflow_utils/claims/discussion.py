@@ -10,9 +10,7 @@ from rlhflow_utils.tables import markdown_table
 
 # Name in the text below -> claim and comparison.
 COMPARISONS = {
-    "loop": ("e", "iterative − offline DPO"),
     "loop_sft": ("e", "iterative DPO − SFT"),
-    "loop_right": ("e", "right answers, iterative − offline DPO"),
     "characters": ("e", "characters, iterative DPO − SFT"),
     "lambda_loop": ("e", "with λ: iterative − offline DPO"),
     "lambda_right": ("e", "with λ: right answers, iterative − offline DPO"),
