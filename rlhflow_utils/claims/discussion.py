@@ -66,11 +66,11 @@ TEXT = """
 * **Which pair is chosen matters little (j, k).** Best against worst, less two random answers in the order of the same
   RM: {best_worst} with λ, {best_worst_raw} without. One reading: the rule that follows the RM furthest follows it into
   its errors, too.
-* **Other choices inside the loop hardly show (i, n, reference).** The last iterate less a restart, which trains for
-  twice as long: {restart}. Replay of all pairs less new ones only: {replay}. π₀ as fixed reference less the last
+* **Other choices inside the loop hardly show (i, n, reference).** The last iterate less a restart, which trains on
+  all pairs so far: {restart}. Replay of all pairs less new ones only: {replay}. π₀ as fixed reference less the last
   iterate as reference: {reference}.
 * **A better RM gives a better policy, where the RMs do differ (k).** The RM of mix2 less that of mix1, after one
-  iteration: {better_mixture}. All pairs less few, after three: {more_pairs}; but in accuracy these two RMs themselves
+  iteration: {better_mixture}. All pairs less few, after the last: {more_pairs}; but in accuracy these two RMs themselves
   differ by {more_pairs_accuracy}.
 * **What mix2 changes is in its sources, not in its size (c, d).** An RM of as many pairs as mix1 has is better in
   safety, {equal_safety}; with all of mix2 worlds differ more: {all_safety}. In reasoning it stays open at equal size:
