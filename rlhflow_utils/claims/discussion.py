@@ -70,8 +70,8 @@ TEXT = """
   all pairs so far: {restart}. Replay of all pairs less new ones only: {replay}. π₀ as fixed reference less the last
   iterate as reference: {reference}.
 * **A better RM gives a better policy, where the RMs do differ (k).** The RM of mix2 less that of mix1, after one
-  iteration: {better_mixture}. All pairs less few, after the last: {more_pairs}; but in accuracy these two RMs themselves
-  differ by {more_pairs_accuracy}.
+  iteration: {better_mixture}. All pairs less few, after the last: {more_pairs}; but these two RMs themselves differ in
+  accuracy by {more_pairs_accuracy}.
 * **What mix2 changes is in its sources, not in its size (c, d).** An RM of as many pairs as mix1 has is better in
   safety, {equal_safety}; with all of mix2 worlds differ more: {all_safety}. In reasoning it stays open at equal size:
   {equal_reasoning}. It leans less to length (mix1 less mix2): {equal_length}.
