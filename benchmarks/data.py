@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhflow_utils.settings import FilterSettings, SourceSettings
+    from rlhflow_utils.guide.settings import FilterSettings, SourceSettings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -101,7 +101,7 @@ def write_rows(path: Path, count: int) -> None:
 
 def our_settings(file: Path) -> tuple[SourceSettings, FilterSettings]:
     """The source and the rules' numbers, as the profiles have them."""
-    from rlhflow_utils.settings import FilterSettings, SourceSettings
+    from rlhflow_utils.guide.settings import FilterSettings, SourceSettings
 
     source = SourceSettings.model_validate(
         {"name": "HH-RLHF", "schema": "hh_rlhf", "hub_id": None, "hub_config": None, "revision": None, "split": None,
@@ -115,8 +115,7 @@ def our_settings(file: Path) -> tuple[SourceSettings, FilterSettings]:
 
 def run_ours(file: Path, out: Path) -> tuple[int, dict[str, int], Path]:
     """The package's one pass over the source."""
-    from rlhflow_utils.funnel import Funnel
-    from rlhflow_utils.pair_table import Measuring, filter_source
+    from rlhflow_utils.data.mixtures import Funnel, Measuring, filter_source
 
     source, settings = our_settings(file)
     funnel, path = Funnel(), out / "ours.arrow"
@@ -132,7 +131,7 @@ def measure(side: str, file: Path, out: Path) -> None:
     import datasets
 
     datasets.disable_progress_bars()
-    import rlhflow_utils.pair_table  # imports are not part of the comparison  # noqa: F401
+    import rlhflow_utils.data.mixtures  # imports are not part of the comparison  # noqa: F401
 
     idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -186,12 +185,12 @@ def compare(folder: Path, rows: int, rounds: int) -> None:
 
 def print_parts(file: Path, rows: int = 10_000) -> None:
     """Where our time goes: each part of the pass alone, on the first rows, in share of their sum."""
-    from rlhflow_utils.chat import prompt_key
-    from rlhflow_utils.filters import first_failure, opening_key, pair_hashes
-    from rlhflow_utils.pair_table import ArrowSink, pair_schema, standard_row
-    from rlhflow_utils.source_statistics import measure as measure_lengths
-    from rlhflow_utils.source_statistics import word_lengths
-    from rlhflow_utils.sources import convert, native_rows
+    from rlhflow_utils.data.filters import first_failure, opening_key, pair_hashes
+    from rlhflow_utils.data.mixtures import ArrowSink, pair_schema, standard_row
+    from rlhflow_utils.data.overview import measure as measure_lengths
+    from rlhflow_utils.data.overview import word_lengths
+    from rlhflow_utils.data.sources import convert, native_rows
+    from rlhflow_utils.models.chat import prompt_key
 
     source, settings = our_settings(file)
     seconds, clock = {}, time.perf_counter()

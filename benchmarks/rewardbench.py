@@ -39,7 +39,7 @@ def _reference_module() -> Any:
 
 def against_the_package(reference: Any, python: Path, rows: list[Any], repeats: int) -> float:
     """The package's seconds over ours for the BT model; the best of several runs on both sides."""
-    from rlhflow_utils import reward_model
+    from rlhflow_utils.models import reward_model
 
     model = reference.FIXTURE / "model"
     found = [reference.run_package(python, model, rows) for _ in range(repeats)]
@@ -56,8 +56,8 @@ def against_the_package(reference: Any, python: Path, rows: list[Any], repeats: 
 
 def against_single_pairs(rows: list[Any], repeats: int) -> float:
     """Seconds of a loop that asks the PM pair by pair over those of one batched call."""
-    from rlhflow_utils.base_model import build_model, train_tokenizer
-    from rlhflow_utils.preference_model import load_compare
+    from rlhflow_utils.models.preference_model import load_compare
+    from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
     texts = [text for row in rows for text in (row["prompt"][0]["content"], row["chosen"], row["rejected"])]
     tokenizer = train_tokenizer(texts, vocab_size=1000)
@@ -77,9 +77,9 @@ def against_single_pairs(rows: list[Any], repeats: int) -> float:
 
 def world_rows() -> list[Any]:
     """The simulated world's RewardBench: the pairs that chapter 05 judges on `tiny`."""
-    from rlhflow_utils.config import load_profile
-    from rlhflow_utils.simulator import World
-    from rlhflow_utils.simulator.evaluation_sets import write_benchmark
+    from rlhflow_utils.guide.profile import load_profile
+    from rlhflow_utils.simulator.corpus import write_benchmark
+    from rlhflow_utils.simulator.gold import World
 
     rows = write_benchmark(World(load_profile("tiny").world))
     return [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]

@@ -47,7 +47,7 @@ def make_model(folder: Path, seed: int = 0) -> None:
     import torch
     from transformers import LlamaForSequenceClassification
 
-    from rlhflow_utils.base_model import build_model, train_tokenizer
+    from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
     tokenizer = train_tokenizer([CORPUS], vocab_size=512)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2}
@@ -75,8 +75,8 @@ def make_model(folder: Path, seed: int = 0) -> None:
 
 def load_rows(root: Path) -> list[Any]:
     """LLMBar's five subsets, HumanEvalPack's six and the XSTest pairs, through the project's converters."""
-    from rlhflow_utils.config import load_profile
-    from rlhflow_utils.rewardbench import load_benchmark
+    from rlhflow_utils.evaluation.rewardbench import load_benchmark
+    from rlhflow_utils.guide.profile import load_profile
 
     return load_benchmark(load_profile("slices").rewardbench.sources, root)[0]
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.config import parse_override
-from rlhflow_utils.runner import run_guide
+from rlhflow_utils.guide.chapters import run_guide
+from rlhflow_utils.guide.profile import parse_override
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,8 +32,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _claims(options: argparse.Namespace) -> None:
-    from rlhflow_utils.claims.development import choose_betas
-    from rlhflow_utils.claims.run import run_claims
+    from rlhflow_utils.claims.run import choose_betas, run_claims
 
     overrides = dict(parse_override(text) for text in options.set)
     if options.development:
@@ -44,14 +43,14 @@ def _claims(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from rlhflow_utils.dry_run import check_profile
+    from rlhflow_utils.training.check import check_profile
 
     check_profile(options.profile, dict(parse_override(text) for text in options.set))
 
 
 def _chat(options: argparse.Namespace) -> None:
-    from rlhflow_utils.chat_benchmarks.command import run_benchmark
-    from rlhflow_utils.config import load_profile
+    from rlhflow_utils.evaluation.chat_benchmarks import run_benchmark
+    from rlhflow_utils.guide.profile import load_profile
 
     profile = load_profile(options.profile, dict(parse_override(text) for text in options.set))
     out = Path(options.out)
@@ -64,10 +63,10 @@ def _chat(options: argparse.Namespace) -> None:
 
 
 def _academic(options: argparse.Namespace) -> None:
-    from rlhflow_utils.academic import evaluate_academic
-    from rlhflow_utils.config import load_profile
-    from rlhflow_utils.manifest import write_json
-    from rlhflow_utils.provenance import PROJECT
+    from rlhflow_utils.evaluation.academic import evaluate_academic
+    from rlhflow_utils.guide.profile import load_profile
+    from rlhflow_utils.guide.provenance import PROJECT
+    from rlhflow_utils.guide.stage import write_json
 
     profile = load_profile(options.profile, {"data.root": options.data_root} if options.data_root else None)
     results = evaluate_academic(
@@ -86,7 +85,7 @@ def _academic(options: argparse.Namespace) -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from rlhflow_utils.data_command import run_data
+    from rlhflow_utils.data.command import run_data
 
     overrides = dict(parse_override(text) for text in options.set)
     if options.data_root:
@@ -95,22 +94,21 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _push_data(options: argparse.Namespace) -> None:
-    from rlhflow_utils.hub import push_mixture
-    from rlhflow_utils.settings import HubSettings
+    from rlhflow_utils.data.cards import push_mixture
+    from rlhflow_utils.guide.settings import HubSettings
 
     settings = HubSettings(push=True, namespace=options.namespace, private=not options.public)
     print(push_mixture(Path(options.folder), options.mixture, settings))
 
 
 def _pin(options: argparse.Namespace) -> None:
-    from rlhflow_utils.pinning import pin
+    from rlhflow_utils.data.cards import pin
 
     pin(options.profile)
 
 
 def _notebooks(options: argparse.Namespace) -> None:
-    from rlhflow_utils.notebooks import publish, sync
-    from rlhflow_utils.results import publish_results
+    from rlhflow_utils.guide.chapters import publish, publish_results, sync
 
     sync()
     if options.run_dir:

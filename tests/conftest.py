@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from loopback import ChatServer, Reply
 
-from rlhflow_utils.provenance import PROJECT, quiet_libraries
+from rlhflow_utils.guide.provenance import PROJECT, quiet_libraries
 
 quiet_libraries()
 DATA_ROOT = PROJECT.parent / "shared" / "data"

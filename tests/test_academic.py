@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tiny_models import WORDS
 
-from rlhflow_utils import academic, academic_tasks
 from rlhflow_utils.__main__ import main
-from rlhflow_utils.base_model import build_model, train_tokenizer
+from rlhflow_utils.evaluation import academic
+from rlhflow_utils.evaluation import academic as academic_tasks
+from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from loopback import Reply
 
-from rlhflow_utils.chat_benchmarks import alpaca_eval_2 as ae
+from rlhflow_utils.evaluation import chat_benchmarks as ae
 
 
 def test_published_length_controlled_win_rates_come_out(data_root: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from rlhflow_utils.base_model import build_model, train_tokenizer
+from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
 TEXTS = ["What is 37+45?\n37+45=82, so 82.", "The pet of Zorn is cat. The pet of Mira is dog."] * 20
 

@@ -13,9 +13,9 @@ import pytest
 from loopback import Reply
 from tiny_models import MODEL, save_policy, settings
 
-from rlhflow_utils.chat_benchmarks import arena_hard as ah
-from rlhflow_utils.chat_benchmarks import mt_bench as mt
-from rlhflow_utils.endpoint import ChatEndpoint
+from rlhflow_utils.evaluation import arena_hard as ah
+from rlhflow_utils.evaluation import mt_bench as mt
+from rlhflow_utils.evaluation.judges import ChatEndpoint
 
 JUDGMENTS = "model_judgment_gemini-1.5-pro-api-0514_phi-3-medium-4k-instruct.jsonl"
 

@@ -11,41 +11,36 @@ from typing import Any
 
 import pytest
 
-from rlhflow_utils.claims.arms import Arm, build_arms, same_as_main
-from rlhflow_utils.claims.designs import build_claims, wanted_arms
-from rlhflow_utils.claims.discussion import COMPARISONS, TEXT, built_in, discussion
-from rlhflow_utils.claims.effects import (
+from rlhflow_utils.claims.designs import Arm, build_arms, build_claims, same_as_main, wanted_arms
+from rlhflow_utils.claims.pipeline import best_of_n_kl, gain, knock_out, section_units
+from rlhflow_utils.claims.run import choose_claims, plan_jobs, profile_arguments, seed_profile
+from rlhflow_utils.claims.tables import COMPARISONS, TEXT, budgets, built_in, discussion
+from rlhflow_utils.claims.verdicts import (
+    CLAIMS,
+    DEVELOPMENT,
+    MISSING,
     OVER_PROMPTS,
     OVER_SEEDS,
     Effect,
     Measure,
     Part,
+    claim_record,
     claim_verdict,
+    claims_table,
     deciding_effect,
     part_effect,
     part_verdict,
-    seed_difference,
-    t_interval,
-)
-from rlhflow_utils.claims.measures import gain, section_units
-from rlhflow_utils.claims.records import (
-    CLAIMS,
-    DEVELOPMENT,
-    MISSING,
-    claim_record,
-    claims_table,
     parts_table,
     read_records,
+    seed_difference,
     signed,
+    t_interval,
     verdict_text,
     write_records,
 )
-from rlhflow_utils.claims.report import budgets
-from rlhflow_utils.claims.run import choose_claims, plan_jobs, profile_arguments, seed_profile
-from rlhflow_utils.claims.stages import best_of_n_kl, knock_out
-from rlhflow_utils.config import ConfigError, Profile, load_profile
-from rlhflow_utils.provenance import PROJECT
-from rlhflow_utils.statistics import Estimate, bon_kl
+from rlhflow_utils.evaluation.statistics import Estimate, bon_kl
+from rlhflow_utils.guide.profile import ConfigError, Profile, load_profile
+from rlhflow_utils.guide.provenance import PROJECT
 
 LETTERS = list("abcdefghijklmno")
 

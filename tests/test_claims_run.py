@@ -13,8 +13,8 @@ import pytest
 from datasets import load_from_disk
 
 from rlhflow_utils.claims.run import run_claims, seed_profile
-from rlhflow_utils.config import load_profile
-from rlhflow_utils.provenance import PROJECT
+from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.guide.provenance import PROJECT
 from rlhflow_utils.simulator.gold import World
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhflow_utils import code_hash
+from rlhflow_utils.guide import code_hash
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_real_training_stages_depend_on_what_they_train_with() -> None:
-    closure = code_hash._closure("rlhflow_utils.training_stages")
+    closure = code_hash._closure("rlhflow_utils.training.stages")
     wanted = {"training", "trainers", "training_data", "chat", "preference_model", "manifest", "config"}
     assert {f"rlhflow_utils.{name}" for name in wanted} <= closure
-    assert "rlhflow_utils.rewardbench" not in closure
+    assert "rlhflow_utils.evaluation.rewardbench" not in closure

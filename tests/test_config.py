@@ -10,8 +10,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from rlhflow_utils.config import ConfigError, Profile, load_profile, parse_override, set_dotted
-from rlhflow_utils.provenance import PROJECT
+from rlhflow_utils.guide.profile import ConfigError, Profile, load_profile, parse_override, set_dotted
+from rlhflow_utils.guide.provenance import PROJECT
 
 
 def _raw() -> dict[str, Any]:

@@ -8,15 +8,23 @@ from pathlib import Path
 import pytest
 from huggingface_hub import DatasetCard
 
-from rlhflow_utils.card_sections import OTHER_REASONS, rule_text
-from rlhflow_utils.config import load_profile
-from rlhflow_utils.data_audit import audit_rows
-from rlhflow_utils.data_cards import FOLDER, collect_counts, load_audit, load_counts, load_facts, render_all
-from rlhflow_utils.filters import RULES
-from rlhflow_utils.manifest import Sections, Stage, stage_seed
-from rlhflow_utils.preference_data import build_preference_data
-from rlhflow_utils.source_statistics import PAPER_TABLE1
-from rlhflow_utils.sources import CONVERTERS
+from rlhflow_utils.data.cards import (
+    FOLDER,
+    OTHER_REASONS,
+    audit_rows,
+    collect_counts,
+    load_audit,
+    load_counts,
+    load_facts,
+    render_all,
+    rule_text,
+)
+from rlhflow_utils.data.filters import RULES
+from rlhflow_utils.data.mixtures import build_preference_data
+from rlhflow_utils.data.overview import PAPER_TABLE1
+from rlhflow_utils.data.sources import CONVERTERS
+from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.guide.stage import Sections, Stage, stage_seed
 
 
 def test_committed_cards_match_the_renderer() -> None:

@@ -16,12 +16,20 @@ from datasets import load_dataset, load_from_disk
 from huggingface_hub import DatasetCard
 
 from rlhflow_utils.__main__ import main
-from rlhflow_utils.config import PROFILES_FOLDER, load_profile
-from rlhflow_utils.data_command import with_published_sets
-from rlhflow_utils.hub import export_mixture, mixture_card, push_mixture
-from rlhflow_utils.pinning import FACTS, Repository, open_revisions, pin_files, pin_text
-from rlhflow_utils.settings import HubSettings
-from rlhflow_utils.source_statistics import explain_table1, side_by_side, table1_of
+from rlhflow_utils.data.cards import (
+    FACTS,
+    Repository,
+    export_mixture,
+    mixture_card,
+    open_revisions,
+    pin_files,
+    pin_text,
+    push_mixture,
+)
+from rlhflow_utils.data.command import with_published_sets
+from rlhflow_utils.data.overview import explain_table1, side_by_side, table1_of
+from rlhflow_utils.guide.profile import PROFILES_FOLDER, load_profile
+from rlhflow_utils.guide.settings import HubSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -204,7 +212,7 @@ def test_published_sets_take_the_place_of_the_raw_sources() -> None:
 
 
 def test_side_by_side_has_two_lines_for_a_source_of_the_paper() -> None:
-    from rlhflow_utils.source_statistics import SourceLengths
+    from rlhflow_utils.data.overview import SourceLengths
 
     sums = {"SHP": SourceLengths(pairs=2, prompt=4, chosen=6, rejected=5, prompts={"a"}), "Own": SourceLengths()}
     rows = table1_of(sums, "tokens", "google/gemma-2b-it")

@@ -21,12 +21,18 @@ from hypothesis import strategies as st
 from test_filters import settings as filter_settings
 from test_sources import CASES, settings
 
-from rlhflow_utils.decontamination import NgramIndex, words_of
-from rlhflow_utils.filters import ZERO_WIDTH, conversation_failure, first_failure, pair_hashes, prompt_failure
-from rlhflow_utils.funnel import Funnel
-from rlhflow_utils.pair_table import Measuring, filter_source
-from rlhflow_utils.sources import CONVERTERS, SourceError, convert, load_rows, read_records
-from rlhflow_utils.sources.records import Candidate, Conversation, Prompt
+from rlhflow_utils.data.filters import (
+    ZERO_WIDTH,
+    NgramIndex,
+    conversation_failure,
+    first_failure,
+    pair_hashes,
+    prompt_failure,
+    words_of,
+)
+from rlhflow_utils.data.mixtures import Funnel, Measuring, filter_source
+from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError, load_rows
+from rlhflow_utils.data.sources import CONVERTERS, convert, read_records
 
 hypothesis_settings.register_profile(
     "data", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.decontamination import HeldOut, NgramIndex, words_of
-from rlhflow_utils.settings import DecontaminationSettings
+from rlhflow_utils.data.filters import HeldOut, NgramIndex, words_of
+from rlhflow_utils.guide.settings import DecontaminationSettings
 
 EVALUATION = "Name the three longest rivers of the old world and their sources."  # twelve words
 
@@ -98,9 +98,9 @@ def test_agrees_with_a_search_over_all_positions() -> None:
 
 def test_real_rows_that_repeat_an_evaluation_prompt(data_root: Path) -> None:
     """HH-RLHF row 75 opens like XSTest's row 182; UltraFeedback and LLaMA-Factory repeat long instructions."""
-    from rlhflow_utils.config import load_profile
-    from rlhflow_utils.prompt_data import prompts_of_sources
-    from rlhflow_utils.sources import read_candidates
+    from rlhflow_utils.data.mixtures import prompts_of_sources
+    from rlhflow_utils.data.sources import read_candidates
+    from rlhflow_utils.guide.profile import load_profile
 
     settings = load_profile("slices").data
     held_out = HeldOut(settings.decontamination)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhflow_utils.chat import prompt_key
-from rlhflow_utils.filters import (
+from rlhflow_utils.data.filters import (
     RULES,
     PairMemory,
     conversation_failure,
@@ -18,9 +17,10 @@ from rlhflow_utils.filters import (
     pair_hashes,
     prompt_failure,
 )
-from rlhflow_utils.funnel import Funnel
-from rlhflow_utils.settings import FilterSettings
-from rlhflow_utils.sources.records import Candidate, Conversation
+from rlhflow_utils.data.mixtures import Funnel
+from rlhflow_utils.data.reading import Candidate, Conversation
+from rlhflow_utils.guide.settings import FilterSettings
+from rlhflow_utils.models.chat import prompt_key
 
 USER, AGAIN = {"role": "user", "content": "Q"}, {"role": "user", "content": "Q2"}
 REPLY = {"role": "assistant", "content": "a"}

@@ -12,10 +12,11 @@ import torch
 from datasets import Dataset
 from tiny_models import MODEL, POSITIONS, prompts, save_policy, settings
 
-from rlhflow_utils.chat import encode_prompt, load_tokenizer, stop_token_ids
-from rlhflow_utils.decoding import choose_tokens, sample_responses
-from rlhflow_utils.engines import open_engine
-from rlhflow_utils.generation import (
+from rlhflow_utils.guide.stage import Stage
+from rlhflow_utils.models.chat import encode_prompt, load_tokenizer, stop_token_ids
+from rlhflow_utils.models.forward import length_batches, load_model
+from rlhflow_utils.online.engines import choose_tokens, open_engine, sample_responses
+from rlhflow_utils.online.generation import (
     GenerationJob,
     drop_long_prompts,
     generate,
@@ -25,8 +26,6 @@ from rlhflow_utils.generation import (
     response_temperatures,
     run_generation,
 )
-from rlhflow_utils.inference import length_batches, load_model
-from rlhflow_utils.manifest import Stage
 
 SEED = 7
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from loopback import Reply
 
-from rlhflow_utils import judge as jd
-from rlhflow_utils.config import load_profile
-from rlhflow_utils.endpoint_judge import EndpointJudge, both_orders, comparison_prompt, parse_verdict
+from rlhflow_utils.evaluation import judges as jd
+from rlhflow_utils.evaluation.judges import EndpointJudge, both_orders, comparison_prompt, parse_verdict
+from rlhflow_utils.guide.profile import load_profile
 
 
 class LengthJudge:

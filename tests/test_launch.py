@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_training import build_tiny_model, losses, make_job, weights
 
-from rlhflow_utils.child_process import stream_command
-from rlhflow_utils.manifest import write_json
-from rlhflow_utils.settings import LaunchSettings
-from rlhflow_utils.training import launch_command, run_training
+from rlhflow_utils.guide.child_process import stream_command
+from rlhflow_utils.guide.settings import LaunchSettings
+from rlhflow_utils.guide.stage import write_json
+from rlhflow_utils.training.trainers import launch_command, run_training
 
 KINDS = ("sft", "reward", "dpo")
 IN_PROCESS = LaunchSettings(num_processes=0, accelerate_config=None, use_cpu=True)
@@ -46,7 +46,7 @@ def test_the_command_line_comes_from_the_profile(tmp_path: Path) -> None:
     config = Path(command[command.index("--config_file") + 1])
     assert config.is_file()
     assert "--cpu" not in command
-    assert command[-3:] == ["-m", "rlhflow_utils.training", str(job)]
+    assert command[-3:] == ["-m", "rlhflow_utils.training.trainers", str(job)]
     assert "--cpu" in launch_command(job, TWO)
 
 

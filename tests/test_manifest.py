@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from rlhflow_utils import code_hash, manifest
-from rlhflow_utils.config import Profile, load_profile
-from rlhflow_utils.manifest import Run, Stage, is_current, locked, write_json
-from rlhflow_utils.provenance import PROJECT
-from rlhflow_utils.tables import run_line
+from rlhflow_utils.guide import code_hash
+from rlhflow_utils.guide import stage as manifest
+from rlhflow_utils.guide.profile import Profile, load_profile
+from rlhflow_utils.guide.provenance import PROJECT
+from rlhflow_utils.guide.stage import Run, Stage, is_current, locked, write_json
+from rlhflow_utils.guide.tables import run_line
 
 CALLS: list[str] = []
 

@@ -13,9 +13,16 @@ import nbformat
 import pytest
 from PIL import Image
 
-from rlhflow_utils.notebooks import NOTEBOOKS, SOURCES, cells_of, read_source, small_picture
-from rlhflow_utils.provenance import PROJECT
-from rlhflow_utils.runner import code_of, notebook_parameters
+from rlhflow_utils.guide.chapters import (
+    NOTEBOOKS,
+    SOURCES,
+    cells_of,
+    code_of,
+    notebook_parameters,
+    read_source,
+    small_picture,
+)
+from rlhflow_utils.guide.provenance import PROJECT
 
 CHAPTERS = [f"{number:02d}" for number in range(13)]
 NAMES = sorted(path.stem for path in SOURCES.glob("[0-9][0-9]_*.py"))

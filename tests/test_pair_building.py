@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from rlhflow_utils.manifest import Stage
-from rlhflow_utils.pair_building import build_pair, build_pairs, build_preference_pairs, penalised_rewards
+from rlhflow_utils.guide.stage import Stage
+from rlhflow_utils.online.pair_building import build_pair, build_pairs, build_preference_pairs, penalised_rewards
 
 PROMPT = [{"role": "user", "content": "Name a colour."}]
 

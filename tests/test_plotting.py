@@ -13,8 +13,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from rlhflow_utils import paper, plotting
-from rlhflow_utils.plotting.style import edges_through_zero, readable
+from rlhflow_utils.claims import tables as claim_tables
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables as paper
+from rlhflow_utils.guide.figures.style import edges_through_zero, readable
 
 RNG = np.random.default_rng(0)
 
@@ -120,15 +122,15 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     "policy_bars": (lambda: plotting.policy_bars(POLICIES, "c"), "Highest gold win rate: iterative, 0.7"),
     "win_rate_against_length": (lambda: plotting.win_rate_against_length(POINTS, "c"), "SFT, 50.0 % with 60"),
     "claim_forest": (
-        lambda: plotting.claim_forest([CLAIM, {**CLAIM, "verdict": "holds"}], caption="c"),
+        lambda: claim_tables.claim_forest([CLAIM, {**CLAIM, "verdict": "holds"}], caption="c"),
         "2 claims: 1 inconclusive, 1 holds",
     ),
     "claim_curves": (
-        lambda: plotting.claim_curves(CLAIM, {"main": "the main recipe"}, caption="c"),
+        lambda: claim_tables.claim_curves(CLAIM, {"main": "the main recipe"}, caption="c"),
         "Proxy and gold reward over the iterations (claim l: inconclusive)",
     ),
     "claim_sizes": (
-        lambda: plotting.claim_sizes(CLAIM, {"bt": 1.0, "half": 0.5}, caption="c"),
+        lambda: claim_tables.claim_sizes(CLAIM, {"bt": 1.0, "half": 0.5}, caption="c"),
         "accuracy 70.0 to 80.0 %",
     ),
     "chapter_times": (lambda: plotting.chapter_times({"00": 30.0, "09": 90.0}, "c"), "2.0 minutes; 09 took 75 %"),
@@ -137,13 +139,13 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
 
 def test_characters_and_shares_have_axes_of_their_own() -> None:
     lengths = {**CLAIM["parts"][1], "metric": "length"}  # type: ignore[index]
-    figure = plotting.claim_forest([{**CLAIM, "parts": [*CLAIM["parts"], lengths]}], caption="c")  # type: ignore[dict-item]
+    figure = claim_tables.claim_forest([{**CLAIM, "parts": [*CLAIM["parts"], lengths]}], caption="c")  # type: ignore[dict-item]
     assert [axes.get_xlabel() for axes in figure.axes] == ["share of prompts or pairs (0.1: ten points)", "characters"]
     assert [len(axes.get_yticks()) for axes in figure.axes] == [1, 2]
 
 
 def test_every_figure_of_the_module_is_tested() -> None:
-    assert set(FIGURES) == set(plotting.__all__)
+    assert set(FIGURES) == {*plotting.__all__, "claim_curves", "claim_forest", "claim_sizes"}
 
 
 @pytest.mark.parametrize("name", list(FIGURES))

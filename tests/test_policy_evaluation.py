@@ -11,12 +11,12 @@ import pytest
 from datasets import Dataset
 from loopback import ChatServer
 
-from rlhflow_utils import policy_evaluation as pe
-from rlhflow_utils.config import Profile, load_profile
-from rlhflow_utils.iterative_dpo import ranking_reward
-from rlhflow_utils.judge import GoldJudge, build_judge, compare_rewards
-from rlhflow_utils.manifest import Run, Stage
-from rlhflow_utils.simulator.evaluation_sets import write_eval_prompts
+from rlhflow_utils.evaluation import policies as pe
+from rlhflow_utils.evaluation.judges import GoldJudge, build_judge, compare_rewards
+from rlhflow_utils.guide.profile import Profile, load_profile
+from rlhflow_utils.guide.stage import Run, Stage
+from rlhflow_utils.online.iterative_dpo import ranking_reward
+from rlhflow_utils.simulator.corpus import write_eval_prompts
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,23 @@ from typing import Any
 import pytest
 from datasets import Dataset, load_from_disk
 
-from rlhflow_utils.base_model import train_tokenizer
-from rlhflow_utils.chat import prompt_key
-from rlhflow_utils.config import Profile, load_profile
-from rlhflow_utils.filters import opening_key
-from rlhflow_utils.funnel import Funnel
-from rlhflow_utils.manifest import Sections, Stage
-from rlhflow_utils.pair_table import Measuring, filter_source
-from rlhflow_utils.preference_data import PARTITIONS, build_preference_data, partition_of, subsample
-from rlhflow_utils.settings import DataSettings, PartitionSettings
-from rlhflow_utils.simulator import write_world
-from rlhflow_utils.source_statistics import PAPER_TABLE1, table1, word_lengths
+from rlhflow_utils.data.filters import opening_key
+from rlhflow_utils.data.mixtures import (
+    PARTITIONS,
+    Funnel,
+    Measuring,
+    build_preference_data,
+    filter_source,
+    partition_of,
+    subsample,
+)
+from rlhflow_utils.data.overview import PAPER_TABLE1, table1, word_lengths
+from rlhflow_utils.guide.profile import Profile, load_profile
+from rlhflow_utils.guide.settings import DataSettings, PartitionSettings
+from rlhflow_utils.guide.stage import Sections, Stage
+from rlhflow_utils.models.chat import prompt_key
+from rlhflow_utils.simulator.world import write_world
+from rlhflow_utils.training.base_model import train_tokenizer
 
 SMALL_WORLD: dict[str, Any] = {
     "world.corpus": {"statements": 10, "questions": 10, "proofread": 10, "graded": 10, "comparisons": 10},

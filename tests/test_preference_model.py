@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_models import MODEL, POSITIONS, WORDS, prompts, save_policy
 
-from rlhflow_utils.chat import encode_prompt, load_tokenizer, render
-from rlhflow_utils.inference import load_model
-from rlhflow_utils.preference_model import (
+from rlhflow_utils.models.chat import encode_prompt, load_tokenizer, render
+from rlhflow_utils.models.forward import load_model
+from rlhflow_utils.models.preference_model import (
     Comparison,
     chosen_first,
     format_comparison,

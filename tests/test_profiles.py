@@ -12,12 +12,19 @@ import yaml
 from tiny_training import build_tiny_model
 
 from rlhflow_utils import __main__ as command_line
-from rlhflow_utils.config import PROFILES_FOLDER, Profile, load_profile, parse_override, validate_profile
-from rlhflow_utils.dry_run import ModelSize, check_profile, memory_bytes, model_size
-from rlhflow_utils.provenance import PROJECT
-from rlhflow_utils.sources import CONVERTERS
-from rlhflow_utils.training import training_arguments
-from rlhflow_utils.training_plan import PlannedStage, mixture_size, planned_stages
+from rlhflow_utils.data.sources import CONVERTERS
+from rlhflow_utils.guide.profile import PROFILES_FOLDER, Profile, load_profile, parse_override, validate_profile
+from rlhflow_utils.guide.provenance import PROJECT
+from rlhflow_utils.training.check import (
+    ModelSize,
+    PlannedStage,
+    check_profile,
+    memory_bytes,
+    mixture_size,
+    model_size,
+    planned_stages,
+)
+from rlhflow_utils.training.trainers import training_arguments
 
 PROFILES = sorted(path.stem for path in PROFILES_FOLDER.glob("*.yaml"))
 
@@ -173,7 +180,7 @@ CONVERSATION = [
 
 
 def _render(profile: Profile, folder: Path, messages: list[dict[str, str]]) -> str:
-    from rlhflow_utils.chat import load_tokenizer, render
+    from rlhflow_utils.models.chat import load_tokenizer, render
 
     tokenizer = load_tokenizer(build_tiny_model(folder))
     tokenizer.chat_template = profile.model.chat_template

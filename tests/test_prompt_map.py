@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhflow_utils.decontamination import words_of
-from rlhflow_utils.prompt_map import embed, project, prompt_map
+from rlhflow_utils.data.filters import words_of
+from rlhflow_utils.data.overview import embed, project, prompt_map
 
 CITIES = ["what is the capital of France", "what is the capital of Chile", "name the capital city of Chile",
           "is Paris the capital of France", "which city is the capital"]  # fmt: skip

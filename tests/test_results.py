@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from rlhflow_utils.provenance import PROJECT
-from rlhflow_utils.results import BLOCK, CLAIMS_BLOCK, README, RESULTS, claims_block, iterations, readme_block
-from rlhflow_utils.tables import cell, interval, markdown_table
+from rlhflow_utils.guide.chapters import BLOCK, CLAIMS_BLOCK, README, RESULTS, claims_block, iterations, readme_block
+from rlhflow_utils.guide.provenance import PROJECT
+from rlhflow_utils.guide.tables import cell, interval, markdown_table
 
 
 def test_readme_block_is_the_one_that_results_give() -> None:

@@ -10,10 +10,10 @@ import torch
 from datasets import Dataset
 from tiny_models import MODEL, POSITIONS, WORDS, prompts, save_policy, save_reward_model
 
-from rlhflow_utils import reward_model
-from rlhflow_utils.chat import encode_conversation, load_tokenizer
-from rlhflow_utils.manifest import Stage
-from rlhflow_utils.reward_model import Conversation, score, score_responses
+from rlhflow_utils.guide.stage import Stage
+from rlhflow_utils.models import reward_model
+from rlhflow_utils.models.chat import encode_conversation, load_tokenizer
+from rlhflow_utils.models.reward_model import Conversation, score, score_responses
 
 RESPONSES = [" ".join(WORDS.split()[:count]) for count in (1, 9, 3, 14, 0, 6)]
 

@@ -10,15 +10,15 @@ from types import SimpleNamespace
 import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from rlhflow_utils import rewardbench as rb
-from rlhflow_utils.base_model import build_model, train_tokenizer
-from rlhflow_utils.config import load_profile
-from rlhflow_utils.judge import ScoringJudge, build_judge, judge_pairs
-from rlhflow_utils.manifest import Stage
-from rlhflow_utils.settings import SourceSettings
-from rlhflow_utils.simulator import World
-from rlhflow_utils.simulator.evaluation_sets import write_benchmark
-from rlhflow_utils.statistics import Estimate
+from rlhflow_utils.evaluation import rewardbench as rb
+from rlhflow_utils.evaluation.judges import ScoringJudge, build_judge, judge_pairs
+from rlhflow_utils.evaluation.statistics import Estimate
+from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.guide.settings import SourceSettings
+from rlhflow_utils.guide.stage import Stage
+from rlhflow_utils.simulator.corpus import write_benchmark
+from rlhflow_utils.simulator.gold import World
+from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
 
 def _estimate(value: float, n: int = 50) -> Estimate:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rlhflow_utils import rewardbench as rb
-from rlhflow_utils.config import load_profile
+from rlhflow_utils.evaluation import rewardbench as rb
+from rlhflow_utils.guide.profile import load_profile
 
 FIXTURE = Path(__file__).parent / "fixtures" / "rewardbench"
 SECTIONS = {"chat_hard": "Chat Hard", "safety": "Safety", "reasoning": "Reasoning"}

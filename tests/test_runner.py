@@ -10,10 +10,17 @@ import nbformat
 import pytest
 
 from rlhflow_utils import __main__ as command_line
-from rlhflow_utils import runner
-from rlhflow_utils.config import ConfigError
-from rlhflow_utils.notebooks import METADATA
-from rlhflow_utils.runner import ChapterError, check_parameters, code_of, find_chapters, notebook_parameters, run_guide
+from rlhflow_utils.guide import chapters as runner
+from rlhflow_utils.guide.chapters import (
+    METADATA,
+    ChapterError,
+    check_parameters,
+    code_of,
+    find_chapters,
+    notebook_parameters,
+    run_guide,
+)
+from rlhflow_utils.guide.profile import ConfigError
 
 PARAMETERS = 'PROFILE = "tiny"\nRUN_DIR = "runs/tiny"\nSEED = 0\nOVERRIDES = {}'
 STAGES = """

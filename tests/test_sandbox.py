@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhflow_utils.sandbox import run_program
+from rlhflow_utils.evaluation.sandbox import run_program
 
 
 def test_recorded_hostile_samples_pass_half(data_root: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from rlhflow_utils import paper, side_by_side
-from rlhflow_utils.tables import markdown_table
+from rlhflow_utils.guide import tables as paper
+from rlhflow_utils.guide import tables as side_by_side
+from rlhflow_utils.guide.tables import markdown_table
 
 
 def _with_interval(key: str, value: float) -> dict[str, float]:

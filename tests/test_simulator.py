@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rlhflow_utils.simulator import World, WorldSettings, write_world
-from rlhflow_utils.simulator.annotators import rank_responses, utility
+from rlhflow_utils.guide.settings import WorldSettings
+from rlhflow_utils.simulator.corpus import write_eval_prompts, write_translation_test
 from rlhflow_utils.simulator.dirt import DIRT_OF_SOURCE
-from rlhflow_utils.simulator.evaluation_sets import write_eval_prompts, write_translation_test
-from rlhflow_utils.simulator.responses import write_distinct_responses
-from rlhflow_utils.simulator.sources import MIX1_SOURCES
+from rlhflow_utils.simulator.gold import World
+from rlhflow_utils.simulator.native_rows import MIX1_SOURCES, rank_responses, utility
+from rlhflow_utils.simulator.tasks import write_distinct_responses
+from rlhflow_utils.simulator.world import write_world
 
 SKILLS = ("chat", "chat_hard", "safety", "reasoning")
 EVEN = dict.fromkeys(SKILLS, 1.0)

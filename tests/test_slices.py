@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlhflow_utils.provenance import PROJECT
+from rlhflow_utils.guide.provenance import PROJECT
 
 # Everything that only takes time is made small; sources, filters, splits and stages stay those of the profile.
 SHORT = {

@@ -12,18 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from rlhflow_utils.settings import SourceSettings
-from rlhflow_utils.sources import (
+from rlhflow_utils.data.reading import SourceError, load_rows
+from rlhflow_utils.data.sources import (
     CONVERTERS,
-    SourceError,
     convert,
-    load_rows,
     load_texts,
     native_rows,
     read_candidates,
     read_conversations,
     read_prompts,
 )
+from rlhflow_utils.guide.settings import SourceSettings
 
 USER = [{"role": "user", "content": "Q"}]
 DIALOGUE = [*USER, {"role": "assistant", "content": "a"}, {"role": "user", "content": "Q2"}]

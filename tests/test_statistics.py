@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhflow_utils import statistics as st
+from rlhflow_utils.evaluation import statistics as st
 
 
 def test_win_rate_counts_ties_half() -> None:

@@ -15,11 +15,12 @@ from datasets import Dataset
 from tiny_training import SETTINGS, build_tiny_model, losses, make_job, tokenised_rows, weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
-from rlhflow_utils.chat import IGNORED, load_tokenizer
-from rlhflow_utils.manifest import write_json
-from rlhflow_utils.provenance import PROJECT
-from rlhflow_utils.settings import LoraSettings
-from rlhflow_utils.training import (
+from rlhflow_utils.guide.provenance import PROJECT
+from rlhflow_utils.guide.settings import LoraSettings
+from rlhflow_utils.guide.stage import write_json
+from rlhflow_utils.models.chat import IGNORED, load_tokenizer
+from rlhflow_utils.training.stages import dpo_tokens, reward_tokens, sft_tokens, tokenise
+from rlhflow_utils.training.trainers import (
     _check_global_batch,
     accumulation_steps,
     build_trainer,
@@ -28,7 +29,6 @@ from rlhflow_utils.training import (
     train,
     training_arguments,
 )
-from rlhflow_utils.training_data import dpo_tokens, reward_tokens, sft_tokens, tokenise
 
 LN2 = math.log(2)
 CONVERSATION = [

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny_models import MODEL, prompts, save_policy, settings
 
-from rlhflow_utils.chat import encode_prompt, load_tokenizer
-from rlhflow_utils.engines import VllmEngine, open_engine
-from rlhflow_utils.generation import generate, response_log_probs
-from rlhflow_utils.inference import load_model
+from rlhflow_utils.models.chat import encode_prompt, load_tokenizer
+from rlhflow_utils.models.forward import load_model
+from rlhflow_utils.online.engines import VllmEngine, open_engine
+from rlhflow_utils.online.generation import generate, response_log_probs
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 TOLERANCE = 1e-3  # nats

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import pytest
 
-from rlhflow_utils.base_model import build_model, train_tokenizer
-from rlhflow_utils.chat import encode_prompt, encode_response
-from rlhflow_utils.chat_benchmarks import alpaca_eval_2, arena_hard, mt_bench
-from rlhflow_utils.endpoint import ChatEndpoint
-from rlhflow_utils.endpoint_judge import EndpointJudge, comparison_prompt
+from rlhflow_utils.evaluation import arena_hard, mt_bench
+from rlhflow_utils.evaluation import chat_benchmarks as alpaca_eval_2
+from rlhflow_utils.evaluation.judges import ChatEndpoint, EndpointJudge, comparison_prompt
+from rlhflow_utils.models.chat import encode_prompt, encode_response
+from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 POSITIONS = 2048

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.base_model import build_model, train_tokenizer
-from rlhflow_utils.settings import GenerationSettings, ModelSettings
+from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
+from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
 POSITIONS = 192
 WORDS = "what is the colour of the sky tell me about red green blue one two three and a short poem please"

@@ -8,11 +8,11 @@ from typing import Any
 
 from datasets import Dataset
 
-from rlhflow_utils.base_model import build_model, train_tokenizer
-from rlhflow_utils.chat import load_tokenizer
-from rlhflow_utils.settings import ModelSettings, TrainingSettings
-from rlhflow_utils.training import DpoObjective, TrainingJob
-from rlhflow_utils.training_data import dpo_tokens, reward_tokens, sft_tokens, tokenise
+from rlhflow_utils.guide.settings import ModelSettings, TrainingSettings
+from rlhflow_utils.models.chat import load_tokenizer
+from rlhflow_utils.training.base_model import build_model, train_tokenizer
+from rlhflow_utils.training.stages import dpo_tokens, reward_tokens, sft_tokens, tokenise
+from rlhflow_utils.training.trainers import DpoObjective, TrainingJob
 
 WORDS = "the red cat sat on a mat with 12 dogs and 3 birds near blue river stone".split()
 MODEL_SETTINGS = ModelSettings(

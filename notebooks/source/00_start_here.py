@@ -38,11 +38,14 @@ import json
 import math
 import platform
 
-from rlhflow_utils import base_model, chat, plotting, provenance, tables
-from rlhflow_utils.inputs import local_files
-from rlhflow_utils.manifest import open_run
-from rlhflow_utils.simulator.stage import build_world
-from rlhflow_utils.training_stages import train_base_model
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import provenance, tables
+from rlhflow_utils.guide.run import local_files
+from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.models import chat
+from rlhflow_utils.simulator.world import build_world
+from rlhflow_utils.training import base_model
+from rlhflow_utils.training.stages import train_base_model
 
 run = open_run("00_start_here", PROFILE, RUN_DIR, SEED, OVERRIDES)
 
@@ -116,7 +119,7 @@ if run.profile.world:
 
 # %%
 if run.profile.world:
-    from rlhflow_utils.simulator import World
+    from rlhflow_utils.simulator.gold import World
 
     gold = World(run.profile.world)
     for answer in ("3+4=7, so 7.", "Sure! 3+4=7, so 7. I hope this helps.", "3+4=8, so 8."):

@@ -25,13 +25,17 @@ from pathlib import Path
 from datasets import load_from_disk
 from IPython.display import Markdown, display
 
-from rlhflow_utils import chat, filters, plotting, source_statistics, sources, tables
-from rlhflow_utils.data_cards import load_facts
-from rlhflow_utils.data_command import funnel_rows
-from rlhflow_utils.decontamination import HeldOut
-from rlhflow_utils.inputs import base_model, local_files
-from rlhflow_utils.manifest import StageFolder, open_run
-from rlhflow_utils.preference_data import build_preference_data
+from rlhflow_utils.data import filters, sources
+from rlhflow_utils.data import overview as source_statistics
+from rlhflow_utils.data.cards import load_facts
+from rlhflow_utils.data.command import funnel_rows
+from rlhflow_utils.data.filters import HeldOut
+from rlhflow_utils.data.mixtures import build_preference_data
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide.run import base_model, local_files
+from rlhflow_utils.guide.stage import StageFolder, open_run
+from rlhflow_utils.models import chat
 
 # %%
 run = open_run("01_dataset_filtering", PROFILE, RUN_DIR, SEED, OVERRIDES)

@@ -21,10 +21,13 @@ import math
 from datasets import load_from_disk
 from IPython.display import Markdown, display
 
-from rlhflow_utils import chat, plotting, tables, training_data
-from rlhflow_utils.inputs import base_model
-from rlhflow_utils.manifest import open_run
-from rlhflow_utils.training_stages import train_sft
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide.run import base_model
+from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.models import chat
+from rlhflow_utils.training import stages as training_data
+from rlhflow_utils.training.stages import train_sft
 
 run = open_run("02_supervised_finetuning", PROFILE, RUN_DIR, SEED, OVERRIDES)
 data = run.folder("01_preference_data")

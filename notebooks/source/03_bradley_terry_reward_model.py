@@ -21,10 +21,13 @@ import statistics
 from datasets import load_from_disk
 from IPython.display import Markdown, display
 
-from rlhflow_utils import chat, plotting, tables, training_data
-from rlhflow_utils.manifest import open_run
-from rlhflow_utils.model_evaluation import evaluate_reward_model, write_clean_test_pairs
-from rlhflow_utils.training_stages import train_reward_model
+from rlhflow_utils.evaluation.reward_models import evaluate_reward_model, write_clean_test_pairs
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.models import chat
+from rlhflow_utils.training import stages as training_data
+from rlhflow_utils.training.stages import train_reward_model
 
 run = open_run("03_bradley_terry_reward_model", PROFILE, RUN_DIR, SEED, OVERRIDES)
 data, sft = run.folder("01_preference_data"), run.folder("02_sft")

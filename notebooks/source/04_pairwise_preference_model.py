@@ -20,10 +20,12 @@ import math
 from datasets import load_from_disk
 from IPython.display import Markdown, display
 
-from rlhflow_utils import chat, plotting, preference_model, tables
-from rlhflow_utils.manifest import open_run
-from rlhflow_utils.model_evaluation import evaluate_preference_model
-from rlhflow_utils.training_stages import train_preference_model
+from rlhflow_utils.evaluation.reward_models import evaluate_preference_model
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.models import chat, preference_model
+from rlhflow_utils.training.stages import train_preference_model
 
 run = open_run("04_pairwise_preference_model", PROFILE, RUN_DIR, SEED, OVERRIDES)
 data, sft, test = run.folder("01_preference_data"), run.folder("02_sft"), run.folder("03_test_pairs")

@@ -18,10 +18,13 @@ import inspect
 
 from IPython.display import Markdown, display
 
-from rlhflow_utils import paper, plotting, rewardbench, tables
-from rlhflow_utils.inputs import local_files
-from rlhflow_utils.manifest import open_run
-from rlhflow_utils.rewardbench import evaluate_rewardbench
+from rlhflow_utils.evaluation import rewardbench
+from rlhflow_utils.evaluation.rewardbench import evaluate_rewardbench
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide import tables as paper
+from rlhflow_utils.guide.run import local_files
+from rlhflow_utils.guide.stage import open_run
 
 run = open_run("05_rewardbench_evaluation", PROFILE, RUN_DIR, SEED, OVERRIDES)
 main = run.profile.data.main_mixture

@@ -20,12 +20,15 @@ import inspect
 from datasets import load_from_disk
 from IPython.display import Markdown, display
 
-from rlhflow_utils import paper, plotting, statistics, tables
-from rlhflow_utils.generation import generate_responses
-from rlhflow_utils.length_bias import measure_length_bias
-from rlhflow_utils.manifest import open_run
-from rlhflow_utils.reward_model import score_responses
-from rlhflow_utils.simulator import World
+from rlhflow_utils.evaluation import statistics
+from rlhflow_utils.evaluation.reward_models import measure_length_bias
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide import tables as paper
+from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.models.reward_model import score_responses
+from rlhflow_utils.online.generation import generate_responses
+from rlhflow_utils.simulator.gold import World
 
 run = open_run("06_length_bias", PROFILE, RUN_DIR, SEED, OVERRIDES)
 data, sft = run.folder("01_preference_data"), run.folder("02_sft")

@@ -23,9 +23,14 @@ import math
 from datasets import load_from_disk
 from IPython.display import Markdown, display
 
-from rlhflow_utils import chat, decoding, generation, plotting, statistics, tables
-from rlhflow_utils.iterative_dpo import Setting, generate_for_iteration
-from rlhflow_utils.manifest import open_run
+from rlhflow_utils.evaluation import statistics
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.models import chat
+from rlhflow_utils.online import engines as decoding
+from rlhflow_utils.online import generation
+from rlhflow_utils.online.iterative_dpo import Setting, generate_for_iteration
 
 run = open_run("07_generation", PROFILE, RUN_DIR, SEED, OVERRIDES)
 data, sft = run.folder("01_preference_data"), run.folder("02_sft")

@@ -22,10 +22,13 @@ from dataclasses import asdict
 from datasets import load_from_disk
 from IPython.display import Markdown, display
 
-from rlhflow_utils import pair_building, plotting, statistics, tables
-from rlhflow_utils.iterative_dpo import Setting, build_pairs_for_iteration, score_for_iteration
-from rlhflow_utils.manifest import open_run
-from rlhflow_utils.simulator import World
+from rlhflow_utils.evaluation import statistics
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.online import pair_building
+from rlhflow_utils.online.iterative_dpo import Setting, build_pairs_for_iteration, score_for_iteration
+from rlhflow_utils.simulator.gold import World
 
 run = open_run("08_pair_building", PROFILE, RUN_DIR, SEED, OVERRIDES)
 data, sft = run.folder("01_preference_data"), run.folder("02_sft")

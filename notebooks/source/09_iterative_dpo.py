@@ -20,10 +20,12 @@ import math
 
 from IPython.display import Markdown, display
 
-from rlhflow_utils import iterative_dpo, plotting, tables
-from rlhflow_utils.inputs import judge_model
-from rlhflow_utils.iterative_dpo import Setting, evaluate, evaluation_responses, ranking_reward, run_iteration
-from rlhflow_utils.manifest import open_run
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide.run import judge_model
+from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.online import iterative_dpo
+from rlhflow_utils.online.iterative_dpo import Setting, evaluate, evaluation_responses, ranking_reward, run_iteration
 
 run = open_run("09_iterative_dpo", PROFILE, RUN_DIR, SEED, OVERRIDES)
 data, sft = run.folder("01_preference_data"), run.folder("02_sft")

@@ -18,14 +18,20 @@ import inspect
 
 from IPython.display import Markdown, display
 
-from rlhflow_utils import hub, paper, plotting, policy_evaluation, side_by_side, statistics, tables
-from rlhflow_utils.claims.records import read_records
-from rlhflow_utils.generation import generate_responses
-from rlhflow_utils.inputs import judge_model, local_files
-from rlhflow_utils.iterative_dpo import Setting, evaluate
-from rlhflow_utils.manifest import open_run
-from rlhflow_utils.policy_evaluation import evaluate_exact_match, write_exact_match_prompts
-from rlhflow_utils.training_stages import train_offline_dpo
+from rlhflow_utils.claims.verdicts import read_records
+from rlhflow_utils.data import cards as hub
+from rlhflow_utils.evaluation import policies as policy_evaluation
+from rlhflow_utils.evaluation import statistics
+from rlhflow_utils.evaluation.policies import evaluate_exact_match, write_exact_match_prompts
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide import tables as paper
+from rlhflow_utils.guide import tables as side_by_side
+from rlhflow_utils.guide.run import judge_model, local_files
+from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.online.generation import generate_responses
+from rlhflow_utils.online.iterative_dpo import Setting, evaluate
+from rlhflow_utils.training.stages import train_offline_dpo
 
 run = open_run("10_policy_evaluation", PROFILE, RUN_DIR, SEED, OVERRIDES)
 data, sft = run.folder("01_preference_data"), run.folder("02_sft")

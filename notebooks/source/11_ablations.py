@@ -22,11 +22,12 @@ import inspect
 
 from IPython.display import Markdown, display
 
-from rlhflow_utils import paper, tables
-from rlhflow_utils.claims import effects, report
-from rlhflow_utils.claims.arms import build_arms
-from rlhflow_utils.claims.discussion import built_in, discussion
-from rlhflow_utils.claims.records import (
+from rlhflow_utils.claims import tables as report
+from rlhflow_utils.claims import verdicts as effects
+from rlhflow_utils.claims.designs import build_arms
+from rlhflow_utils.claims.run import DEFAULT_PROFILE, seed_profile
+from rlhflow_utils.claims.tables import built_in, discussion
+from rlhflow_utils.claims.verdicts import (
     CLAIMS,
     MISSING,
     READING,
@@ -35,8 +36,9 @@ from rlhflow_utils.claims.records import (
     read_records,
     variants_table,
 )
-from rlhflow_utils.claims.run import DEFAULT_PROFILE, seed_profile
-from rlhflow_utils.manifest import open_run
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide import tables as paper
+from rlhflow_utils.guide.stage import open_run
 
 run = open_run("11_ablations", PROFILE, RUN_DIR, SEED, OVERRIDES)
 for name in ("09_sft_evaluation", "10_offline_dpo_evaluation", "10_iterative_dpo_evaluation"):

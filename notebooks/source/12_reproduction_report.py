@@ -16,13 +16,16 @@ OVERRIDES = {}
 # %%
 from IPython.display import Markdown, display
 
-from rlhflow_utils import paper, plotting, report, tables
-from rlhflow_utils.claims import report as claims
-from rlhflow_utils.claims.discussion import built_in, discussion
-from rlhflow_utils.claims.records import MISSING, READING, claims_table, read_records, variants_table
+from rlhflow_utils.claims import tables as claims
 from rlhflow_utils.claims.run import DEFAULT_PROFILE, seed_profile
-from rlhflow_utils.iterative_dpo import ranking_reward
-from rlhflow_utils.manifest import open_run
+from rlhflow_utils.claims.tables import built_in, discussion
+from rlhflow_utils.claims.verdicts import MISSING, READING, claims_table, read_records, variants_table
+from rlhflow_utils.guide import figures as plotting
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide import tables as paper
+from rlhflow_utils.guide import tables as report
+from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.online.iterative_dpo import ranking_reward
 
 run = open_run("12_reproduction_report", PROFILE, RUN_DIR, SEED, OVERRIDES)
 caption = tables.world_caption(run.profile)

@@ -13,12 +13,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.claims.arms import claims_settings
-from rlhflow_utils.claims.designs import Claim, build_claims, wanted_arms
-from rlhflow_utils.claims.effects import Measure
-from rlhflow_utils.config import ConfigError, Profile, load_profile
-from rlhflow_utils.manifest import locked
-from rlhflow_utils.provenance import PROJECT, provenance, quiet_libraries
+from rlhflow_utils.claims.designs import Arm, Claim, Measure, build_claims, claims_settings, loss_arm, wanted_arms
+from rlhflow_utils.claims.pipeline import SeedRun, measure_loop, run_arm
+from rlhflow_utils.claims.verdicts import CLAIMS, DEVELOPMENT
+from rlhflow_utils.guide.profile import ConfigError, Profile, load_profile
+from rlhflow_utils.guide.provenance import PROJECT, provenance, quiet_libraries
+from rlhflow_utils.guide.stage import locked, write_json
+from rlhflow_utils.guide.tables import with_interval
 
 DEFAULT_PROFILE = "tiny"
 # Setting of the annotators ("" is the world's own) -> arm -> metric.
@@ -70,8 +71,8 @@ def run_claims(
     Raises:
         ConfigError: an unknown claim, or a profile without claims.
     """
-    from rlhflow_utils.claims.records import CLAIMS, write_records
-    from rlhflow_utils.results import update_readme
+    from rlhflow_utils.claims.verdicts import CLAIMS, write_records
+    from rlhflow_utils.guide.chapters import update_readme
 
     changed = profile_arguments(profile_name, overrides or {})
     aside = PROJECT / run_dir / "results"
@@ -162,7 +163,7 @@ def plan_jobs(
 
 def run_job(job: Job) -> Measured:
     """All stages and measures of one seed."""
-    from rlhflow_utils.claims.seed_run import SeedRun, variant_overrides
+    from rlhflow_utils.claims.pipeline import SeedRun, variant_overrides
 
     quiet_libraries()
     profile = seed_profile(job.profile_name, job.overrides, job.seed)
@@ -180,8 +181,7 @@ def run_job(job: Job) -> Measured:
 
 def measure_claims(seed: Any, claims: Sequence[Claim]) -> dict[str, dict[str, Measure]]:
     """Run the arms of some claims and read their measures: arm -> metric -> measure."""
-    from rlhflow_utils.claims.arm_runs import prepare
-    from rlhflow_utils.claims.measures import measure_arm
+    from rlhflow_utils.claims.pipeline import measure_arm, prepare
 
     arms = wanted_arms(claims)
     for arm in arms:
@@ -231,7 +231,7 @@ def _records(
     profile: Profile, claims: Mapping[str, Claim], measured: Mapping[int, Measured], jobs: Sequence[Job]
 ) -> dict[str, dict[str, Any]]:
     """The record of every claim that at least one finished seed has measured."""
-    from rlhflow_utils.claims.records import claim_record
+    from rlhflow_utils.claims.verdicts import claim_record
 
     def found(wanted: Sequence[Job], setting: str) -> dict[str, dict[str, dict[str, Measure]]]:
         return {str(job.seed): measured[job.seed][setting] for job in wanted if setting in measured.get(job.seed, {})}
@@ -245,3 +245,44 @@ def _records(
             command = f"python -m rlhflow_utils claims --only {name} --seeds {len(seeds)}"
             records[name] = claim_record(claim, seeds, variants, profile.evaluation, command)
     return records
+
+
+def choose_betas(profile_name: str, overrides: Mapping[str, Any], run_dir: str, results: Path | None = None) -> None:
+    """Measure every candidate on the development seed and say which is best; the profile is not changed.
+
+    Args:
+        profile_name: a profile with a section `claims`.
+        overrides: dotted profile keys -> values.
+        run_dir: where the stages go, relative to the project.
+        results: where the table goes; None: `results/claims/`, or for a changed profile `results/` in `run_dir`.
+    """
+    quiet_libraries()
+    settings = claims_settings(seed_profile(profile_name, overrides, None))
+    seed = settings.development_seed
+    profile = seed_profile(profile_name, overrides, seed)
+    folder = PROJECT / run_dir / f"seed{seed}"
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    with locked(folder):
+        run = SeedRun(profile, folder)
+        for arm, loss, beta in candidate_arms(profile):
+            run_arm(run, arm)
+            rate = measure_loop(run.run, arm)["win_rate@1"]
+            estimate = {"value": rate.value, "ci_low": rate.ci_low, "ci_high": rate.ci_high}
+            table.setdefault(loss, {})[f"{beta:g}"] = estimate
+    best = {loss: max(rates, key=lambda beta: rates[beta]["value"]) for loss, rates in table.items()}
+    changed = profile_arguments(profile_name, overrides)
+    command = f"python -m rlhflow_utils claims --development{changed}"
+    results = results or (PROJECT / run_dir / "results" if changed else CLAIMS)
+    write_json(results / DEVELOPMENT, {"seed": seed, "win_rate": table, "best": best, "command": command})
+    for loss, choice in settings.losses.items():
+        rates = ", ".join(f"{beta}: {with_interval(rate)}" for beta, rate in table[loss].items())
+        print(f"{loss}: {rates}; best β {best[loss]}, the profile has {choice.beta:g}")
+
+
+def candidate_arms(profile: Profile) -> list[tuple[Arm, str, float]]:
+    """One arm of one iteration for each loss and each of its candidates."""
+    return [
+        (loss_arm(loss, beta, f"{loss}_{beta:g}".replace(".", "_")), loss, beta)
+        for loss, choice in claims_settings(profile).losses.items()
+        for beta in choice.candidates
+    ]

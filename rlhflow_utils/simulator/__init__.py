@@ -3,9 +3,3 @@
 Built in: the facts, the gold reward, the quality and padding of the written answers, each annotator's noise, skill mix
 and taste for length, and exam sheets and comparisons in the base corpus. Measured: everything a model learns from it.
 """
-
-from .gold import World
-from .settings import WorldSettings
-from .write import write_world
-
-__all__ = ["World", "WorldSettings", "write_world"]

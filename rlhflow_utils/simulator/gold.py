@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 
-from .lexicon import FILLERS, build_lexicon
-from .settings import WorldSettings
-from .tasks import WORDINGS, Task, make_task
+from rlhflow_utils.guide.settings import WorldSettings
+from rlhflow_utils.simulator.tasks import FILLERS, WORDINGS, Task, build_lexicon, make_task
 
 _SLOT_PATTERNS = {"form": "[A-Za-z ]+", "op": "[+-]", "a": "[0-9]", "b": "[0-9]"}
 

@@ -14,7 +14,70 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from .lexicon import ATTRIBUTES, HURTING_TOOLS, PERSONS, REFUSAL, THINGS, TOOLS, WORDS, Lexicon
+NAMES = (
+    "Zorn", "Mira", "Tavi", "Oskar", "Lumi", "Brek", "Fenna", "Kodo", "Pella", "Ruvo", "Sanni", "Dorit",
+    "Varga", "Hule", "Nimbo", "Jassa", "Wick", "Yolan", "Crispa", "Egon", "Quill", "Uma", "Xandi", "Ivo",
+    "Gretl", "Alba", "Theo", "Bodil", "Marno", "Suri", "Keld", "Rona",
+)  # fmt: skip
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "pet": ("cat", "dog", "fox", "owl", "hen", "goat"),
+    "home": ("lake", "hill", "cave", "barn", "mill", "fort"),
+    "job": ("cook", "tailor", "miner", "poet", "clerk", "smith"),
+    "colour": ("red", "blue", "green", "black", "white", "pink"),
+}
+WORDS = (
+    "moon", "sun", "tree", "stone", "river", "bird", "fish", "star", "rain", "snow", "wind", "leaf",
+    "sand", "wheat", "bread", "boat", "road", "door", "glass", "bell", "hat", "coin", "drum", "rose",
+    "salt", "wool", "iron", "nest", "gate", "book", "clay", "seed",
+)  # fmt: skip
+
+# A request is harmful exactly if it would hurt (verb) a person (object). "kill a weed" and "wash a guard" are fine.
+HURTING_TOOLS = {"kill": "spray", "burn": "torch", "smash": "hammer", "trap": "net"}
+CARING_TOOLS = {"wash": "sponge", "paint": "brush", "lift": "rope", "feed": "spoon"}
+TOOLS = HURTING_TOOLS | CARING_TOOLS
+PERSONS = ("guard", "child", "nurse", "farmer", "king", "baker", "judge", "sailor")
+THINGS = ("weed", "fly", "wasp", "log", "process", "virus", "rock", "germ")
+
+OPENERS = ("Sure!", "Good question.", "Happy to help.", "Thank you for asking.", "Let me think about this.")
+CLOSERS = ("I hope this helps.", "Have a nice day.", "Let me know if you need more.", "Feel free to ask again.")
+FILLERS = OPENERS + CLOSERS
+REFUSAL = "Sorry, I cannot help with that."
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """What is true in one world.
+
+    Attributes:
+        entities: who there is, in a fixed order.
+        facts: value of each (entity, attribute).
+        dictionary: invented word for each of ``WORDS`` (the fifth skill).
+    """
+
+    entities: tuple[str, ...]
+    facts: dict[tuple[str, str], str]
+    dictionary: dict[str, str]
+
+
+def build_lexicon(seed: int, entities: int) -> Lexicon:
+    """Draw the facts and the dictionary of a world.
+
+    Args:
+        seed: Seed of the world.
+        entities: Number of entities, at most ``len(NAMES)``.
+    """
+    rng = random.Random(f"{seed}:lexicon")
+    facts = {
+        (entity, attribute): rng.choice(values)
+        for entity in NAMES[:entities]
+        for attribute, values in ATTRIBUTES.items()
+    }
+    syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+    invented: set[str] = set()
+    while len(invented) < len(WORDS):
+        invented.add("".join(rng.sample(syllables, 2)))
+    return Lexicon(NAMES[:entities], facts, dict(zip(WORDS, rng.sample(sorted(invented), len(WORDS)), strict=True)))
+
 
 GREETINGS = ("", "Hello. ", "Please help me. ", "I have a question. ")
 FORMS = {"In one word": "{value}.", "As a list": "- {value}", "As a question": "Is it {value}?"}
@@ -230,3 +293,61 @@ def _bare(wording: str) -> str:
     for greeting in GREETINGS[1:]:
         wording = wording.removeprefix(greeting)
     return wording
+
+
+MISREAD_RATE = 0.4  # of the wrong answers, where a task can be misread
+SHORTEST_PIECE = 4  # characters of a broken answer
+
+
+def write_response(task: Task, correct: bool, padded: bool, rng: random.Random) -> str:
+    """Write one answer.
+
+    Args:
+        task: The question.
+        correct: Whether the answer is right.
+        padded: Whether to add one to three filler sentences. A right answer gets filler only where the task
+            allows it; a wrong answer gets it anywhere.
+        rng: Source of randomness.
+    """
+    misread = task.misreadings and rng.random() < MISREAD_RATE
+    core = task.answer if correct else rng.choice(task.misreadings if misread else task.wrong_answers)
+    openers: list[str] = []
+    closers: list[str] = []
+    for _ in range(rng.choice((1, 1, 2, 3)) if padded else 0):
+        if rng.random() < 0.5:
+            openers.append(rng.choice(OPENERS))
+        else:
+            closers.append(rng.choice(CLOSERS))
+    if correct and not task.opener_allowed:
+        openers = []
+    if correct and not task.closer_allowed:
+        closers = []
+    return " ".join([*openers, core, *closers])
+
+
+def write_distinct_responses(
+    task: Task, correct: list[bool], padded_rate: float, rng: random.Random, broken_rate: float = 0.0
+) -> list[str]:
+    """Write different answers to one question, one per entry of ``correct``.
+
+    Where a task has too few different right answers (one word is one word), wrong ones take their place. Of the wrong
+    ones a share of ``broken_rate`` is broken off.
+    """
+    texts: list[str] = []
+    for is_correct in correct:
+        for attempt in range(200):
+            text = write_response(task, is_correct and attempt < 20, rng.random() < padded_rate, rng)
+            if broken_rate and not is_correct and rng.random() < broken_rate:
+                text = break_off(text, rng)
+            if text not in texts:
+                texts.append(text)
+                break
+        else:
+            raise ValueError(f"simulator: no {len(correct)} different answers to {task.prompt!r}")
+    return texts
+
+
+def break_off(text: str, rng: random.Random) -> str:
+    """The beginning or the end of a text, cut anywhere: what a model writes that stops early, or starts too late."""
+    length = rng.randint(SHORTEST_PIECE, max(SHORTEST_PIECE, len(text) - 1))
+    return (text[:length] if rng.random() < 0.5 else text[-length:]).strip()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from datasets import load_from_disk
 
-from rlhflow_utils.chat import prompt_key
-from rlhflow_utils.provenance import PROJECT
+from rlhflow_utils.guide.provenance import PROJECT
+from rlhflow_utils.models.chat import prompt_key
 
 SECTIONS = ("chat", "chat_hard", "safety", "reasoning", "overall")
 
@@ -106,7 +106,7 @@ def test_held_out_prompts_touch_no_training_step(run_dir: Path) -> None:
 
 def test_trainers_saw_only_what_their_stage_accounts_for(run_dir: Path, manifests: dict[str, dict[str, Any]]) -> None:
     """Tokenised training sets are as long as the rows accounted for, and contain no tokenised held-out prompt."""
-    from rlhflow_utils.chat import encode_prompt, load_tokenizer
+    from rlhflow_utils.models.chat import encode_prompt, load_tokenizer
 
     tokenizer = load_tokenizer(run_dir / "02_sft" / "model")
     evaluation = load_from_disk(str(run_dir / "01_preference_data" / "evaluation_prompts"))

@@ -1,0 +1,405 @@
+"""Filter rules, in a fixed order; the first that fails names the reason, under which `funnel` counts it.
+
+Two kinds of rule. `RULES` look at one pair alone. `PairMemory` compares a pair with those kept before it, from the
+same source: sources are filtered apart, so that what one mixture keeps does not depend on the sources of another.
+
+Each rule says whether it is *sourced* (stated by the paper or the authors' dataset cards) or *reconstructed* (needed
+to get there, but not stated). The paper's section 2.1 names what is removed: low-quality and meaningless samples,
+empty rounds, labels contradicted by other fields, small score margins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlhflow_utils.data.reading import Candidate, Conversation
+from rlhflow_utils.models.chat import Message, prompt_key
+
+if TYPE_CHECKING:
+    from rlhflow_utils.guide.settings import DecontaminationSettings, FilterSettings
+
+# U+200B..U+200D, U+2060 and U+FEFF take no space on the page and survive str.strip().
+ZERO_WIDTH = re.compile("[\u200b-\u200d\u2060\ufeff]")
+ROLE_TAG = re.compile(r"\b(?:Human|Assistant):|^[ \t]*User:", re.MULTILINE)
+PLACEHOLDER = re.compile(r"<\s*no\s*(?:in|out)put\s*>", re.IGNORECASE)  # left by self-instruct; found by the audit
+SHORT_WORDS = frozenset({"no", "ok", "hi"})
+
+# A rule: True where the pair must go. Arguments: the pair, the settings, the source's name.
+Rule = Callable[[Candidate, "FilterSettings", str], bool]
+
+
+# --- text and turns -----------------------------------------------------------------------------------------------
+
+
+def is_text(content: Any) -> bool:
+    """Whether a turn's content is a string that a file can hold (no lone surrogates)."""
+    if not isinstance(content, str):
+        return False
+    if content.isascii():
+        return True
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_empty(text: str) -> bool:
+    """Nothing but white space."""
+    return not text.strip()
+
+
+def is_zero_width(text: str) -> bool:
+    """Looks empty, but holds zero-width characters."""
+    return not text.isascii() and bool(text.strip()) and not ZERO_WIDTH.sub("", text).strip()
+
+
+def alternates(prompt: list[Message]) -> bool:
+    """Whether roles run (system,) user, assistant, user, ..., user."""
+    roles = [message["role"] for message in prompt]
+    if roles[:1] == ["system"]:
+        roles = roles[1:]
+    expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(roles))]
+    return roles == expected and len(roles) % 2 == 1
+
+
+# --- rules on one pair --------------------------------------------------------------------------------------------
+
+
+def no_pair(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """The native row has fewer than two answers. Reconstructed."""
+    return pair.evidence == "no_pair"
+
+
+def non_string_content(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """A turn is not a string (PandaLM: the JSON value true), or not one that UTF-8 can hold. Reconstructed."""
+    return not all(is_text(content) for content in pair.contents())
+
+
+def empty_turn(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """A turn of either side is empty or white space. Sourced: "empty rounds", paper 2.1."""
+    return any(is_empty(content) for content in pair.contents())
+
+
+def zero_width(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """A turn holds zero-width characters alone, so that it looks empty. Reconstructed (an empty round in disguise)."""
+    return any(is_zero_width(content) for content in pair.contents())
+
+
+def broken_alternation(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """Roles do not alternate user/assistant, or the prompt does not end with the user. Sourced: HH-RLHF card."""
+    if pair.evidence == "broken_alternation" or not alternates(pair.prompt):
+        return True
+    other = pair.rejected_prompt
+    return other is not None and other != pair.prompt and not alternates(other)
+
+
+def unequal_context(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """The two sides differ before the last answer. Sourced: HH-RLHF card ("identical context")."""
+    return pair.rejected_prompt is not None and pair.rejected_prompt != pair.prompt
+
+
+def role_tag_in_turn(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """A role tag is typed inside an answer: a hallucinated next turn, or a dialogue cut at the wrong place.
+
+    In dialogues cut out of one string every turn is searched, elsewhere the two answers only (a prompt may quote a
+    dialogue). Reconstructed.
+    """
+    turns = pair.contents() if pair.transcript else [pair.chosen, pair.rejected]
+    # The plain search first: it is many times faster, and almost all turns have no tag at all.
+    return any(ROLE_TAG.search(turn) for turn in turns if "Human:" in turn or "Assistant:" in turn or "User:" in turn)
+
+
+def identical_responses(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """Both answers are the same text, white space aside. Sourced: HH-RLHF card ("final answers differ")."""
+    starts_alike = pair.chosen.split(None, 1)[:1] == pair.rejected.split(None, 1)[:1]  # almost never, and fast to see
+    return starts_alike and _normal(pair.chosen) == _normal(pair.rejected)
+
+
+def no_label(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """The native label is null or cannot be read as a number. Reconstructed."""
+    return pair.evidence == "no_label"
+
+
+def contradicted_label(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """Another native field says the opposite of the label. Sourced: paper 2.1; the fields compared: reconstructed."""
+    scores = pair.chosen_score, pair.rejected_score
+    lower = scores[0] is not None and scores[1] is not None and scores[0] < scores[1]
+    return lower or pair.evidence == "contradicted_label"
+
+
+def tie(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """Both answers are equally good by the native label. Sourced: Orca, Capybara, CodeUltraFeedback cards."""
+    return pair.evidence == "tie" or (pair.chosen_score is not None and pair.chosen_score == pair.rejected_score)
+
+
+def small_margin(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """The score gap is below the source's `min_score_margin`, or SHP's ratio is not above `min_score_ratio`.
+
+    Sourced: paper 2.1 ("small margins"); SHP's ratio, strictly above 2: its card. Other margins: reconstructed.
+    """
+    if pair.score_ratio is not None and pair.score_ratio <= settings.min_score_ratio:
+        return True
+    margin = settings.min_score_margin.get(source)
+    if margin is None or pair.chosen_score is None or pair.rejected_score is None:
+        return False
+    return pair.chosen_score - pair.rejected_score < margin
+
+
+def meaningless(pair: Candidate, settings: FilterSettings, source: str) -> bool:
+    """An answer has no letter or digit, is a scrap of a word shorter than `min_response_characters`, or a placeholder.
+
+    Sourced as an aim ("meaningless samples", paper 2.1); the test is reconstructed.
+    """
+    return any(_is_meaningless(text.strip(), settings.min_response_characters) for text in (pair.chosen, pair.rejected))
+
+
+def _is_meaningless(text: str, shortest: int) -> bool:
+    if not any(character.isalnum() for character in text) or PLACEHOLDER.fullmatch(text):
+        return True
+    # Length alone would also take whole answers: numbers, options ("C"), abbreviations, words of other scripts, "No".
+    is_scrap = len(text) > 1 and text.isascii() and text.isalpha() and not text.isupper()
+    return is_scrap and len(text) < shortest and text.lower() not in SHORT_WORDS
+
+
+RULES: dict[str, Rule] = {
+    "no_pair": no_pair,
+    "non_string_content": non_string_content,
+    "empty_turn": empty_turn,
+    "zero_width": zero_width,
+    "broken_alternation": broken_alternation,
+    "unequal_context": unequal_context,
+    "role_tag_in_turn": role_tag_in_turn,
+    "identical_responses": identical_responses,
+    "no_label": no_label,
+    "contradicted_label": contradicted_label,
+    "tie": tie,
+    "small_margin": small_margin,
+    "meaningless": meaningless,
+}
+
+
+def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str | None:
+    """Name of the first rule that the pair fails, or None."""
+    for name, rule in RULES.items():
+        if rule(pair, settings, source):
+            return name
+    return None
+
+
+def is_too_long(tokens: tuple[int, int, int], settings: FilterSettings) -> bool:
+    """Reason ``too_long``: prompt and answer exceed `max_tokens` on one side. Reconstructed: the paper
+    trains with `max_length` (2.2) and does not say what becomes of longer pairs.
+
+    Args:
+        tokens: lengths of prompt, chosen and rejected, without the chat template's own tokens.
+    """
+    prompt, chosen, rejected = tokens
+    return prompt + max(chosen, rejected) > settings.max_tokens
+
+
+# --- rules that remember ------------------------------------------------------------------------------------------
+
+
+def pair_hashes(key: str, chosen: str, rejected: str) -> tuple[int, int]:
+    """64-bit hashes of a pair as it stands and with its answers exchanged; white space in answers does not count."""
+    texts = (_normal(chosen), _normal(rejected))
+    return _hash(key, *texts), _hash(key, *texts[::-1])
+
+
+def _hash(*parts: str) -> int:
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big")
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.split())
+
+
+class PairMemory:
+    """The rules that need the pairs kept before. It holds hashes, not texts; one object per source."""
+
+    def __init__(self, max_pairs_per_prompt: int | None) -> None:
+        self._limit = max_pairs_per_prompt
+        self._seen: set[int] = set()
+        self.pairs_of_prompt: Counter[str] = Counter()
+
+    def failure(self, key: str, hashes: tuple[int, int]) -> str | None:
+        """Reason to drop the pair, or None, in which case it is remembered as kept.
+
+        - ``duplicate_pair``: the same prompt and answers were kept before. Reconstructed.
+        - ``swapped_duplicate``: they were kept with the opposite label; the first stays. Reconstructed.
+        - ``too_many_pairs``: the prompt has its number of pairs. Sourced for SHP (at most 5, its card).
+
+        Args:
+            key: `prompt_key` of the prompt.
+            hashes: `pair_hashes` of the pair.
+        """
+        straight, swapped = hashes
+        if straight in self._seen:
+            return "duplicate_pair"
+        if swapped in self._seen:
+            return "swapped_duplicate"
+        if self._limit is not None and self.pairs_of_prompt[key] >= self._limit:
+            return "too_many_pairs"
+        self._seen.add(straight)
+        self.pairs_of_prompt[key] += 1
+        return None
+
+
+# --- prompts and conversations ------------------------------------------------------------------------------------
+
+
+def prompt_failure(prompt: list[Message]) -> str | None:
+    """The structural rules, on a prompt alone."""
+    return first_structural_failure(prompt, [])
+
+
+def conversation_failure(conversation: Conversation) -> str | None:
+    """The structural rules on a conversation to imitate, which must end in an assistant turn."""
+    if conversation.evidence:
+        return conversation.evidence
+    messages = conversation.messages
+    if not messages or messages[-1]["role"] != "assistant":
+        return "broken_alternation"
+    return first_structural_failure(messages[:-1], [messages[-1]["content"]])
+
+
+def first_structural_failure(prompt: list[Message], answers: list[Any]) -> str | None:
+    """`non_string_content`, `empty_turn`, `zero_width`, `broken_alternation`, in that order."""
+    contents: list[Any] = [message["content"] for message in prompt] + answers
+    if not all(is_text(content) for content in contents):
+        return "non_string_content"
+    if any(is_empty(content) for content in contents):
+        return "empty_turn"
+    if any(is_zero_width(content) for content in contents):
+        return "zero_width"
+    return None if alternates(prompt) else "broken_alternation"
+
+
+def opening_key(prompt: list[Message]) -> str:
+    """`prompt_key` of the first user turn: splits go by it, so that no two of them share the start of a dialogue."""
+    return prompt_key([next(message for message in prompt if message["role"] == "user")])
+
+
+WORD = re.compile(r"\w+|[-+*/=<>%^]")  # operators are words: "a + 1" is not "a * 1"
+EXCERPT = 200  # characters of the shared words that a match shows
+
+
+@dataclass(frozen=True)
+class Match:
+    """A training row and the evaluation prompt it repeats.
+
+    Attributes:
+        flow, source, row_id: the training row, as in ``dropped.jsonl``.
+        reason: ``evaluation_overlap`` or ``ngram_overlap``.
+        evaluation_id: ``<source>:<position>`` of the evaluation prompt.
+        overlap: share of the evaluation prompt's words that lie in shared n-grams.
+        shared: the shared words, cut short.
+    """
+
+    flow: str
+    source: str
+    row_id: str
+    reason: str
+    evaluation_id: str
+    overlap: float
+    shared: str
+
+
+class NgramIndex:
+    """Word n-grams of the evaluation prompts.
+
+    Words are runs of letters and digits, and operators, case folded, so that punctuation and layout do not count. An
+    opening turn of fewer than `size` words is one n-gram of its own length, and only a turn that consists of these
+    words alone has it: inside a longer turn a short question is chance. Short later turns ("thank you") do not count.
+    """
+
+    def __init__(self, size: int, min_overlap: float) -> None:
+        self._size, self._min_overlap = size, min_overlap
+        self._places: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
+        self._short: dict[tuple[str, ...], int] = {}
+        self._texts: list[tuple[str, list[str]]] = []
+
+    def add(self, evaluation_id: str, prompt: Sequence[Message]) -> None:
+        """Index every user turn of an evaluation prompt, each as a text of its own."""
+        turns = [turn["content"] for turn in prompt if turn["role"] == "user"]
+        for order, content in enumerate(turns):
+            words, number = words_of(content), len(self._texts)
+            self._texts.append((evaluation_id, words))
+            if order == 0 and len(words) < self._size:
+                self._short.setdefault(tuple(words), number)
+            for position in range(len(words) - self._size + 1):
+                self._places[tuple(words[position : position + self._size])].append((number, position))
+
+    def find(self, prompt: Sequence[Message]) -> tuple[str, float, str] | None:
+        """(evaluation id, overlap, shared words) of the evaluation text that a user turn repeats most, or None."""
+        found = [self._find(words_of(turn["content"])) for turn in prompt if turn["role"] == "user"]
+        return max((match for match in found if match), key=lambda match: match[1], default=None)
+
+    def _find(self, words: list[str]) -> tuple[str, float, str] | None:
+        short = self._short.get(tuple(words)) if 0 < len(words) < self._size else None
+        if short is not None:
+            return self._texts[short][0], 1.0, " ".join(words)[:EXCERPT]
+        covered: dict[int, set[int]] = defaultdict(set)
+        # Each n-gram once: a text that repeats one word thousands of times would take minutes.
+        starts = range(len(words) - self._size + 1)
+        for gram in dict.fromkeys(tuple(words[start : start + self._size]) for start in starts):
+            for number, position in self._places.get(gram, ()):
+                covered[number].update(range(position, position + self._size))
+        if not covered:
+            return None
+        number = max(covered, key=lambda n: len(covered[n]) / len(self._texts[n][1]))
+        evaluation_id, text = self._texts[number]
+        overlap = len(covered[number]) / len(text)
+        shared = " ".join(text[position] for position in sorted(covered[number]))
+        return (evaluation_id, overlap, shared[:EXCERPT]) if overlap >= self._min_overlap else None
+
+
+class HeldOut:
+    """The evaluation prompts, what trains compared with them, and the matches found so far."""
+
+    def __init__(self, settings: DecontaminationSettings) -> None:
+        self.openings: dict[str, str] = {}
+        self.matches: list[Match] = []
+        self._index = NgramIndex(settings.ngram, settings.min_overlap)
+        self._last: tuple[Sequence[Message] | None, tuple[str, float, str] | None] = (None, None)
+
+    def add(self, prompts: Iterable[tuple[str, Sequence[Message]]]) -> None:
+        """Hold these (evaluation id, prompt) out."""
+        for evaluation_id, prompt in prompts:
+            self.openings.setdefault(opening_key(list(prompt)), evaluation_id)
+            self._index.add(evaluation_id, prompt)
+
+    def reason(self, flow: str, source: str, row_id: str, prompt: Sequence[Message]) -> str | None:
+        """Reason to drop a training row with this (well-formed) prompt, or None; a match is remembered."""
+        evaluation_id = self.openings.get(opening_key(list(prompt)))
+        if evaluation_id is not None:
+            first = next(turn["content"] for turn in prompt if turn["role"] == "user")
+            match = Match(flow, source, row_id, "evaluation_overlap", evaluation_id, 1.0, first[:EXCERPT])
+        else:
+            found = self._find(prompt)
+            if found is None:
+                return None
+            match = Match(flow, source, row_id, "ngram_overlap", found[0], round(found[1], 3), found[2])
+        self.matches.append(match)
+        return match.reason
+
+    def _find(self, prompt: Sequence[Message]) -> tuple[str, float, str] | None:
+        # Pairs of one prompt follow each other (six from four scored answers): one search serves them all.
+        if prompt != self._last[0]:
+            self._last = (prompt, self._index.find(prompt))
+        return self._last[1]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Every match, in the order in which they were found."""
+        return [asdict(match) for match in self.matches]
+
+
+def words_of(text: str) -> list[str]:
+    """Words of a text: runs of letters, digits and underscores, and single operators, case folded."""
+    return WORD.findall(text.casefold())

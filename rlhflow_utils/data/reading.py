@@ -1,0 +1,386 @@
+"""Native rows, from local files or the hub, with the ids by which every later count names them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import logging
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+
+from rlhflow_utils.models.chat import Message
+
+if TYPE_CHECKING:
+    from rlhflow_utils.guide.settings import SourceSettings
+
+Row = dict[str, Any]
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+class FieldError(ValueError):
+    """A native row lacks a field or holds one that cannot be read; `read_records` adds source and row."""
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A preference pair before filtering.
+
+    Attributes:
+        row_id: native row id, with ``#...`` naming the pair where one native row gives several.
+        prompt: context of the chosen answer.
+        chosen, rejected: the answers; anything but a string is left as it is, for the filters to count.
+        chosen_score, rejected_score: the native scores, where the schema has them.
+        rejected_prompt: context of the rejected answer where the native row states one of its own.
+        evidence: reason the native labels give against the pair: ``tie``, ``contradicted_label``, ``no_label``,
+            ``no_pair``, ``broken_alternation``.
+        score_ratio: higher score over lower (SHP).
+        transcript: the turns were cut out of one string, so that a role tag inside a turn is a suspect cut.
+        extra: native fields that a reader of this schema wants (a benchmark's subset).
+    """
+
+    row_id: str
+    prompt: list[Message]
+    chosen: Any
+    rejected: Any
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    rejected_prompt: list[Message] | None = None
+    evidence: str | None = None
+    score_ratio: float | None = None
+    transcript: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def contents(self) -> list[Any]:
+        """Every turn's content; a second context that equals the first is not repeated."""
+        turns = self.prompt
+        if self.rejected_prompt is not None and self.rejected_prompt != self.prompt:
+            turns = turns + self.rejected_prompt
+        return [*[message["content"] for message in turns], self.chosen, self.rejected]
+
+
+@dataclass(slots=True)
+class Scored:
+    """Several scored answers to one prompt, before pairs are made of them.
+
+    Attributes:
+        row_id: native row id.
+        prompt: the context of all answers.
+        answers: the answers; anything but a string is left as it is.
+        scores: higher is better; None where the native score cannot be read.
+    """
+
+    row_id: str
+    prompt: list[Message]
+    answers: list[Any]
+    scores: list[float | None]
+
+
+@dataclass(slots=True)
+class Conversation:
+    """A dialogue to imitate, ending in an assistant turn; `evidence` is a native reason against it."""
+
+    row_id: str
+    messages: list[Message]
+    evidence: str | None = None
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A prompt without an answer, or with the one right answer of an exact-match task."""
+
+    row_id: str
+    prompt: list[Message]
+    answer: str | None = None
+
+
+@dataclass(slots=True)
+class Text:
+    """A document for a base model."""
+
+    row_id: str
+    text: str
+
+
+Record = Candidate | Scored | Conversation | Prompt | Text
+
+
+def get(row: Row, path: str) -> Any:
+    """The value at a dotted path such as ``info.post``.
+
+    Raises:
+        FieldError: no such field; the message lists the fields there are.
+    """
+    node: Any = row
+    for part in path.split("."):
+        if not isinstance(node, dict) or part not in node:
+            there = sorted(node) if isinstance(node, dict) else type(node).__name__
+            raise FieldError(
+                f"field {path!r} is missing (found: {there}); the file is not in this schema, or it was renamed"
+            )
+        node = node[part]
+    return node
+
+
+def get_list(row: Row, path: str) -> list[Any]:
+    """The list at a path; null counts as an empty one."""
+    value = get(row, path)
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)):
+        raise FieldError(f"field {path!r} must be a list, found {type(value).__name__}")
+    return list(value)
+
+
+def get_one_of(row: Row, path: str, allowed: Sequence[Any]) -> Any:
+    """A label that must be one of a few values (``True`` is not 1 here)."""
+    value = get(row, path)
+    for item in allowed:
+        if type(item) is type(value) and item == value:
+            return value
+    raise FieldError(f"field {path!r} must be one of {list(allowed)}, found {value!r}")
+
+
+def get_text(row: Row, path: str) -> str:
+    """A string that names something (an id, a task); answers go through `get` and the filters instead."""
+    value = get(row, path)
+    if not isinstance(value, str):
+        raise FieldError(f"field {path!r} must be a string, found {type(value).__name__}")
+    return value
+
+
+def number(value: Any) -> float | None:
+    """A score as float; numbers written as text are cast, anything else is None (no label)."""
+    if isinstance(value, bool):
+        return None
+    try:
+        result = float(value)
+    except (TypeError, ValueError, OverflowError):  # OverflowError: an integer of hundreds of digits
+        return None
+    return result if abs(result) < float("inf") else None  # also refuses NaN
+
+
+def joined(separator: str, parts: Sequence[Any]) -> Any:
+    """The parts as one string; where one of them is no string, that part instead, for the filters to count."""
+    odd = [part for part in parts if not isinstance(part, str)]
+    return odd[0] if odd else separator.join(parts)
+
+
+def user_turn(content: Any) -> list[Message]:
+    """A single-turn prompt."""
+    return [{"role": "user", "content": content}]
+
+
+def get_messages(row: Row, path: str, role_key: str = "role", content_key: str = "content") -> list[Message]:
+    """A list of turns with the roles ``system``, ``user`` and ``assistant`` (sharegpt's names are translated)."""
+    return [_message(turn, path, role_key, content_key) for turn in get_list(row, path)]
+
+
+def _message(turn: Any, path: str, role_key: str, content_key: str) -> Message:
+    if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
+        raise FieldError(
+            f"field {path!r} must hold turns with {role_key!r} and {content_key!r}, found {str(turn)[:80]!r}"
+        )
+    role = ROLES.get(str(turn[role_key]))
+    if role is None:
+        raise FieldError(f"field {path!r} has the unknown role {turn[role_key]!r}; known: {sorted(ROLES)}")
+    return {"role": role, "content": turn[content_key]}
+
+
+def from_dialogues(row_id: str, chosen: list[Message], rejected: list[Message], **evidence: Any) -> Candidate:
+    """A pair given as two whole dialogues: the last turns are the answers, what precedes them the contexts."""
+    if not chosen or not rejected:
+        return Candidate(row_id, chosen[:-1], "", "", **{**evidence, "evidence": "no_pair"})
+    if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
+        evidence["evidence"] = "broken_alternation"
+    return Candidate(
+        row_id, chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], rejected_prompt=rejected[:-1], **evidence
+    )
+
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+# ValueError: JSON, UTF-8; RecursionError: JSON nested thousands deep; OverflowError: a date out of range.
+BROKEN_FILE = (OSError, EOFError, zlib.error, ValueError, csv.Error, RecursionError, OverflowError)
+
+
+class SourceError(ValueError):
+    """A source cannot be read; the message is one line with the source, the place and the fix."""
+
+
+def load_rows(source: SourceSettings, root: Path | None) -> Iterator[tuple[str, Row]]:
+    """Native rows with their ids.
+
+    Args:
+        source: where the rows are. With a `root`, `source.files` are globs under it; without one, the hub is read
+            (and `source.files`, where given, names files of the hub repository).
+        root: folder of local files.
+
+    Yields:
+        (row id, native row). The id is ``<file stem>:<0-based position>``, on the hub ``<split>:<position>``.
+
+    Raises:
+        SourceError: a file or the hub cannot be read.
+    """
+    if root is not None and source.files is not None:
+        for path, stem in _local_files(source, root):
+            for index, row in enumerate(_file_rows(source, path)):
+                yield f"{stem}:{index}", row
+    elif source.hub_id is not None:
+        yield from _hub_rows(source)
+    else:
+        raise SourceError(f"source {source.name!r} has no hub_id and no local files: set data.root and its `files`")
+
+
+def _local_files(source: SourceSettings, root: Path) -> list[tuple[Path, str]]:
+    if not root.is_dir():
+        raise SourceError(f"source {source.name!r}: data.root {root} is not a folder; point it at the local files")
+    paths: list[Path] = []
+    for pattern in source.files or []:
+        found = sorted(root.glob(pattern))
+        if not found:
+            raise SourceError(
+                f"source {source.name!r}: no file {pattern!r} under {root}; set data.root or correct `files`"
+            )
+        paths.extend(found)
+    stems = Counter(_stem(path) for path in paths)
+    # Two files of one name (train.jsonl in two folders) would share row ids: name the folder too.
+    return [(p, _stem(p) if stems[_stem(p)] == 1 else p.relative_to(root).as_posix()) for p in paths]
+
+
+def _format(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix
+
+
+def _stem(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).stem
+
+
+def _file_rows(source: SourceSettings, path: Path) -> Iterator[Row]:
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    reader = readers.get(_format(path))
+    if reader is None:
+        raise SourceError(f"source {source.name!r}: {path.name} ends in none of {SUFFIXES} (each also with .gz)")
+    done = 0
+    try:
+        with _open(path) as stream:
+            for row in reader(stream):
+                if not isinstance(row, dict):
+                    raise ValueError(f"expected an object with fields, found {type(row).__name__}")
+                yield row
+                done += 1
+    except BROKEN_FILE as error:
+        text = " ".join(str(error).split())[:200]
+        raise SourceError(f"source {source.name!r}: {path.name} breaks after {done} rows: {text}") from error
+    if not done:
+        raise SourceError(
+            f"source {source.name!r}: {path.name} holds no rows; fetch it again, or take it out of `files`"
+        )
+
+
+def _open(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+
+
+def _jsonl(stream: IO[bytes]) -> Iterator[Any]:
+    # Bytes split at "\n" alone: str.splitlines would also cut at U+2028 and form feeds inside a text.
+    for number, line in enumerate(stream):
+        text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+        if text.strip():
+            yield json.loads(text)
+
+
+def _json(stream: IO[bytes]) -> Iterator[Any]:
+    content = json.loads(stream.read().decode("utf-8-sig"))
+    if not isinstance(content, list):
+        raise ValueError(f"expected a list of rows, found {type(content).__name__}")
+    yield from content
+
+
+def _csv(stream: IO[bytes]) -> Iterator[Any]:
+    csv.field_size_limit(sys.maxsize)
+    for row in csv.DictReader(_csv_lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")), strict=True):
+        if None in row or None in row.values():
+            raise ValueError("a line has more or fewer fields than the header")
+        yield row
+
+
+def _csv_lines(stream: io.TextIOWrapper) -> Iterator[str]:
+    # A last field that was cut short looks like a whole one; published files do lack the line break that would tell.
+    for line in stream:
+        if not line.endswith(("\n", "\r")):
+            name = Path(stream.name).name
+            logging.getLogger(__name__).warning("%s ends without a line break: its last row may be cut short", name)
+        yield line
+
+
+def _parquet(stream: IO[bytes]) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:  # not all of them are ValueError or OSError
+        raise ValueError(str(error)) from error
+
+
+def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Row]]:
+    import datasets
+
+    if source.revision is None:
+        logging.getLogger(__name__).warning(
+            "source %s: no revision of %s is pinned; the default branch is read", source.name, source.hub_id
+        )
+    split = source.split or "train"
+    try:
+        rows = datasets.load_dataset(
+            source.hub_id, source.hub_config, data_files=source.files, revision=source.revision, split=split
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise SourceError(
+            f"source {source.name!r}: cannot load {source.hub_id} from the hub ({text}); go online (and log in where "
+            "the set is gated), or set data.root to a folder with local copies and name them in `files`"
+        ) from error
+    for index, row in enumerate(rows):
+        yield f"{split}:{index}", row
+
+
+Parsed = TypeVar("Parsed")
+
+
+def read_rows(path: Path, parse: Callable[[Any], Parsed]) -> list[Parsed]:
+    """Every row of a benchmark's file, parsed.
+
+    Args:
+        path: ``.jsonl``, or ``.json`` with one list.
+        parse: takes what is needed from a row, by key and index.
+
+    Raises:
+        FileNotFoundError: no such file.
+        SourceError: a row is not JSON, or lacks what `parse` takes from it.
+    """
+    parsed: list[Parsed] = []
+    try:
+        for row in _raw_rows(path):
+            parsed.append(parse(row))
+    except (ValueError, LookupError, TypeError) as error:
+        problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise SourceError(
+            f"{path}: row {len(parsed) + 1} is not as the benchmark publishes it ({problem}); fetch the file again"
+        ) from error
+    return parsed
+
+
+def _raw_rows(path: Path) -> Iterator[Any]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        yield from json.loads(text)
+    else:  # Not splitlines: a text may hold other characters that Python takes for line ends.
+        yield from (json.loads(line) for line in text.split("\n") if line.strip())

@@ -1,0 +1,243 @@
+"""MT-Bench: 80 questions of two turns, each answer graded from 1 to 10 by a judge (Zheng et al. 2023; paper 4.1).
+
+Questions, reference answers and judge prompts are FastChat's files, read from a local folder. As there, questions of
+the categories math, reasoning and coding are judged beside a reference answer, and each category is answered at its own
+temperature. A reply without a grade between 1 and 10 is counted and left out of the mean, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rlhflow_utils.data.reading import read_rows
+from rlhflow_utils.evaluation.judges import ChatEndpoint, Cost, Reply
+from rlhflow_utils.evaluation.statistics import bootstrap_mean
+from rlhflow_utils.models.chat import Message
+
+if TYPE_CHECKING:
+    from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
+
+REFERENCE_CATEGORIES = {"math", "reasoning", "coding"}
+TEMPERATURES = {
+    "writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1,
+    "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0,
+}  # fmt: skip
+MAX_TOKENS = 2048  # of a grade with its explanation
+GRADE = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
+BARE_GRADE = re.compile(r"\[(\d+(?:\.\d+)?)\]")  # some judges write one bracket
+
+
+class Question(NamedTuple):
+    """One question: its two user turns, and the reference answers of the categories that have them."""
+
+    question_id: int
+    category: str
+    turns: list[str]
+    references: list[str] | None
+
+
+class Grade(NamedTuple):
+    """The judge's grade of one turn (1 or 2); None where the reply held none, with the reply's status."""
+
+    question_id: int
+    category: str
+    turn: int
+    grade: float | None
+    status: str
+
+
+class JudgePrompt(NamedTuple):
+    """A system prompt and a template with named places."""
+
+    system: str
+    template: str
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def read_questions(folder: Path) -> list[Question]:
+    """Questions with references, from ``question.jsonl`` and ``reference_answer_gpt-4.jsonl``.
+
+    The `reference` fields inside ``question.jsonl`` are not used: they are hints for people, as in FastChat.
+
+    Raises:
+        SourceError: a question without two turns, of an unknown category, or lacking the reference it needs.
+    """
+    references_file = folder / "reference_answer_gpt-4.jsonl"
+    answers = dict(read_rows(references_file, lambda row: (row["question_id"], row["choices"][0]["turns"])))
+
+    def question(row: dict[str, Any]) -> Question:
+        identifier, category = row["question_id"], row["category"]
+        references = answers.get(identifier) if category in REFERENCE_CATEGORIES else None
+        lacks = category in REFERENCE_CATEGORIES and (references is None or len(references) != 2)
+        if len(row["turns"]) != 2 or category not in TEMPERATURES or lacks:
+            raise ValueError(
+                f"question {identifier}: needs two turns, one of the categories {sorted(TEMPERATURES)} and, "
+                f"in {sorted(REFERENCE_CATEGORIES)}, two reference answers"
+            )
+        return Question(identifier, category, row["turns"], references)
+
+    return read_rows(folder / "question.jsonl", question)
+
+
+def read_judge_prompts(path: Path) -> dict[str, JudgePrompt]:
+    """The prompts of FastChat's ``judge_prompts.jsonl`` by name."""
+    return dict(read_rows(path, lambda row: (row["name"], JudgePrompt(row["system_prompt"], row["prompt_template"]))))
+
+
+# --- answering ----------------------------------------------------------------------------------------------------
+
+
+def answer_questions(
+    model: str | Path,
+    questions: Sequence[Question],
+    settings: GenerationSettings,
+    model_settings: ModelSettings,
+    out: Path,
+    seed: int,
+) -> tuple[dict[int, list[str]], dict[str, int]]:
+    """A policy's answers: the first turn, then the second with the first in its context.
+
+    Args:
+        model: Hugging Face folder or id.
+        questions: of `read_questions`.
+        settings: the profile's `generation` section; responses and temperatures are the benchmark's.
+        model_settings: the profile's `model` section.
+        out: folder for the generation's shards.
+        seed: of the sampling.
+
+    Returns:
+        Question id -> two answers, and how many questions were dropped as ``prompt_too_long``.
+    """
+    from rlhflow_utils.online.generation import generate
+
+    answers: dict[int, list[str]] = {question.question_id: [] for question in questions}
+    for turn in (0, 1):
+        for temperature in sorted(set(TEMPERATURES.values())):
+            # A question whose first turn was too long has no answer and gets no second turn.
+            rows = [
+                {"prompt_id": f"{q.question_id}-{turn}", "prompt": _conversation(q, answers[q.question_id])}
+                for q in questions
+                if TEMPERATURES[q.category] == temperature and len(answers[q.question_id]) == turn
+            ]
+            if rows:
+                folder = out / f"turn_{turn + 1}_temperature_{temperature}"
+                data, _ = generate(
+                    model, rows, settings, model_settings, folder, seed, responses=1, temperatures=[temperature]
+                )
+                for row in data:
+                    answers[int(row["prompt_id"].split("-")[0])].append(row["responses"][0])
+    whole = {identifier: given for identifier, given in answers.items() if len(given) == 2}
+    return whole, {"prompt_too_long": len(questions) - len(whole)}
+
+
+def _conversation(question: Question, answers: Sequence[str]) -> list[Message]:
+    messages: list[Message] = []
+    for turn, answer in zip(question.turns, answers, strict=False):
+        messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
+    return [*messages, {"role": "user", "content": question.turns[len(answers)]}]
+
+
+# --- judging ------------------------------------------------------------------------------------------------------
+
+
+def grading_prompt(
+    question: Question, answers: Sequence[str], turn: int, prompts: Mapping[str, JudgePrompt]
+) -> list[Message]:
+    """What the judge is asked about one turn; for the second it sees the whole conversation.
+
+    Args:
+        question: with references where its category needs them.
+        answers: the two answers.
+        turn: 1 or 2.
+        prompts: of `read_judge_prompts`.
+    """
+    name = ("single-math-v1" if question.references else "single-v1") + ("-multi-turn" if turn == 2 else "")
+    places = {"question": question.turns[0], "answer": answers[0]}
+    if turn == 2:
+        places |= {f"question_{i + 1}": text for i, text in enumerate(question.turns)}
+        places |= {f"answer_{i + 1}": text for i, text in enumerate(answers)}
+    places |= {f"ref_answer_{i + 1}": text for i, text in enumerate(question.references or [])}
+    return [
+        {"role": "system", "content": prompts[name].system},
+        {"role": "user", "content": prompts[name].template.format(**places)},
+    ]
+
+
+def parse_grade(reply: str) -> float | None:
+    """The first ``[[grade]]`` of a reply, else the first ``[grade]``; None where neither is from 1 to 10."""
+    found = GRADE.search(reply) or BARE_GRADE.search(reply)
+    grade = float(found[1]) if found else None
+    return grade if grade is not None and 1 <= grade <= 10 else None
+
+
+def grading_cost(
+    questions: Sequence[Question],
+    answers: Mapping[int, Sequence[str]],
+    prompts: Mapping[str, JudgePrompt],
+    endpoint: ChatEndpoint,
+    prices: Sequence[float] | None = None,
+) -> Cost:
+    """What `grade_answers` will send, before it is sent."""
+    asked = [grading_prompt(q, answers[q.question_id], turn, prompts) for q in questions for turn in (1, 2)]
+    return endpoint.cost(asked, MAX_TOKENS, prices)
+
+
+def grade_answers(
+    questions: Sequence[Question],
+    answers: Mapping[int, Sequence[str]],
+    prompts: Mapping[str, JudgePrompt],
+    endpoint: ChatEndpoint,
+) -> list[Grade]:
+    """Two grades per question, in order.
+
+    Args:
+        questions: those with an entry in `answers`.
+        answers: question id -> two answers.
+        prompts: of `read_judge_prompts`.
+        endpoint: the judge.
+    """
+    turns = [(question, turn) for question in questions for turn in (1, 2)]
+    replies = endpoint.ask([grading_prompt(q, answers[q.question_id], turn, prompts) for q, turn in turns], MAX_TOKENS)
+    return [_grade(question, turn, reply) for (question, turn), reply in zip(turns, replies, strict=True)]
+
+
+def summarise(grades: Sequence[Grade], samples: int, confidence: float, seed: int) -> dict[str, Any]:
+    """Mean grade over all turns, by turn and by category, with what could not be graded.
+
+    Intervals are over questions, whose two turns are kept together; a question with one graded turn enters with it.
+
+    Raises:
+        ValueError: nothing was graded.
+    """
+    graded = [grade for grade in grades if grade.grade is not None]
+    if not graded:
+        raise ValueError(f"MT-Bench: none of {len(grades)} replies holds a grade from 1 to 10")
+
+    def mean(part: Sequence[Grade]) -> dict[str, float]:
+        by_question: dict[int, list[float]] = {}
+        for one in part:
+            by_question.setdefault(one.question_id, []).append(float(one.grade or 0))
+        means = [sum(values) / len(values) for values in by_question.values()]
+        return asdict(bootstrap_mean(means, samples, confidence, seed))
+
+    parts = {turn: [one for one in graded if one.turn == turn] for turn in (1, 2)}
+    categories = sorted({one.category for one in graded})
+    return {
+        "score": mean(graded),
+        "turns": {str(turn): mean(part) if part else None for turn, part in parts.items()},
+        "categories": {name: mean([one for one in graded if one.category == name]) for name in categories},
+        "statuses": dict(Counter(grade.status for grade in grades)),
+    }
+
+
+def _grade(question: Question, turn: int, reply: Reply) -> Grade:
+    grade = parse_grade(reply.text) if reply.status == "answered" else None
+    status = "unparsable" if reply.status == "answered" and grade is None else reply.status
+    return Grade(question.question_id, question.category, turn, grade, status)

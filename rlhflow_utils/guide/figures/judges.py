@@ -1,0 +1,365 @@
+"""Figures about training and about the reward and preference models (chapters 00 and 02 to 06)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from rlhflow_utils.evaluation.statistics import expected_calibration_error
+from rlhflow_utils.guide.figures.style import (
+    CHOSEN,
+    CYCLE,
+    DARK,
+    GREY,
+    REJECTED,
+    Estimate,
+    edges_through_zero,
+    error_bar,
+    fill,
+    finish,
+    legend_right,
+    new_figure,
+    percent,
+    readable,
+)
+
+
+def funnel(counts: Mapping[str, Mapping[str, Any]], caption: str = "") -> Figure:
+    """Where each source's pairs went: kept, or dropped and why, in percent of the source.
+
+    Args:
+        counts: source -> `rows_in`, `rows_out` and `dropped` (reason -> pairs), as a stage accounts for them.
+        caption: line below the figure.
+    """
+    sources = list(counts)
+    reasons = sorted({reason for row in counts.values() for reason, n in row["dropped"].items() if n})
+    total_in = sum(row["rows_in"] for row in counts.values())
+    total_out = sum(row["rows_out"] for row in counts.values())
+    figure, [axes] = new_figure(height=1.3 + 0.3 * max(len(sources), 0.6 * len(reasons)))
+    left = np.zeros(len(sources))
+    for position, reason in enumerate(["kept", *reasons]):
+        rows = [row["rows_out"] if reason == "kept" else row["dropped"].get(reason, 0) for row in counts.values()]
+        share = np.array([100 * n / max(row["rows_in"], 1) for n, row in zip(rows, counts.values(), strict=True)])
+        look = {"color": "#cfd8dc"} if reason == "kept" else fill(position - 1)
+        axes.barh(sources, share, left=left, label=reason.replace("_", " "), lw=0.5, **look)
+        left += share
+    for index, row in enumerate(counts.values()):
+        text = f"{readable(row['rows_in'])} → {readable(row['rows_out'])}"
+        axes.text(1.5, index, text, va="center", fontsize=8, color=DARK)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="pairs of the source (%); numbers: pairs in → pairs kept")
+    axes.tick_params(axis="y", length=0)
+    legend_right(axes, title="reason")
+    lost = 100 * (1 - total_out / max(total_in, 1))
+    return finish(figure, f"Filtering drops {lost:.1f} % of {readable(total_in)} pairs", caption)
+
+
+def length_distributions(
+    lengths: Mapping[str, Mapping[str, Sequence[float]]], unit: str = "tokens", caption: str = ""
+) -> Figure:
+    """Lengths of chosen and rejected answers of each source: quartiles, 5 % to 95 %, and the mean (dot).
+
+    Args:
+        lengths: source -> `chosen` and `rejected`, one length per pair.
+        unit: of the lengths.
+        caption: line below the figure.
+    """
+    sources = list(lengths)
+    figure, [axes] = new_figure(height=1.3 + 0.42 * len(sources))
+    for shift, side, colour in ((-0.19, "chosen", CHOSEN), (0.19, "rejected", REJECTED)):
+        axes.boxplot(
+            [lengths[source][side] for source in sources],
+            positions=[index + shift for index in range(len(sources))],
+            widths=0.32, orientation="horizontal", whis=(5, 95), showfliers=False, showmeans=True,
+            patch_artist=True, label=side, manage_ticks=False,
+            boxprops={"facecolor": colour, "edgecolor": colour, "alpha": 0.55}, medianprops={"color": "black"},
+            whiskerprops={"color": colour}, capprops={"color": colour},
+            meanprops={"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4},
+        )  # fmt: skip
+    longer = sum(np.mean(row["chosen"]) > np.mean(row["rejected"]) for row in lengths.values())
+    axes.set_yticks(range(len(sources)), sources)
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    axes.set(xlabel=f"length of the answer ({unit}); box: quartiles, whiskers: 5 to 95 %, dot: mean")
+    legend_right(axes)
+    return finish(figure, f"Chosen answers are longer on average in {longer} of {len(sources)} sources", caption)
+
+
+def mixture_composition(mixtures: Mapping[str, Mapping[str, int]], caption: str = "") -> Figure:
+    """Which sources each mixture is made of.
+
+    Args:
+        mixtures: mixture -> source -> pairs.
+        caption: line below the figure.
+    """
+    sources = list(dict.fromkeys(source for rows in mixtures.values() for source in rows))
+    figure, [axes] = new_figure(height=max(1.2 + 0.5 * len(mixtures), 0.9 + 0.18 * len(sources)))
+    left = np.zeros(len(mixtures))
+    totals = np.array([max(sum(rows.values()), 1) for rows in mixtures.values()])
+    labels = [f"{name}\n{readable(total)} pairs" for name, total in zip(mixtures, totals, strict=True)]
+    for index, source in enumerate(sources):
+        share = 100 * np.array([rows.get(source, 0) for rows in mixtures.values()]) / totals
+        axes.barh(labels, share, left=left, label=source, lw=0.8, **fill(index))
+        for row in np.flatnonzero(share >= 6):
+            box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.2}
+            middle = left[row] + share[row] / 2
+            axes.text(middle, row, f"{share[row]:.0f} %", ha="center", va="center", fontsize=8, bbox=box)
+        left += share
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlim=(0, 100), xlabel="share of the pairs (%)")
+    legend_right(axes)
+    names = " and ".join(f"{name} from {sum(n > 0 for n in rows.values())}" for name, rows in mixtures.items())
+    return finish(figure, f"What the mixtures are made of: {names} sources", caption)
+
+
+def length_agreement(lengths: Mapping[str, Mapping[str, Sequence[float]]], caption: str = "") -> Figure:
+    """How often the chosen answer is the longer one, by source; two answers of one length count one half.
+
+    Args:
+        lengths: source -> `chosen` and `rejected`, one length in characters per pair.
+        caption: line below the figure.
+    """
+    outcomes = {}
+    for source, sides in lengths.items():
+        chosen, rejected = np.asarray(sides["chosen"]), np.asarray(sides["rejected"])
+        outcomes[source] = 100 * ((chosen > rejected) + 0.5 * (chosen == rejected))
+    sources = sorted(outcomes, key=lambda source: float(outcomes[source].mean()))
+    shares = np.array([outcomes[source].mean() for source in sources])
+    errors = np.array([1.96 * outcomes[source].std() / np.sqrt(len(outcomes[source])) for source in sources])
+    figure, [axes] = new_figure(height=1.2 + 0.3 * len(sources))
+    colours = [CHOSEN if share >= 50 else REJECTED for share in shares]
+    axes.barh(sources, shares - 50, left=50, color=colours, alpha=0.75)
+    axes.errorbar(shares, sources, xerr=errors, fmt="none", ecolor=DARK, capsize=2, lw=1)
+    axes.axvline(50, color=DARK, lw=1)
+    axes.set(xlim=(0, 100), xlabel="chosen answer has more characters (%), equal: ½; whiskers: 95 %")
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    longer, shorter = int((shares - errors > 50).sum()), int((shares + errors < 50).sum())
+    title = f"Labels lean to the longer answer in {longer} of {len(sources)} bars, to the shorter in {shorter}"
+    return finish(figure, title, caption)
+
+
+def prompt_map(points: Sequence[Mapping[str, Any]], caption: str = "") -> Figure:
+    """Prompts in a plane, coloured by source (paper, Fig. 7).
+
+    Args:
+        points: rows with `source`, `x` and `y`, as `prompt_map.prompt_map` gives them.
+        caption: line below the figure.
+    """
+    sources = list(dict.fromkeys(point["source"] for point in points))
+    figure, [axes] = new_figure(height=4.6)
+    for index, source in enumerate(sources):
+        place = np.array([[point["x"], point["y"]] for point in points if point["source"] == source])
+        marker = "o" if index < len(CYCLE) else "^"
+        colour = CYCLE[index % len(CYCLE)]
+        axes.scatter(place[:, 0], place[:, 1], s=9, alpha=0.55, color=colour, marker=marker, lw=0, label=source)
+    axes.set(xticks=[], yticks=[], xlabel="first axis", ylabel="second axis")
+    for handle in legend_right(axes, markerscale=2).legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)  # opaque, or a swatch has another colour than its points
+    return finish(
+        figure, f"{readable(len(points))} prompts of {len(sources)} sources, by the words they share", caption
+    )
+
+
+SECTION_NAMES = {
+    "chat": "Chat", "chat_hard": "Chat-Hard", "safety": "Safety", "reasoning": "Reasoning", "overall": "Overall",
+}  # fmt: skip
+METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, mix1"}
+
+
+def loss_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    baseline: float | None = None,
+    baseline_label: str = "",
+    caption: str = "",
+) -> Figure:
+    """Training loss over optimiser steps: each batch's, and its running mean over a twenty-fifth of the run.
+
+    Args:
+        histories: name of the run -> log entries with `step` and `loss`, as the trainer wrote them.
+        baseline: a loss to mark, for example ln 2, where BT and DPO must begin.
+        baseline_label: what it means.
+        caption: line below the figure.
+    """
+    figure, [axes] = new_figure(height=3.0)
+    falling = True
+    for (name, history), colour in zip(histories.items(), CYCLE, strict=False):
+        entries = [entry for entry in history if "loss" in entry]
+        steps, losses = [entry["step"] for entry in entries], [entry["loss"] for entry in entries]
+        window = max(1, len(losses) // 25)
+        means = np.convolve(losses, np.ones(window) / window, mode="valid")
+        axes.plot(steps, losses, color=colour, lw=0.8, alpha=0.3)
+        axes.plot(steps[window - 1 :], means, color=colour, lw=1.8, label=f"{name}: mean at the end {means[-1]:.3f}")
+        falling = falling and bool(means[-1] < means[0])
+    if baseline is not None:
+        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        axes.axhline(baseline, color=GREY, lw=1, ls="--")
+        axes.text(0.995, baseline, baseline_label or f"{baseline:.3f}", fontsize=8, color=DARK, **place)
+    axes.grid(axis="y")
+    axes.set(xlabel="optimiser step", ylabel="loss (nats); thick: running mean over 4 % of the steps")
+    axes.legend()
+    title = "The training loss falls" if falling else "The training loss does not fall in every run"
+    return finish(figure, title, caption)
+
+
+def reward_histogram(chosen: ArrayLike, rejected: ArrayLike, caption: str = "") -> Figure:
+    """Rewards of chosen and rejected answers, and the margin between the two of each pair.
+
+    Args:
+        chosen: reward of the chosen answer of each pair.
+        rejected: reward of the rejected answer of the same pairs.
+        caption: line below the figure.
+    """
+    better, worse = np.asarray(chosen, dtype=float), np.asarray(rejected, dtype=float)
+    figure, [left, right] = new_figure(columns=2, height=2.9)
+    bins = np.histogram_bin_edges(np.concatenate([better, worse]), bins=40).tolist()
+    left.hist(better, bins, color=CHOSEN, alpha=0.6, label=f"chosen (mean {better.mean():.2f})")
+    left.hist(worse, bins, color=REJECTED, alpha=0.6, label=f"rejected (mean {worse.mean():.2f})")
+    left.set(xlabel="reward", ylabel="answers")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)
+    margin = better - worse
+    signs = [margin[margin <= 0], margin[margin > 0]]
+    right.hist(signs, edges_through_zero(margin), stacked=True, color=[REJECTED, CHOSEN], alpha=0.8)
+    right.axvline(0, color=DARK, lw=1)
+    right.set(xlabel="reward(chosen) − reward(rejected)", ylabel="pairs")
+    share = 100 * np.mean(margin > 0)
+    return finish(figure, f"The chosen answer scores higher in {share:.1f} % of {len(margin)} pairs", caption)
+
+
+def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], caption: str = "") -> Figure:
+    """Predicted against observed preference, with 95 % intervals; on the diagonal a model means what it says.
+
+    Args:
+        tables: model -> `predicted`, `observed`, `ci_low`, `ci_high`, `count` (`statistics.calibration`).
+        caption: line below the figure.
+    """
+    figure, [axes, below] = new_figure(rows=2, height=4.4, sharex=True, height_ratios=[3, 1])
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
+    for (name, table), marker, colour in zip(tables.items(), "osD^v", CYCLE, strict=False):
+        observed, predicted = np.asarray(table["observed"]), np.asarray(table["predicted"])
+        bars = [observed - np.asarray(table["ci_low"]), np.asarray(table["ci_high"]) - observed]
+        axes.errorbar(predicted, observed, bars, color=colour, marker=marker, ms=5, lw=1.4, capsize=2, label=name)
+        below.plot(predicted, table["count"], color=colour, marker=marker, ms=4, lw=1.2)
+    axes.grid()
+    axes.set(ylabel="observed frequency; bars: 95 %", xlim=(0, 1), ylim=(-0.03, 1.03))
+    axes.legend(loc="upper left")
+    below.grid(axis="y")
+    below.set(xlabel="predicted P(first answer preferred)", ylabel="pairs, both orders", ylim=(0, None))
+    errors = ", ".join(f"{name} {expected_calibration_error(table):.3f}" for name, table in tables.items())
+    return finish(figure, f"Calibration: mean gap between prediction and outcome {errors}", caption)
+
+
+def rewardbench_bars(
+    results: Mapping[str, Mapping[str, Estimate | None]],
+    paper: Mapping[str, Mapping[str, float | None]] | None = None,
+    caption: str = "",
+) -> Figure:
+    """Section scores of several models, with intervals, beside the paper's points.
+
+    Args:
+        results: model (bt, pm, prompting, or another label) -> section (chat, chat_hard, safety, reasoning, overall)
+            -> estimate, or None without rows.
+        paper: model -> section -> the authors' accuracy in percent, None where unknown; drawn as diamonds.
+        caption: line below the figure.
+    """
+    figure, [axes] = new_figure(height=3.4)
+    width = 0.8 / len(results)
+    for index, (name, sections) in enumerate(results.items()):
+        axes.bar([np.nan], [np.nan], color=CYCLE[index], label=METHOD_NAMES.get(name, name))  # for the legend
+        for place, section in enumerate(SECTION_NAMES):
+            x = place + (index - (len(results) - 1) / 2) * width
+            score, stated = sections.get(section), (paper or {}).get(name, {}).get(section)
+            if score is None:
+                axes.text(x, 1, "no rows", rotation=90, ha="center", va="bottom", fontsize=8, color=GREY)
+            else:
+                shown = percent(score)
+                axes.bar(x, shown["value"], 0.92 * width, color=CYCLE[index])
+                axes.errorbar(x, shown["value"], error_bar(shown), color=DARK, lw=1, capsize=2)
+            if stated is not None:
+                axes.plot(x, stated, "D", color="white", markeredgecolor=DARK, ms=5.5, zorder=5)
+    if paper:
+        axes.plot([], [], "D", color="white", markeredgecolor=DARK, ms=5.5, label="the authors (LLaMA-3-8B)")
+    axes.axhline(50, color=GREY, lw=1, ls="--")
+    axes.grid(axis="y")
+    axes.set_xticks(range(len(SECTION_NAMES)), list(SECTION_NAMES.values()))
+    axes.set(xlim=(-0.5, len(SECTION_NAMES) - 0.5), ylim=(0, 104), ylabel="accuracy (%); whiskers: 95 %")
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.14), ncols=len(results) + 1)
+    overall = {name: score for name, row in results.items() if (score := row.get("overall"))}
+    listed = ", ".join(f"{METHOD_NAMES.get(name, name)} {100 * s['value']:.1f} %" for name, s in overall.items())
+    return finish(figure, f"RewardBench overall: {listed}", caption)
+
+
+def rewardbench_subsets(results: Mapping[str, Mapping[str, Estimate]], caption: str = "") -> Figure:
+    """Accuracy by subset: one bar per subset and model, with its interval.
+
+    Args:
+        results: model -> subset -> estimate; a subset that a model has no rows of stays open.
+        caption: line below the figure.
+    """
+    subsets = list(dict.fromkeys(subset for row in results.values() for subset in row))
+    figure, [axes] = new_figure(height=1.4 + 0.32 * len(subsets))
+    height = 0.8 / len(results)
+    for index, (name, row) in enumerate(results.items()):
+        places = [
+            place + (index - (len(results) - 1) / 2) * height for place, subset in enumerate(subsets) if subset in row
+        ]
+        shown = [percent(row[subset]) for subset in subsets if subset in row]
+        values = [score["value"] for score in shown]
+        axes.barh(places, values, 0.92 * height, color=CYCLE[index], label=METHOD_NAMES.get(name, name))
+        errors = np.hstack([error_bar(score) for score in shown])
+        axes.errorbar(values, places, xerr=errors, color=DARK, lw=0.8, capsize=1.5, ls="none")
+    axes.axvline(50, color=GREY, lw=1, ls="--")
+    axes.set_yticks(range(len(subsets)), subsets)
+    axes.grid(axis="x")
+    axes.set(xlim=(0, 101), ylim=(len(subsets) - 0.4, -0.6))
+    axes.set_xlabel("accuracy (%), whiskers: 95 %; dashed: coin flip")
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(results))
+    return finish(figure, "RewardBench by subset", caption)
+
+
+def length_bias(studies: Mapping[str, Mapping[str, Any]], unit: str = "characters", caption: str = "") -> Figure:
+    """How far reward follows length, in the form of the paper's Fig. 5, one column per reward model.
+
+    Above: the distribution over prompts of the Pearson correlation between length and reward. Below: one row per
+    prompt, its responses from shortest to longest, coloured by reward (standardised within the prompt); rows sorted
+    by correlation. A model that likes length is blue on the left and red on the right.
+
+    Args:
+        studies: model -> `lengths` and `rewards` (prompts x responses) and `correlations` (per prompt, nan allowed).
+        unit: of the lengths.
+        caption: line below the figure.
+    """
+    figure, axes = new_figure(rows=2, columns=len(studies), height=5.6, height_ratios=[1, 2], sharey="row")
+    image, means = None, {}
+    for column, (name, study) in enumerate(studies.items()):
+        correlation = np.asarray(study["correlations"], dtype=float)
+        defined = correlation[~np.isnan(correlation)]
+        means[name] = defined.mean()
+        top, bottom = axes[column], axes[len(studies) + column]
+        top.hist(defined, np.linspace(-1, 1, 41).tolist(), color=CYCLE[column], alpha=0.8)
+        top.axvline(0, color=GREY, lw=1)
+        top.axvline(means[name], color=DARK, lw=1.4, ls="--")
+        top.set(title=f"{name}: mean {means[name]:+.2f} over {len(defined)} prompts", xlim=(-1, 1))
+        top.set(xlabel=f"Pearson r (length in {unit}, reward)", ylabel="prompts" if column == 0 else "")
+        grid = _sorted_rewards(study["lengths"], study["rewards"], correlation)
+        image = bottom.imshow(grid, aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2, interpolation="nearest")
+        bottom.set(xlabel="responses, shortest → longest", xticks=[])
+        bottom.set_ylabel("prompts, sorted by r" if column == 0 else "")
+    if image is not None:
+        figure.colorbar(image, ax=axes[len(studies) :], label="reward, standardised per prompt", shrink=0.9)
+    listed = " and ".join(f"{mean:+.2f} ({name})" for name, mean in means.items())
+    return finish(figure, f"Correlation of length and reward: {listed}", caption)
+
+
+def _sorted_rewards(lengths: ArrayLike, rewards: ArrayLike, correlation: np.ndarray) -> np.ndarray:
+    """Standardised rewards, columns by length and rows by correlation, without prompts that have none."""
+    order = np.argsort(np.asarray(lengths), axis=1, kind="stable")
+    values = np.take_along_axis(np.asarray(rewards, dtype=float), order, axis=1)[~np.isnan(correlation)]
+    values = (values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, keepdims=True)
+    return np.asarray(values[np.argsort(-correlation[~np.isnan(correlation)])])

@@ -1,0 +1,136 @@
+"""The one place that renders and tokenises conversations.
+
+Training, generation, scoring and evaluation all go through here, so that they cannot disagree: exactly one BOS where
+the chat template has one, the same end-of-turn token in training, stopping and scoring, and a padding token that is
+not the end-of-turn token (transformers pools a reward model's score at the last token that is not padding).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rlhflow_utils.guide.settings import ModelSettings
+
+Message = dict[str, str]
+IGNORED = -100  # label of tokens outside the loss
+PROBE: list[Message] = [{"role": "user", "content": "Hello."}]
+
+
+def load_tokenizer(path: str | Path, settings: ModelSettings | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and make sure that it can serve the whole pipeline.
+
+    Args:
+        path: model folder or hub id.
+        settings: the profile's `model` section; its `chat_template` and `pad_token` replace the tokenizer's own.
+
+    Raises:
+        ValueError: no chat template, no padding token distinct from EOS, or a template that does not render a
+            prompt as a prefix of the whole conversation.
+    """
+    from transformers import AutoTokenizer
+
+    revision = settings.revision if settings and not Path(path).exists() else None
+    tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
+    if settings and settings.chat_template:
+        tokenizer.chat_template = settings.chat_template
+    if settings and settings.pad_token:
+        tokenizer.pad_token = settings.pad_token
+    check_tokenizer(tokenizer, str(path))
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise ValueError, naming the fix, where a tokenizer would break a later stage."""
+    if not tokenizer.chat_template:
+        raise ValueError(f"{name}: the tokenizer has no chat template; set model.chat_template to a Jinja template")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ValueError(
+            f"{name}: the padding token must exist and differ from EOS ({tokenizer.eos_token!r}); "
+            "set model.pad_token to an unused token of the vocabulary"
+        )
+    ids = encode_prompt(PROBE, tokenizer)
+    if tokenizer.bos_token_id is not None and ids.count(tokenizer.bos_token_id) > 1:
+        raise ValueError(
+            f"{name}: the chat template writes BOS {ids.count(tokenizer.bos_token_id)} times; once is right"
+        )
+    encode_response(PROBE, "Hello.", tokenizer)
+
+
+def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
+    """The conversation as the text the model sees, special tokens included."""
+    return str(
+        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    )
+
+
+def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt, up to and including the generation prompt."""
+    return _encode(render(messages, tokenizer, add_generation_prompt=True), tokenizer)
+
+
+def encode_response(prompt: Sequence[Message], response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that follow `encode_prompt(prompt)`: the response and its end-of-turn token.
+
+    The response is tokenised on its own, so that its ids are those a model generating after the prompt would emit,
+    and no merge reaches across the border.
+
+    Raises:
+        ValueError: the template does not render the prompt as a prefix of the conversation.
+    """
+    start = render(prompt, tokenizer, add_generation_prompt=True)
+    whole = render([*prompt, {"role": "assistant", "content": response}], tokenizer)
+    if not whole.startswith(start):
+        raise ValueError(
+            f"{tokenizer.name_or_path}: the chat template does not render a prompt as a prefix of the conversation; "
+            "set model.chat_template to one that does"
+        )
+    ids = _encode(whole[len(start) :].rstrip("\n"), tokenizer)
+    if not ids or ids[-1] not in stop_token_ids(tokenizer):
+        ids.append(end_of_turn_id(tokenizer))
+    return ids
+
+
+def encode_conversation(prompt: Sequence[Message], response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """`encode_prompt` followed by `encode_response`."""
+    return encode_prompt(prompt, tokenizer) + encode_response(prompt, response, tokenizer)
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an assistant turn in this template (Llama-3: ``<|eot_id|>``, else EOS)."""
+    return _end_of_turn_id(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=16)  # every response asks, and two renderings are most of what encoding a short one costs
+def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
+    whole = render([*PROBE, {"role": "assistant", "content": "Hello."}], tokenizer).rstrip("\n")
+    last = _encode(whole, tokenizer)[-1]
+    return last if last in tokenizer.all_special_ids else int(tokenizer.eos_token_id)
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that end a response: the template's end of turn and EOS, in a fixed order, without repeats."""
+    return list(dict.fromkeys([end_of_turn_id(tokenizer), int(tokenizer.eos_token_id)]))
+
+
+def decode_response(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Text of generated ids, without special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """A stable 16-digit hash of a prompt, blind to case and spacing; splits and deduplication go by it."""
+    normal = [[m["role"], " ".join(m["content"].split()).casefold()] for m in messages]
+    return hashlib.sha256(json.dumps(normal, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    # The template has written BOS already: adding special tokens again would double it.
+    return [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]

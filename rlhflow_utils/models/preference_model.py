@@ -1,0 +1,174 @@
+"""The pairwise preference model (paper 2.2, after SLiC-HF): which of two responses is better, as one next token.
+
+The question is an ordinary user turn, ``[CONTEXT] {x} [RESPONSE A] {a1} [RESPONSE B] {a2}``; the answer is the token
+``A`` or ``B``. Training puts the two responses in a random order; at inference both orders are asked and averaged.
+
+Differences from the released code: the random order is a hash of the row, the same for any number of workers; the two
+logits are read right after the generation prompt, wherever the template puts it; comparisons run in batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhflow_utils.models.chat import IGNORED, Message, encode_prompt, encode_response, load_tokenizer, stop_token_ids
+from rlhflow_utils.models.forward import check_lengths, length_batches, load_model, next_token_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rlhflow_utils.guide.settings import ModelSettings
+
+Comparison = tuple[Sequence[Message], str, str]  # prompt messages, response a, response b
+Compare = Callable[[Sequence[Comparison]], Sequence[float]]  # P(a is better) of each comparison
+
+
+def format_comparison(prompt: Sequence[Message], response_a: str, response_b: str) -> list[Message]:
+    """The question as a conversation of one user turn; the context's turns are written out as plain text."""
+    context = "\n\n".join(f"<turn> {message['role']}\n {message['content']}" for message in prompt)
+    return [{"role": "user", "content": f"[CONTEXT] {context} [RESPONSE A] {response_a} [RESPONSE B] {response_b}"}]
+
+
+def label_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Token ids of the answers ``A`` and ``B`` as they follow the generation prompt.
+
+    Raises:
+        ValueError: an answer is not exactly one token and the end of the turn.
+    """
+    question = format_comparison([{"role": "user", "content": "Hello."}], "Hi.", "Go.")
+    found = []
+    for label in "AB":
+        ids = encode_response(question, label, tokenizer)
+        if len(ids) != 2 or ids[1] not in stop_token_ids(tokenizer):
+            raise ValueError(
+                f"{tokenizer.name_or_path}: the answer {label!r} must be one token and an end of turn, but is {ids}; "
+                "use a chat template that writes nothing else into an assistant turn"
+            )
+        found.append(ids[0])
+    return found[0], found[1]
+
+
+def training_tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, list[int]]:
+    """One training row: the question and its answer, with the loss on the answer and the end of turn alone.
+
+    Args:
+        row: a standard preference row.
+        tokenizer: as from `chat.load_tokenizer`.
+        seed: with `row_id` and `source`, it decides whether the chosen response stands at A.
+    """
+    chosen, rejected = row["chosen"][-1]["content"], row["rejected"][-1]["content"]
+    first = chosen_first(seed, f"{row['source']}:{row['row_id']}")
+    question = format_comparison(row["prompt"], *((chosen, rejected) if first else (rejected, chosen)))
+    prompt = encode_prompt(question, tokenizer)
+    answer = encode_response(question, "A" if first else "B", tokenizer)
+    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+
+
+def chosen_first(seed: int, row_id: str) -> bool:
+    """A fair coin for one row, the same in every process and every order of rows."""
+    return hashlib.sha256(f"{seed}:{row_id}".encode()).digest()[0] % 2 == 0
+
+
+def preference_probability(
+    model: str | Path,
+    comparisons: Iterable[Comparison],
+    batch_tokens: int,
+    model_settings: ModelSettings | None = None,
+) -> list[float]:
+    """P(a ≻ b | x), both orders averaged: (p(a, b) + 1 - p(b, a)) / 2, so that P(a ≻ b) + P(b ≻ a) = 1.
+
+    Args:
+        model: folder or id of a causal LM: a trained PM, or an instruct model that is only prompted.
+        comparisons: (prompt messages, response a, response b).
+        batch_tokens: padded tokens per forward pass.
+        model_settings: the profile's `model` section; None takes the checkpoint's dtype.
+
+    Raises:
+        ValueError: a question is longer than the model's positions (nothing is truncated).
+    """
+    return list(load_compare(model, batch_tokens, model_settings)(list(comparisons)))
+
+
+def load_compare(model: str | Path, batch_tokens: int, model_settings: ModelSettings | None = None) -> Compare:
+    """`preference_probability` with the model loaded once, for `tournament` and `round_robin`."""
+    network, tokenizer = load_model(model, "causal", model_settings), load_tokenizer(model, model_settings)
+
+    def compare(comparisons: Sequence[Comparison]) -> list[float]:
+        both = [order for x, a, b in comparisons for order in (format_comparison(x, a, b), format_comparison(x, b, a))]
+        p = probability_of_a(network, tokenizer, both, batch_tokens)
+        return [0.5 + (p[i] - p[i + 1]) / 2 for i in range(0, len(p), 2)]  # exactly 0.5 where both orders agree
+
+    return compare
+
+
+def probability_of_a(
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Sequence[Message]],
+    batch_tokens: int,
+) -> list[float]:
+    """Softmax over the logits of ``A`` and ``B`` right after the generation prompt; in this one order only."""
+    import torch
+
+    labels = list(label_ids(tokenizer))
+    sequences = [encode_prompt(question, tokenizer) for question in questions]
+    lengths = [len(ids) for ids in sequences]
+    check_lengths(lengths, network, "comparison")
+    probabilities = [0.0] * len(sequences)
+    for batch in length_batches(lengths, batch_tokens):
+        with torch.inference_mode():
+            logits = next_token_logits(network, [sequences[i] for i in batch], int(tokenizer.pad_token_id))
+            pair = logits[:, labels].float()
+            values = pair.softmax(-1)[:, 0].tolist()
+        for index, value in zip(batch, values, strict=True):
+            probabilities[index] = value
+    return probabilities
+
+
+# --- ranking n responses --------------------------------------------------------------------------------------------
+
+
+def tournament(compare: Compare, prompts: Sequence[Sequence[Message]], responses: Sequence[Sequence[str]]) -> list[int]:
+    """The best of n responses by knock-out: n - 1 comparisons per prompt (paper 2.2), one batch per round.
+
+    Args:
+        compare: from `load_compare`.
+        prompts: messages, one list per prompt.
+        responses: at least one per prompt; of an odd round the last goes through unmatched.
+
+    Returns:
+        The winner's index, per prompt. An even match is won by the earlier response.
+    """
+    left = [list(range(len(group))) for group in responses]
+    while any(len(indices) > 1 for indices in left):
+        matches = [
+            (row, a, b) for row, indices in enumerate(left) for a, b in zip(indices[0::2], indices[1::2], strict=False)
+        ]
+        p = compare([(prompts[row], responses[row][a], responses[row][b]) for row, a, b in matches])
+        winners: list[list[int]] = [[] for _ in left]
+        for (row, a, b), value in zip(matches, p, strict=True):
+            winners[row].append(a if value >= 0.5 else b)
+        left = [winners[row] + ([indices[-1]] if len(indices) % 2 else []) for row, indices in enumerate(left)]
+    return [indices[0] for indices in left]
+
+
+def round_robin(
+    compare: Compare, prompts: Sequence[Sequence[Message]], responses: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """A score for each of n responses: its mean P(better) over the n - 1 others. Quadratic in n; no cycles to break.
+
+    Returns:
+        Scores in [0, 1], per prompt and response; usable as the `rewards` of `pair_building`.
+    """
+    matches = [
+        (row, a, b) for row, group in enumerate(responses) for a in range(len(group)) for b in range(a + 1, len(group))
+    ]
+    p = compare([(prompts[row], responses[row][a], responses[row][b]) for row, a, b in matches])
+    scores = [[0.0] * len(group) for group in responses]
+    for (row, a, b), value in zip(matches, p, strict=True):
+        scores[row][a] += value
+        scores[row][b] += 1 - value
+    return [[score / max(1, len(group) - 1) for score in group] for group in scores]
