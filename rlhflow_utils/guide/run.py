@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.guide.profile import Profile, load_profile
+from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import BY_KEY, PROJECT, Artifact, read_artifact, relative, write_json
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
