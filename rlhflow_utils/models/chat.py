@@ -1,8 +1,8 @@
-"""The one place that renders and tokenises conversations.
+"""Every prompt and response is rendered and tokenised here: in training, generation, scoring and evaluation alike.
 
-Training, generation, scoring and evaluation all go through here, so that they cannot disagree: exactly one BOS where
-the chat template has one, the same end-of-turn token in training, stopping and scoring, and a padding token that is
-not the end-of-turn token (transformers pools a reward model's score at the last token that is not padding).
+They therefore agree on three things: exactly one BOS where the chat template has one; the same end-of-turn token in
+training, stopping and scoring; a padding token that is not the end-of-turn token (transformers pools a reward model's
+score at the last token that is not padding).
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rlhflow_utils.models.forward import Model, hub_arguments, model_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,11 +25,11 @@ IGNORED = -100  # label of tokens outside the loss
 PROBE: list[Message] = [{"role": "user", "content": "Hello."}]
 
 
-def load_tokenizer(path: str | Path, settings: ModelSettings | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and make sure that it can serve the whole pipeline.
+def load_tokenizer(model: Model, settings: ModelSettings | None = None) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer and check that every stage can use it.
 
     Args:
-        path: model folder or hub id.
+        model: the model.
         settings: the profile's `model` section; its `chat_template` and `pad_token` replace the tokenizer's own.
 
     Raises:
@@ -37,13 +38,13 @@ def load_tokenizer(path: str | Path, settings: ModelSettings | None = None) -> P
     """
     from transformers import AutoTokenizer
 
-    revision = settings.revision if settings and not Path(path).exists() else None
-    tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
+    path = model_path(model)
+    tokenizer = AutoTokenizer.from_pretrained(path, **hub_arguments(model, settings))
     if settings and settings.chat_template:
         tokenizer.chat_template = settings.chat_template
     if settings and settings.pad_token:
         tokenizer.pad_token = settings.pad_token
-    check_tokenizer(tokenizer, str(path))
+    check_tokenizer(tokenizer, path)
     return tokenizer
 
 
@@ -108,7 +109,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return _end_of_turn_id(tokenizer, str(tokenizer.chat_template))
 
 
-@lru_cache(maxsize=16)  # every response asks, and two renderings are most of what encoding a short one costs
+@lru_cache(maxsize=16)  # asked for every response; rendering costs more than encoding a short response
 def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     whole = render([*PROBE, {"role": "assistant", "content": "Hello."}], tokenizer).rstrip("\n")
     last = _encode(whole, tokenizer)[-1]

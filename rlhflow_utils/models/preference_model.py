@@ -11,16 +11,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhflow_utils.guide.stage import Artifact, Summary, stage
 from rlhflow_utils.models.chat import IGNORED, Message, encode_prompt, encode_response, load_tokenizer, stop_token_ids
-from rlhflow_utils.models.forward import check_lengths, length_batches, load_model, next_token_logits
+from rlhflow_utils.models.forward import (
+    Model,
+    check_lengths,
+    length_batches,
+    load_model,
+    next_token_logits,
+    reward_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rlhflow_utils.guide.settings import ModelSettings
+    from rlhflow_utils.guide.settings import ModelSettings, PreferenceModelSettings
 
 Comparison = tuple[Sequence[Message], str, str]  # prompt messages, response a, response b
 Compare = Callable[[Sequence[Comparison]], Sequence[float]]  # P(a is better) of each comparison
@@ -73,28 +82,25 @@ def chosen_first(seed: int, row_id: str) -> bool:
 
 
 def preference_probability(
-    model: str | Path,
-    comparisons: Iterable[Comparison],
-    batch_tokens: int,
-    model_settings: ModelSettings | None = None,
+    model: Model, comparisons: Iterable[Comparison], batch_tokens: int, settings: ModelSettings | None = None
 ) -> list[float]:
     """P(a ≻ b | x), both orders averaged: (p(a, b) + 1 - p(b, a)) / 2, so that P(a ≻ b) + P(b ≻ a) = 1.
 
     Args:
-        model: folder or id of a causal LM: a trained PM, or an instruct model that is only prompted.
+        model: a causal LM: a trained PM, or an instruct model that is only prompted.
         comparisons: (prompt messages, response a, response b).
         batch_tokens: padded tokens per forward pass.
-        model_settings: the profile's `model` section; None takes the checkpoint's dtype.
+        settings: the profile's `model` section; None takes the checkpoint's dtype.
 
     Raises:
         ValueError: a question is longer than the model's positions (nothing is truncated).
     """
-    return list(load_compare(model, batch_tokens, model_settings)(list(comparisons)))
+    return list(load_compare(model, batch_tokens, settings)(list(comparisons)))
 
 
-def load_compare(model: str | Path, batch_tokens: int, model_settings: ModelSettings | None = None) -> Compare:
-    """`preference_probability` with the model loaded once, for `tournament` and `round_robin`."""
-    network, tokenizer = load_model(model, "causal", model_settings), load_tokenizer(model, model_settings)
+def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None = None) -> Compare:
+    """`preference_probability` with the model loaded once, for `knock_out` and `round_robin`."""
+    network, tokenizer = load_model(model, "causal", settings), load_tokenizer(model, settings)
 
     def compare(comparisons: Sequence[Comparison]) -> list[float]:
         both = [order for x, a, b in comparisons for order in (format_comparison(x, a, b), format_comparison(x, b, a))]
@@ -131,7 +137,37 @@ def probability_of_a(
 # --- ranking n responses --------------------------------------------------------------------------------------------
 
 
-def tournament(compare: Compare, prompts: Sequence[Sequence[Message]], responses: Sequence[Sequence[str]]) -> list[int]:
+@stage
+def rank_responses(
+    preference_model: Model,
+    responses: Artifact,
+    settings: PreferenceModelSettings,
+    tournament: str,
+    model: ModelSettings,
+    *,
+    into: Path,
+) -> Summary:
+    """Rank the responses to each prompt: the rows of `responses` with the column `rewards`.
+
+    ``round_robin`` gives a response its mean P(better) over the others; ``knock_out`` gives 1.0 to the winner and 0.0
+    to the others.
+    """
+    compare = cache(partial(load_compare, preference_model, settings.batch_tokens, model))
+
+    def compute(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
+        prompts, texts = [row["prompt"] for row in rows], [row["responses"] for row in rows]
+        if tournament == "round_robin":
+            return round_robin(compare(), prompts, texts)
+        winners = knock_out(compare(), prompts, texts)
+        return [
+            [float(index == winner) for index in range(len(group))]
+            for winner, group in zip(winners, texts, strict=True)
+        ]
+
+    return reward_rows(responses, compute, into)
+
+
+def knock_out(compare: Compare, prompts: Sequence[Sequence[Message]], responses: Sequence[Sequence[str]]) -> list[int]:
     """The best of n responses by knock-out: n - 1 comparisons per prompt (paper 2.2), one batch per round.
 
     Args:
@@ -140,7 +176,7 @@ def tournament(compare: Compare, prompts: Sequence[Sequence[Message]], responses
         responses: at least one per prompt; of an odd round the last goes through unmatched.
 
     Returns:
-        The winner's index, per prompt. An even match is won by the earlier response.
+        The winner's index, per prompt. A tied match is won by the earlier response.
     """
     left = [list(range(len(group))) for group in responses]
     while any(len(indices) > 1 for indices in left):
