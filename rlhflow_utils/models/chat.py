@@ -26,16 +26,7 @@ PROBE: list[Message] = [{"role": "user", "content": "Hello."}]
 
 
 def load_tokenizer(model: Model, settings: ModelSettings | None = None) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer and check that every stage can use it.
-
-    Args:
-        model: the model.
-        settings: the profile's `model` section; its `chat_template` and `pad_token` replace the tokenizer's own.
-
-    Raises:
-        ValueError: no chat template, no padding token distinct from EOS, or a template that does not render a
-            prompt as a prefix of the whole conversation.
-    """
+    """A model's checked tokenizer; `chat_template` and `pad_token` of the settings replace its own."""
     from transformers import AutoTokenizer
 
     path = model_path(model)
@@ -59,17 +50,14 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
     ids = encode_prompt(PROBE, tokenizer)
     if tokenizer.bos_token_id is not None and ids.count(tokenizer.bos_token_id) > 1:
-        raise ValueError(
-            f"{name}: the chat template writes BOS {ids.count(tokenizer.bos_token_id)} times; once is right"
-        )
+        raise ValueError(f"{name}: the chat template writes BOS {ids.count(tokenizer.bos_token_id)} times, not once")
     encode_response(PROBE, "Hello.", tokenizer)
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
     """The conversation as the text the model sees, special tokens included."""
-    return str(
-        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-    )
+    keywords = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    return str(tokenizer.apply_chat_template(list(messages), **keywords))
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -80,11 +68,7 @@ def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
 def encode_response(prompt: Sequence[Message], response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids that follow `encode_prompt(prompt)`: the response and its end-of-turn token.
 
-    The response is tokenised on its own, so that its ids are those a model generating after the prompt would emit,
-    and no merge reaches across the border.
-
-    Raises:
-        ValueError: the template does not render the prompt as a prefix of the conversation.
+    The response is tokenised on its own: no merge reaches across the border, as when a model generates it.
     """
     start = render(prompt, tokenizer, add_generation_prompt=True)
     whole = render([*prompt, {"role": "assistant", "content": response}], tokenizer)
@@ -95,7 +79,7 @@ def encode_response(prompt: Sequence[Message], response: str, tokenizer: PreTrai
         )
     ids = _encode(whole[len(start) :].rstrip("\n"), tokenizer)
     if not ids or ids[-1] not in stop_token_ids(tokenizer):
-        ids.append(end_of_turn_id(tokenizer))
+        ids.append(stop_token_ids(tokenizer)[0])
     return ids
 
 
@@ -104,21 +88,16 @@ def encode_conversation(prompt: Sequence[Message], response: str, tokenizer: Pre
     return encode_prompt(prompt, tokenizer) + encode_response(prompt, response, tokenizer)
 
 
-def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an assistant turn in this template (Llama-3: ``<|eot_id|>``, else EOS)."""
-    return _end_of_turn_id(tokenizer, str(tokenizer.chat_template))
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end a response: the template's end of turn (Llama-3: ``<|eot_id|>``), then EOS where it differs."""
+    return list(_stop_token_ids(tokenizer, str(tokenizer.chat_template)))
 
 
 @lru_cache(maxsize=16)  # asked for every response; rendering costs more than encoding a short response
-def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
+def _stop_token_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[int, ...]:
     whole = render([*PROBE, {"role": "assistant", "content": "Hello."}], tokenizer).rstrip("\n")
-    last = _encode(whole, tokenizer)[-1]
-    return last if last in tokenizer.all_special_ids else int(tokenizer.eos_token_id)
-
-
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids that end a response: the template's end of turn and EOS, in a fixed order, without repeats."""
-    return list(dict.fromkeys([end_of_turn_id(tokenizer), int(tokenizer.eos_token_id)]))
+    last, eos = _encode(whole, tokenizer)[-1], int(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys([last if last in tokenizer.all_special_ids else eos, eos]))
 
 
 def decode_response(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:

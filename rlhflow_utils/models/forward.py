@@ -1,4 +1,4 @@
-"""Forward passes over many sequences of unequal length: loading, batching by length, padding."""
+"""Loading models, and forward passes over many sequences of unequal length."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import ModelSettings
 
 Model = Artifact | Path | str  # a stage that trained one, a local folder, a hub id
+TokenIds = Sequence[int]
 ROWS_PER_SHARD = 1024  # the unit of resuming in `reward_rows`
 
 
@@ -30,49 +31,34 @@ def hub_arguments(model: Model, settings: ModelSettings | None) -> dict[str, Any
 
 
 def load_model(model: Model, kind: Literal["causal", "reward"], settings: ModelSettings | None = None) -> Any:
-    """A model ready for inference, on the GPU where there is one.
+    """A model ready for inference, on the GPU where there is one; without settings in the checkpoint's dtype.
 
-    Args:
-        model: the model.
-        kind: ``causal`` for a language model, ``reward`` for a sequence classifier with one output.
-        settings: the profile's `model` section; None takes the checkpoint's dtype.
-
-    Raises:
-        ValueError: ``reward``, but the checkpoint is no sequence classifier: its score head would be random.
+    A ``reward`` model must be a sequence classifier: transformers would draw a missing score head at random.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     path, keywords = model_path(model), hub_arguments(model, settings)
     if kind == "reward":
-        _check_reward_model(AutoConfig.from_pretrained(path, **keywords), path)
+        config = AutoConfig.from_pretrained(path, **keywords)
+        if config.num_labels != 1 or not any("SequenceClassification" in name for name in config.architectures or []):
+            raise ValueError(
+                f"{path} is no reward model (architectures: {config.architectures}, outputs: {config.num_labels}); "
+                "give a sequence classifier with one output"
+            )
     keywords["dtype"] = settings.dtype if settings else "auto"
-    if settings:
-        keywords["attn_implementation"] = settings.attn_implementation
+    keywords["attn_implementation"] = settings.attn_implementation if settings else None
     auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     return auto.from_pretrained(path, **keywords).to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def check_lengths(lengths: Sequence[int], model: PreTrainedModel, what: str) -> None:
-    """Nothing is truncated: raise ValueError where a sequence (lengths in tokens) exceeds the model's positions."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit and lengths and max(lengths) > limit:
-        worst = max(range(len(lengths)), key=lengths.__getitem__)
-        raise ValueError(
-            f"{what} {worst} has {lengths[worst]} tokens, {model.config.name_or_path} takes {limit}; "
-            "drop longer rows first (nothing is truncated here)"
-        )
-
-
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group indices of similar length so that rows x longest row stays within `batch_tokens`.
+    """Group indices of similar length so that rows x longest row stays within `batch_tokens`, or one row exceeds it.
 
-    The longest sequences come first: what does not fit into memory fails at once. A sequence longer than the budget
-    is a batch of its own.
+    The longest sequences come first: what does not fit into memory fails at once.
     """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches: list[list[int]] = []
-    for index in order:
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
             batches[-1].append(index)
         else:
@@ -80,8 +66,34 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
     return batches
 
 
+def in_batches(
+    model: PreTrainedModel,
+    sequences: Sequence[TokenIds],
+    batch_tokens: int,
+    forward: Callable[[list[TokenIds]], torch.Tensor],
+    what: str,
+) -> list[Any]:
+    """`forward` (sequences -> one row of a tensor each) of every sequence, in batches of similar length; `what` names it in errors."""
+    import torch
+
+    lengths = [len(ids) for ids in sequences]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit and lengths and max(lengths) > limit:
+        raise ValueError(
+            f"{what} {lengths.index(max(lengths))} has {max(lengths)} tokens, {model.config.name_or_path} takes "
+            f"{limit}; drop longer rows first (nothing is truncated here)"
+        )
+    values: list[Any] = [None] * len(sequences)
+    for batch in length_batches(lengths, batch_tokens):
+        with torch.inference_mode():
+            found = forward([sequences[index] for index in batch]).tolist()
+        for index, value in zip(batch, found, strict=True):
+            values[index] = value
+    return values
+
+
 def pad(
-    sequences: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"], device: torch.device | str
+    sequences: Sequence[TokenIds], pad_id: int, side: Literal["left", "right"], device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both ``[rows, longest]`` and int64."""
     import torch
@@ -93,46 +105,30 @@ def pad(
     return padded.to(device), mask.to(device)
 
 
-def next_token_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_id: int) -> Any:
+def next_token_logits(model: PreTrainedModel, sequences: Sequence[TokenIds], pad_id: int) -> torch.Tensor:
     """Logits after the last token of each sequence, ``[rows, vocabulary]``, in the model's dtype.
 
     Right padding needs no mask, since causal attention never looks ahead, and attention takes its fast causal path.
-    Logits are computed at last positions alone: `unique` finds the positions where any row ends.
+    Logits are computed only at positions where a row ends.
     """
     import torch
 
     ids, mask = pad(sequences, pad_id, "right", model.device)
     ends, row_end = (mask.sum(-1) - 1).unique(return_inverse=True)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=ends).logits
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=ends).logits
     return logits[torch.arange(len(sequences), device=logits.device), row_end]
 
 
-def last_token_logits(model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, cache: Any = None) -> Any:
-    """Logits after the last token of left-padded rows, ``[rows, vocabulary]``, in the model's dtype."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-    output = model(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=cache is not None,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1]
-
-
 def reward_rows(
-    responses: Artifact, compute: Callable[[Sequence[dict[str, Any]]], list[list[float]]], into: Path
+    responses: Artifact, compute: Callable[[list[dict[str, Any]]], list[list[float]]], into: Path
 ) -> Summary:
-    """Write the rows of `responses` with the column `rewards`, as ``data``; what scoring and ranking stages return.
+    """Write ``data``, the rows of `responses` with the column `rewards`, for a stage that scores or ranks.
 
-    Args:
-        responses: from `generate_responses`.
-        compute: rows -> one number per response, per row. It is called for one shard of rows at a time; a stage that
-            was killed goes on from the shards it has finished.
-        into: the stage's working folder.
+    `compute` (rows -> a number for each response of each row) is called for a shard of rows at a time; a stage that was
+    killed goes on from the shards it has finished.
     """
-    rows, rewards = responses.dataset(), []
+    rows = responses.dataset()
+    rewards: list[list[float]] = []
     for start in range(0, len(rows), ROWS_PER_SHARD):
         file = into / "shards" / f"{start // ROWS_PER_SHARD:05d}.json"
         if not file.exists():
@@ -144,11 +140,3 @@ def reward_rows(
         "mean_best_reward": sum(max(group) for group in rewards) / len(rewards),
     }
     return Summary(rows={"prompts": Rows(len(rows), len(rewards))}, metrics=metrics)
-
-
-def _check_reward_model(config: Any, name: str) -> None:
-    architectures = config.architectures or []
-    if not any("SequenceClassification" in architecture for architecture in architectures):
-        raise ValueError(f"{name} is no reward model (architectures: {architectures}); give a sequence classifier")
-    if config.num_labels != 1:
-        raise ValueError(f"{name} has {config.num_labels} outputs; a Bradley-Terry reward model has one")

@@ -17,22 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
 from rlhflow_utils.models.chat import IGNORED, Message, encode_prompt, encode_response, load_tokenizer, stop_token_ids
-from rlhflow_utils.models.forward import (
-    Model,
-    check_lengths,
-    length_batches,
-    load_model,
-    next_token_logits,
-    reward_rows,
-)
+from rlhflow_utils.models.forward import Model, TokenIds, in_batches, load_model, next_token_logits, reward_rows
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rlhflow_utils.guide.settings import ModelSettings, PreferenceModelSettings
 
 Comparison = tuple[Sequence[Message], str, str]  # prompt messages, response a, response b
 Compare = Callable[[Sequence[Comparison]], Sequence[float]]  # P(a is better) of each comparison
+Prompts = Sequence[Sequence[Message]]
 
 
 def format_comparison(prompt: Sequence[Message], response_a: str, response_b: str) -> list[Message]:
@@ -41,32 +36,23 @@ def format_comparison(prompt: Sequence[Message], response_a: str, response_b: st
     return [{"role": "user", "content": f"[CONTEXT] {context} [RESPONSE A] {response_a} [RESPONSE B] {response_b}"}]
 
 
-def label_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Token ids of the answers ``A`` and ``B`` as they follow the generation prompt.
-
-    Raises:
-        ValueError: an answer is not exactly one token and the end of the turn.
-    """
+def label_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the answers ``A`` and ``B`` as they follow the generation prompt; each must be one token."""
     question = format_comparison([{"role": "user", "content": "Hello."}], "Hi.", "Go.")
-    found = []
-    for label in "AB":
-        ids = encode_response(question, label, tokenizer)
+    answers = {label: encode_response(question, label, tokenizer) for label in "AB"}
+    for label, ids in answers.items():
         if len(ids) != 2 or ids[1] not in stop_token_ids(tokenizer):
             raise ValueError(
                 f"{tokenizer.name_or_path}: the answer {label!r} must be one token and an end of turn, but is {ids}; "
                 "use a chat template that writes nothing else into an assistant turn"
             )
-        found.append(ids[0])
-    return found[0], found[1]
+    return [ids[0] for ids in answers.values()]
 
 
 def training_tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, list[int]]:
-    """One training row: the question and its answer, with the loss on the answer and the end of turn alone.
+    """A standard preference row as question and answer, with the loss on the answer and the end of turn alone.
 
-    Args:
-        row: a standard preference row.
-        tokenizer: as from `chat.load_tokenizer`.
-        seed: with `row_id` and `source`, it decides whether the chosen response stands at A.
+    The seed, `row_id` and `source` decide whether the chosen response stands at A.
     """
     chosen, rejected = row["chosen"][-1]["content"], row["rejected"][-1]["content"]
     first = chosen_first(seed, f"{row['source']}:{row['row_id']}")
@@ -84,22 +70,15 @@ def chosen_first(seed: int, row_id: str) -> bool:
 def preference_probability(
     model: Model, comparisons: Iterable[Comparison], batch_tokens: int, settings: ModelSettings | None = None
 ) -> list[float]:
-    """P(a ≻ b | x), both orders averaged: (p(a, b) + 1 - p(b, a)) / 2, so that P(a ≻ b) + P(b ≻ a) = 1.
-
-    Args:
-        model: a causal LM: a trained PM, or an instruct model that is only prompted.
-        comparisons: (prompt messages, response a, response b).
-        batch_tokens: padded tokens per forward pass.
-        settings: the profile's `model` section; None takes the checkpoint's dtype.
-
-    Raises:
-        ValueError: a question is longer than the model's positions (nothing is truncated).
-    """
+    """P(a ≻ b | x) of every comparison; see `load_compare`."""
     return list(load_compare(model, batch_tokens, settings)(list(comparisons)))
 
 
 def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None = None) -> Compare:
-    """`preference_probability` with the model loaded once, for `knock_out` and `round_robin`."""
+    """`preference_probability` with the model loaded once: a trained PM, or an instruct model that is only prompted.
+
+    Both orders are averaged, (p(a, b) + 1 - p(b, a)) / 2, so that P(a ≻ b) + P(b ≻ a) = 1.
+    """
     network, tokenizer = load_model(model, "causal", settings), load_tokenizer(model, settings)
 
     def compare(comparisons: Sequence[Comparison]) -> list[float]:
@@ -111,42 +90,24 @@ def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None
 
 
 def probability_of_a(
-    network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Sequence[Message]],
-    batch_tokens: int,
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Prompts, batch_tokens: int
 ) -> list[float]:
     """Softmax over the logits of ``A`` and ``B`` right after the generation prompt; in this one order only."""
-    import torch
+    labels = label_ids(tokenizer)
 
-    labels = list(label_ids(tokenizer))
+    def forward(sequences: list[TokenIds]) -> torch.Tensor:
+        logits = next_token_logits(network, sequences, int(tokenizer.pad_token_id))
+        return logits[:, labels].float().softmax(-1)[:, 0]
+
     sequences = [encode_prompt(question, tokenizer) for question in questions]
-    lengths = [len(ids) for ids in sequences]
-    check_lengths(lengths, network, "comparison")
-    probabilities = [0.0] * len(sequences)
-    for batch in length_batches(lengths, batch_tokens):
-        with torch.inference_mode():
-            logits = next_token_logits(network, [sequences[i] for i in batch], int(tokenizer.pad_token_id))
-            pair = logits[:, labels].float()
-            values = pair.softmax(-1)[:, 0].tolist()
-        for index, value in zip(batch, values, strict=True):
-            probabilities[index] = value
-    return probabilities
-
-
-# --- ranking n responses --------------------------------------------------------------------------------------------
+    return in_batches(network, sequences, batch_tokens, forward, "comparison")
 
 
 @stage
 def rank_responses(
-    preference_model: Model,
-    responses: Artifact,
-    settings: PreferenceModelSettings,
-    tournament: str,
-    model: ModelSettings,
-    *,
-    into: Path,
-) -> Summary:
+    preference_model: Model, responses: Artifact, settings: PreferenceModelSettings, tournament: str,
+    model: ModelSettings, *, into: Path,
+) -> Summary:  # fmt: skip
     """Rank the responses to each prompt: the rows of `responses` with the column `rewards`.
 
     ``round_robin`` gives a response its mean P(better) over the others; ``knock_out`` gives 1.0 to the winner and 0.0
@@ -154,29 +115,20 @@ def rank_responses(
     """
     compare = cache(partial(load_compare, preference_model, settings.batch_tokens, model))
 
-    def compute(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
+    def compute(rows: list[dict[str, Any]]) -> list[list[float]]:
         prompts, texts = [row["prompt"] for row in rows], [row["responses"] for row in rows]
         if tournament == "round_robin":
             return round_robin(compare(), prompts, texts)
-        winners = knock_out(compare(), prompts, texts)
-        return [
-            [float(index == winner) for index in range(len(group))]
-            for winner, group in zip(winners, texts, strict=True)
-        ]
+        winners = zip(knock_out(compare(), prompts, texts), texts, strict=True)
+        return [[float(index == winner) for index in range(len(group))] for winner, group in winners]
 
     return reward_rows(responses, compute, into)
 
 
-def knock_out(compare: Compare, prompts: Sequence[Sequence[Message]], responses: Sequence[Sequence[str]]) -> list[int]:
-    """The best of n responses by knock-out: n - 1 comparisons per prompt (paper 2.2), one batch per round.
+def knock_out(compare: Compare, prompts: Prompts, responses: Sequence[Sequence[str]]) -> list[int]:
+    """Index of the best of n responses, per prompt: n - 1 comparisons (paper 2.2), one batch per round.
 
-    Args:
-        compare: from `load_compare`.
-        prompts: messages, one list per prompt.
-        responses: at least one per prompt; of an odd round the last goes through unmatched.
-
-    Returns:
-        The winner's index, per prompt. A tied match is won by the earlier response.
+    A tied match is won by the earlier response; of an odd round the last response goes through unmatched.
     """
     left = [list(range(len(group))) for group in responses]
     while any(len(indices) > 1 for indices in left):
@@ -191,14 +143,8 @@ def knock_out(compare: Compare, prompts: Sequence[Sequence[Message]], responses:
     return [indices[0] for indices in left]
 
 
-def round_robin(
-    compare: Compare, prompts: Sequence[Sequence[Message]], responses: Sequence[Sequence[str]]
-) -> list[list[float]]:
-    """A score for each of n responses: its mean P(better) over the n - 1 others. Quadratic in n; no cycles to break.
-
-    Returns:
-        Scores in [0, 1], per prompt and response; usable as the `rewards` of `pair_building`.
-    """
+def round_robin(compare: Compare, prompts: Prompts, responses: Sequence[Sequence[str]]) -> list[list[float]]:
+    """Each response's mean P(better) over the n - 1 others, per prompt: n (n - 1) / 2 comparisons, no cycles."""
     matches = [
         (row, a, b) for row, group in enumerate(responses) for a in range(len(group)) for b in range(a + 1, len(group))
     ]
