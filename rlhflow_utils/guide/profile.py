@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlhflow_utils.guide.settings import Profile
+from rlhflow_utils.guide.settings import Profile as Profile
 from rlhflow_utils.guide.stage import PROJECT
 
 PROFILES = PROJECT / "profiles"
