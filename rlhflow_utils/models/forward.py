@@ -73,7 +73,7 @@ def in_batches(
     forward: Callable[[list[TokenIds]], torch.Tensor],
     what: str,
 ) -> list[Any]:
-    """`forward` (sequences -> one row of a tensor each) of every sequence, in batches of similar length; `what` names it in errors."""
+    """`forward` of every sequence, one row of a tensor each, in batches of similar length; `what` names it in errors."""
     import torch
 
     lengths = [len(ids) for ids in sequences]
