@@ -13,7 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from loopback import ChatServer, Reply
 
-from rlhflow_utils.guide.provenance import PROJECT, quiet_libraries
+from rlhflow_utils.guide.run import quiet_libraries
+from rlhflow_utils.guide.stage import PROJECT
 
 quiet_libraries()
 DATA_ROOT = PROJECT.parent / "shared" / "data"
