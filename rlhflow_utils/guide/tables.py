@@ -326,9 +326,9 @@ def table_6(records: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     lines = []
     for name, (alpaca, arena, length) in ABLATIONS.items():
         claim, variant, words = VARIANTS[name]
-        over = [records.get(claim, {}), variant]
-        rates = _over_seeds(*over, "lc_win_rate", f"{words}; gold judge, LC win rate against SFT")
-        lengths = _over_seeds(*over, "length", f"{words}; characters (the paper names no unit)")
+        record = records.get(claim, {})
+        rates = _over_seeds(record, variant, "lc_win_rate", f"{words}; gold judge, LC win rate against SFT")
+        lengths = _over_seeds(record, variant, "length", f"{words}; characters (the paper names no unit)")
         lines += _lines({"row": name, "column": "LC AlpacaEval-2 (%)"}, alpaca, rates)
         lines += _lines({"row": name, "column": "Arena-Hard (%)"}, arena, {})
         lines += _lines({"row": name, "column": "length"}, length, lengths, scale=1.0)

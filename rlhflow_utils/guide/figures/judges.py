@@ -1,4 +1,4 @@
-"""Figures about training and about the reward and preference models (chapters 00 and 02 to 06)."""
+"""Figures about the data, about training, and about reward and preference models (chapters 00 to 06)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from rlhflow_utils.evaluation.statistics import expected_calibration_error
-from rlhflow_utils.guide.figures.style import (
-    CHOSEN,
-    CYCLE,
-    DARK,
-    GREY,
-    REJECTED,
-    Estimate,
-    edges_through_zero,
-    error_bar,
-    fill,
-    finish,
-    legend_right,
-    new_figure,
-    percent,
-    readable,
-)
+from rlhflow_utils.guide.figures import style
+from rlhflow_utils.guide.figures.style import CHOSEN, CYCLE, DARK, GREY, REJECTED, Estimate, finish, new_figure
+
+Lengths = Mapping[str, Mapping[str, Sequence[float]]]  # source -> `chosen` and `rejected`, one length per pair
+SECTION_NAMES = {
+    "chat": "Chat", "chat_hard": "Chat-Hard", "safety": "Safety", "reasoning": "Reasoning", "overall": "Overall",
+}  # fmt: skip
+METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, mix1"}
 
 
 def funnel(counts: Mapping[str, Mapping[str, Any]], caption: str = "") -> Figure:
@@ -33,97 +24,65 @@ def funnel(counts: Mapping[str, Mapping[str, Any]], caption: str = "") -> Figure
 
     Args:
         counts: source -> `rows_in`, `rows_out` and `dropped` (reason -> pairs), as a stage accounts for them.
-        caption: line below the figure.
     """
-    sources = list(counts)
     reasons = sorted({reason for row in counts.values() for reason, n in row["dropped"].items() if n})
-    total_in = sum(row["rows_in"] for row in counts.values())
-    total_out = sum(row["rows_out"] for row in counts.values())
-    figure, [axes] = new_figure(height=1.3 + 0.3 * max(len(sources), 0.6 * len(reasons)))
-    left = np.zeros(len(sources))
-    for position, reason in enumerate(["kept", *reasons]):
-        rows = [row["rows_out"] if reason == "kept" else row["dropped"].get(reason, 0) for row in counts.values()]
-        share = np.array([100 * n / max(row["rows_in"], 1) for n, row in zip(rows, counts.values(), strict=True)])
-        look = {"color": "#cfd8dc"} if reason == "kept" else fill(position - 1)
-        axes.barh(sources, share, left=left, label=reason.replace("_", " "), lw=0.5, **look)
-        left += share
+    total_in, total_out = (sum(row[key] for row in counts.values()) for key in ("rows_in", "rows_out"))
+    kept = {source: {"kept": row["rows_out"], **row["dropped"]} for source, row in counts.items()}
+    shares = {
+        reason: np.array([100 * kept[source].get(reason, 0) / max(row["rows_in"], 1) for source, row in counts.items()])
+        for reason in ("kept", *reasons)
+    }
+    height = 1.3 + 0.3 * max(len(counts), 0.6 * len(reasons))
+    figure, axes = style.stacked(shares, list(counts), height, title="reason")
     for index, row in enumerate(counts.values()):
-        text = f"{readable(row['rows_in'])} → {readable(row['rows_out'])}"
+        text = f"{style.short_count(row['rows_in'])} → {style.short_count(row['rows_out'])}"
         axes.text(1.5, index, text, va="center", fontsize=8, color=DARK)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="pairs of the source (%); numbers: pairs in → pairs kept")
-    axes.tick_params(axis="y", length=0)
-    legend_right(axes, title="reason")
+    axes.set(xlabel="pairs of the source (%); numbers: pairs in → pairs kept")
     lost = 100 * (1 - total_out / max(total_in, 1))
-    return finish(figure, f"Filtering drops {lost:.1f} % of {readable(total_in)} pairs", caption)
+    return finish(figure, f"Filtering drops {lost:.1f} % of {style.short_count(total_in)} pairs", caption)
 
 
-def length_distributions(
-    lengths: Mapping[str, Mapping[str, Sequence[float]]], unit: str = "tokens", caption: str = ""
-) -> Figure:
-    """Lengths of chosen and rejected answers of each source: quartiles, 5 % to 95 %, and the mean (dot).
-
-    Args:
-        lengths: source -> `chosen` and `rejected`, one length per pair.
-        unit: of the lengths.
-        caption: line below the figure.
-    """
-    sources = list(lengths)
-    figure, [axes] = new_figure(height=1.3 + 0.42 * len(sources))
+def length_distributions(lengths: Lengths, unit: str = "tokens", caption: str = "") -> Figure:
+    """Lengths of chosen and rejected answers of each source: quartiles, 5 % to 95 %, and the mean (dot)."""
+    figure, [axes] = new_figure(height=1.3 + 0.42 * len(lengths))
     for shift, side, colour in ((-0.19, "chosen", CHOSEN), (0.19, "rejected", REJECTED)):
         axes.boxplot(
-            [lengths[source][side] for source in sources],
-            positions=[index + shift for index in range(len(sources))],
+            [row[side] for row in lengths.values()], positions=[index + shift for index in range(len(lengths))],
             widths=0.32, orientation="horizontal", whis=(5, 95), showfliers=False, showmeans=True,
             patch_artist=True, label=side, manage_ticks=False,
             boxprops={"facecolor": colour, "edgecolor": colour, "alpha": 0.55}, medianprops={"color": "black"},
             whiskerprops={"color": colour}, capprops={"color": colour},
             meanprops={"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4},
         )  # fmt: skip
-    longer = sum(np.mean(row["chosen"]) > np.mean(row["rejected"]) for row in lengths.values())
-    axes.set_yticks(range(len(sources)), sources)
+    axes.set_yticks(range(len(lengths)), list(lengths))
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.set(xlabel=f"length of the answer ({unit}); box: quartiles, whiskers: 5 to 95 %, dot: mean")
-    legend_right(axes)
-    return finish(figure, f"Chosen answers are longer on average in {longer} of {len(sources)} sources", caption)
+    style.legend_right(axes)
+    longer = sum(np.mean(row["chosen"]) > np.mean(row["rejected"]) for row in lengths.values())
+    return finish(figure, f"Chosen answers are longer on average in {longer} of {len(lengths)} sources", caption)
 
 
 def mixture_composition(mixtures: Mapping[str, Mapping[str, int]], caption: str = "") -> Figure:
-    """Which sources each mixture is made of.
-
-    Args:
-        mixtures: mixture -> source -> pairs.
-        caption: line below the figure.
-    """
+    """Which sources each mixture is made of: mixture -> source -> pairs."""
     sources = list(dict.fromkeys(source for rows in mixtures.values() for source in rows))
-    figure, [axes] = new_figure(height=max(1.2 + 0.5 * len(mixtures), 0.9 + 0.18 * len(sources)))
-    left = np.zeros(len(mixtures))
-    totals = np.array([max(sum(rows.values()), 1) for rows in mixtures.values()])
-    labels = [f"{name}\n{readable(total)} pairs" for name, total in zip(mixtures, totals, strict=True)]
-    for index, source in enumerate(sources):
-        share = 100 * np.array([rows.get(source, 0) for rows in mixtures.values()]) / totals
-        axes.barh(labels, share, left=left, label=source, lw=0.8, **fill(index))
-        for row in np.flatnonzero(share >= 6):
-            box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.2}
-            middle = left[row] + share[row] / 2
-            axes.text(middle, row, f"{share[row]:.0f} %", ha="center", va="center", fontsize=8, bbox=box)
-        left += share
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", length=0)
-    axes.set(xlim=(0, 100), xlabel="share of the pairs (%)")
-    legend_right(axes)
+    totals = {name: max(sum(rows.values()), 1) for name, rows in mixtures.items()}
+    labels = [f"{name}\n{style.short_count(total)} pairs" for name, total in totals.items()]
+    shares = {
+        source: np.array([100 * rows.get(source, 0) / totals[name] for name, rows in mixtures.items()])
+        for source in sources
+    }
+    figure, axes = style.stacked(shares, labels, max(1.2 + 0.5 * len(mixtures), 0.9 + 0.18 * len(sources)))
+    for bars in axes.containers:
+        texts = [f"{width:.0f} %" if (width := bar.get_width()) >= 6 else "" for bar in bars]
+        axes.bar_label(bars, texts, label_type="center", fontsize=8)
+    axes.set(xlabel="share of the pairs (%)")
     names = " and ".join(f"{name} from {sum(n > 0 for n in rows.values())}" for name, rows in mixtures.items())
     return finish(figure, f"What the mixtures are made of: {names} sources", caption)
 
 
-def length_agreement(lengths: Mapping[str, Mapping[str, Sequence[float]]], caption: str = "") -> Figure:
-    """How often the chosen answer is the longer one, by source; two answers of one length count one half.
-
-    Args:
-        lengths: source -> `chosen` and `rejected`, one length in characters per pair.
-        caption: line below the figure.
-    """
+def length_agreement(lengths: Lengths, caption: str = "") -> Figure:
+    """How often the chosen answer is the longer one (characters), by source; equal lengths count one half."""
     outcomes = {}
     for source, sides in lengths.items():
         chosen, rejected = np.asarray(sides["chosen"]), np.asarray(sides["rejected"])
@@ -145,32 +104,18 @@ def length_agreement(lengths: Mapping[str, Mapping[str, Sequence[float]]], capti
 
 
 def prompt_map(points: Sequence[Mapping[str, Any]], caption: str = "") -> Figure:
-    """Prompts in a plane, coloured by source (paper, Fig. 7).
-
-    Args:
-        points: rows with `source`, `x` and `y`, as `prompt_map.prompt_map` gives them.
-        caption: line below the figure.
-    """
+    """Prompts in a plane, coloured by source (paper, Fig. 7): rows with `source`, `x` and `y`."""
     sources = list(dict.fromkeys(point["source"] for point in points))
     figure, [axes] = new_figure(height=4.6)
     for index, source in enumerate(sources):
         place = np.array([[point["x"], point["y"]] for point in points if point["source"] == source])
-        marker = "o" if index < len(CYCLE) else "^"
-        colour = CYCLE[index % len(CYCLE)]
+        marker, colour = "o" if index < len(CYCLE) else "^", CYCLE[index % len(CYCLE)]
         axes.scatter(place[:, 0], place[:, 1], s=9, alpha=0.55, color=colour, marker=marker, lw=0, label=source)
     axes.set(xticks=[], yticks=[], xlabel="first axis", ylabel="second axis")
-    for handle in legend_right(axes, markerscale=2).legend_handles:
-        if handle is not None:
-            handle.set_alpha(1)  # opaque, or a swatch has another colour than its points
-    return finish(
-        figure, f"{readable(len(points))} prompts of {len(sources)} sources, by the words they share", caption
-    )
-
-
-SECTION_NAMES = {
-    "chat": "Chat", "chat_hard": "Chat-Hard", "safety": "Safety", "reasoning": "Reasoning", "overall": "Overall",
-}  # fmt: skip
-METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, mix1"}
+    for handle in filter(None, style.legend_right(axes, markerscale=2).legend_handles):
+        handle.set_alpha(1)  # opaque, or a swatch has another colour than its points
+    title = f"{style.short_count(len(points))} prompts of {len(sources)} sources, by the words they share"
+    return finish(figure, title, caption)
 
 
 def loss_curves(
@@ -183,14 +128,12 @@ def loss_curves(
 
     Args:
         histories: name of the run -> log entries with `step` and `loss`, as the trainer wrote them.
-        baseline: a loss to mark, for example ln 2, where BT and DPO must begin.
-        baseline_label: what it means.
-        caption: line below the figure.
+        baseline: a loss to mark, for example ln 2, where BT and DPO must begin; its label says what it means.
     """
     figure, [axes] = new_figure(height=3.0)
     falling = True
-    for (name, history), colour in zip(histories.items(), CYCLE, strict=False):
-        entries = [entry for entry in history if "loss" in entry]
+    for index, (name, history) in enumerate(histories.items()):
+        entries, colour = [entry for entry in history if "loss" in entry], style.colour_of(name, index)
         steps, losses = [entry["step"] for entry in entries], [entry["loss"] for entry in entries]
         window = max(1, len(losses) // 25)
         means = np.convolve(losses, np.ones(window) / window, mode="valid")
@@ -198,24 +141,17 @@ def loss_curves(
         axes.plot(steps[window - 1 :], means, color=colour, lw=1.8, label=f"{name}: mean at the end {means[-1]:.3f}")
         falling = falling and bool(means[-1] < means[0])
     if baseline is not None:
-        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-        axes.axhline(baseline, color=GREY, lw=1, ls="--")
-        axes.text(0.995, baseline, baseline_label or f"{baseline:.3f}", fontsize=8, color=DARK, **place)
+        axes.axhline(baseline, color=GREY, lw=1, ls="--", label=baseline_label or f"{baseline:.3f}")
     axes.grid(axis="y")
     axes.set(xlabel="optimiser step", ylabel="loss (nats); thick: running mean over 4 % of the steps")
     axes.legend()
-    title = "The training loss falls" if falling else "The training loss does not fall in every run"
-    return finish(figure, title, caption)
+    return finish(
+        figure, "The training loss falls" if falling else "The training loss does not fall in every run", caption
+    )
 
 
 def reward_histogram(chosen: ArrayLike, rejected: ArrayLike, caption: str = "") -> Figure:
-    """Rewards of chosen and rejected answers, and the margin between the two of each pair.
-
-    Args:
-        chosen: reward of the chosen answer of each pair.
-        rejected: reward of the rejected answer of the same pairs.
-        caption: line below the figure.
-    """
+    """Rewards of the chosen and the rejected answer of each pair, and the margin between the two."""
     better, worse = np.asarray(chosen, dtype=float), np.asarray(rejected, dtype=float)
     figure, [left, right] = new_figure(columns=2, height=2.9)
     bins = np.histogram_bin_edges(np.concatenate([better, worse]), bins=40).tolist()
@@ -225,7 +161,7 @@ def reward_histogram(chosen: ArrayLike, rejected: ArrayLike, caption: str = "") 
     left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)
     margin = better - worse
     signs = [margin[margin <= 0], margin[margin > 0]]
-    right.hist(signs, edges_through_zero(margin), stacked=True, color=[REJECTED, CHOSEN], alpha=0.8)
+    right.hist(signs, style.edges_through_zero(margin), stacked=True, color=[REJECTED, CHOSEN], alpha=0.8)
     right.axvline(0, color=DARK, lw=1)
     right.set(xlabel="reward(chosen) − reward(rejected)", ylabel="pairs")
     share = 100 * np.mean(margin > 0)
@@ -237,22 +173,24 @@ def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], capt
 
     Args:
         tables: model -> `predicted`, `observed`, `ci_low`, `ci_high`, `count` (`statistics.calibration`).
-        caption: line below the figure.
     """
     figure, [axes, below] = new_figure(rows=2, height=4.4, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
-    for (name, table), marker, colour in zip(tables.items(), "osD^v", CYCLE, strict=False):
-        observed, predicted = np.asarray(table["observed"]), np.asarray(table["predicted"])
-        bars = [observed - np.asarray(table["ci_low"]), np.asarray(table["ci_high"]) - observed]
-        axes.errorbar(predicted, observed, bars, color=colour, marker=marker, ms=5, lw=1.4, capsize=2, label=name)
-        below.plot(predicted, table["count"], color=colour, marker=marker, ms=4, lw=1.2)
+    errors = []
+    for index, (name, table) in enumerate(tables.items()):
+        predicted, observed, low, high = (
+            np.asarray(table[key]) for key in ("predicted", "observed", "ci_low", "ci_high")
+        )
+        look: dict[str, Any] = {"color": style.colour_of(name.lower(), index), "marker": "osD^v"[index % 5], "ms": 5}
+        axes.errorbar(predicted, observed, [observed - low, high - observed], lw=1.4, capsize=2, label=name, **look)
+        below.plot(predicted, table["count"], lw=1.2, **look)
+        errors.append(f"{name} {np.average(np.abs(predicted - observed), weights=table['count']):.3f}")
     axes.grid()
     axes.set(ylabel="observed frequency; bars: 95 %", xlim=(0, 1), ylim=(-0.03, 1.03))
     axes.legend(loc="upper left")
     below.grid(axis="y")
     below.set(xlabel="predicted P(first answer preferred)", ylabel="pairs, both orders", ylim=(0, None))
-    errors = ", ".join(f"{name} {expected_calibration_error(table):.3f}" for name, table in tables.items())
-    return finish(figure, f"Calibration: mean gap between prediction and outcome {errors}", caption)
+    return finish(figure, f"Calibration: mean gap between prediction and outcome {', '.join(errors)}", caption)
 
 
 def rewardbench_bars(
@@ -263,62 +201,55 @@ def rewardbench_bars(
     """Section scores of several models, with intervals, beside the paper's points.
 
     Args:
-        results: model (bt, pm, prompting, or another label) -> section (chat, chat_hard, safety, reasoning, overall)
-            -> estimate, or None without rows.
+        results: model (bt, pm, prompting, or another label) -> section -> estimate, or None without rows.
         paper: model -> section -> the authors' accuracy in percent, None where unknown; drawn as diamonds.
-        caption: line below the figure.
     """
     figure, [axes] = new_figure(height=3.4)
     width = 0.8 / len(results)
+    diamond: dict[str, Any] = {"color": "white", "markeredgecolor": DARK, "ms": 5.5, "zorder": 5}
     for index, (name, sections) in enumerate(results.items()):
-        axes.bar([np.nan], [np.nan], color=CYCLE[index], label=METHOD_NAMES.get(name, name))  # for the legend
+        colour = style.colour_of(name, index)
+        axes.bar([np.nan], [np.nan], color=colour, label=METHOD_NAMES.get(name, name))  # for the legend
         for place, section in enumerate(SECTION_NAMES):
             x = place + (index - (len(results) - 1) / 2) * width
             score, stated = sections.get(section), (paper or {}).get(name, {}).get(section)
             if score is None:
                 axes.text(x, 1, "no rows", rotation=90, ha="center", va="bottom", fontsize=8, color=GREY)
             else:
-                shown = percent(score)
-                axes.bar(x, shown["value"], 0.92 * width, color=CYCLE[index])
-                axes.errorbar(x, shown["value"], error_bar(shown), color=DARK, lw=1, capsize=2)
+                shown = style.percent(score)
+                axes.bar(x, shown["value"], 0.92 * width, color=colour)
+                axes.errorbar(x, shown["value"], style.error_bar(shown), color=DARK, lw=1, capsize=2)
             if stated is not None:
-                axes.plot(x, stated, "D", color="white", markeredgecolor=DARK, ms=5.5, zorder=5)
+                axes.plot(x, stated, "D", **diamond)
     if paper:
-        axes.plot([], [], "D", color="white", markeredgecolor=DARK, ms=5.5, label="the authors (LLaMA-3-8B)")
+        axes.plot([], [], "D", label="the authors (LLaMA-3-8B)", **diamond)
     axes.axhline(50, color=GREY, lw=1, ls="--")
     axes.grid(axis="y")
     axes.set_xticks(range(len(SECTION_NAMES)), list(SECTION_NAMES.values()))
     axes.set(xlim=(-0.5, len(SECTION_NAMES) - 0.5), ylim=(0, 104), ylabel="accuracy (%); whiskers: 95 %")
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.14), ncols=len(results) + 1)
-    overall = {name: score for name, row in results.items() if (score := row.get("overall"))}
-    listed = ", ".join(f"{METHOD_NAMES.get(name, name)} {100 * s['value']:.1f} %" for name, s in overall.items())
+    overall = {METHOD_NAMES.get(name, name): score for name, row in results.items() if (score := row.get("overall"))}
+    listed = ", ".join(f"{name} {100 * score['value']:.1f} %" for name, score in overall.items())
     return finish(figure, f"RewardBench overall: {listed}", caption)
 
 
 def rewardbench_subsets(results: Mapping[str, Mapping[str, Estimate]], caption: str = "") -> Figure:
-    """Accuracy by subset: one bar per subset and model, with its interval.
-
-    Args:
-        results: model -> subset -> estimate; a subset that a model has no rows of stays open.
-        caption: line below the figure.
-    """
+    """Accuracy by subset: model -> subset -> estimate; a subset that a model has no rows of stays open."""
     subsets = list(dict.fromkeys(subset for row in results.values() for subset in row))
     figure, [axes] = new_figure(height=1.4 + 0.32 * len(subsets))
     height = 0.8 / len(results)
     for index, (name, row) in enumerate(results.items()):
-        places = [
-            place + (index - (len(results) - 1) / 2) * height for place, subset in enumerate(subsets) if subset in row
-        ]
-        shown = [percent(row[subset]) for subset in subsets if subset in row]
-        values = [score["value"] for score in shown]
-        axes.barh(places, values, 0.92 * height, color=CYCLE[index], label=METHOD_NAMES.get(name, name))
-        errors = np.hstack([error_bar(score) for score in shown])
+        shown = {subset: style.percent(score) for subset, score in row.items()}
+        places = [subsets.index(subset) + (index - (len(results) - 1) / 2) * height for subset in shown]
+        values = [score["value"] for score in shown.values()]
+        colour = style.colour_of(name, index)
+        axes.barh(places, values, 0.92 * height, color=colour, label=METHOD_NAMES.get(name, name))
+        errors = np.hstack([style.error_bar(score) for score in shown.values()])
         axes.errorbar(values, places, xerr=errors, color=DARK, lw=0.8, capsize=1.5, ls="none")
     axes.axvline(50, color=GREY, lw=1, ls="--")
     axes.set_yticks(range(len(subsets)), subsets)
     axes.grid(axis="x")
-    axes.set(xlim=(0, 101), ylim=(len(subsets) - 0.4, -0.6))
-    axes.set_xlabel("accuracy (%), whiskers: 95 %; dashed: coin flip")
+    axes.set(xlim=(0, 101), ylim=(len(subsets) - 0.4, -0.6), xlabel="accuracy (%), whiskers: 95 %; dashed: coin flip")
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(results))
     return finish(figure, "RewardBench by subset", caption)
 
@@ -328,33 +259,28 @@ def length_bias(studies: Mapping[str, Mapping[str, Any]], unit: str = "character
 
     Above: the distribution over prompts of the Pearson correlation between length and reward. Below: one row per
     prompt, its responses from shortest to longest, coloured by reward (standardised within the prompt); rows sorted
-    by correlation. A model that likes length is blue on the left and red on the right.
+    by correlation. A model that prefers length is blue on the left and red on the right.
 
     Args:
         studies: model -> `lengths` and `rewards` (prompts x responses) and `correlations` (per prompt, nan allowed).
-        unit: of the lengths.
-        caption: line below the figure.
     """
     figure, axes = new_figure(rows=2, columns=len(studies), height=5.6, height_ratios=[1, 2], sharey="row")
-    image, means = None, {}
+    titles = []
     for column, (name, study) in enumerate(studies.items()):
         correlation = np.asarray(study["correlations"], dtype=float)
         defined = correlation[~np.isnan(correlation)]
-        means[name] = defined.mean()
         top, bottom = axes[column], axes[len(studies) + column]
-        top.hist(defined, np.linspace(-1, 1, 41).tolist(), color=CYCLE[column], alpha=0.8)
+        top.hist(defined, np.linspace(-1, 1, 41).tolist(), color=style.colour_of(name, column), alpha=0.8)
         top.axvline(0, color=GREY, lw=1)
-        top.axvline(means[name], color=DARK, lw=1.4, ls="--")
-        top.set(title=f"{name}: mean {means[name]:+.2f} over {len(defined)} prompts", xlim=(-1, 1))
-        top.set(xlabel=f"Pearson r (length in {unit}, reward)", ylabel="prompts" if column == 0 else "")
+        top.axvline(defined.mean(), color=DARK, lw=1.4, ls="--")
+        top.set(title=f"{name}: mean {defined.mean():+.2f} over {len(defined)} prompts", xlim=(-1, 1))
+        top.set(xlabel=f"Pearson r (length in {unit}, reward)", ylabel="" if column else "prompts")
         grid = _sorted_rewards(study["lengths"], study["rewards"], correlation)
         image = bottom.imshow(grid, aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2, interpolation="nearest")
-        bottom.set(xlabel="responses, shortest → longest", xticks=[])
-        bottom.set_ylabel("prompts, sorted by r" if column == 0 else "")
-    if image is not None:
-        figure.colorbar(image, ax=axes[len(studies) :], label="reward, standardised per prompt", shrink=0.9)
-    listed = " and ".join(f"{mean:+.2f} ({name})" for name, mean in means.items())
-    return finish(figure, f"Correlation of length and reward: {listed}", caption)
+        bottom.set(xlabel="responses, shortest → longest", xticks=[], ylabel="" if column else "prompts, sorted by r")
+        titles.append(f"{defined.mean():+.2f} ({name})")
+    figure.colorbar(image, ax=axes[len(studies) :], label="reward, standardised per prompt", shrink=0.9)
+    return finish(figure, f"Correlation of length and reward: {' and '.join(titles)}", caption)
 
 
 def _sorted_rewards(lengths: ArrayLike, rewards: ArrayLike, correlation: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,22 +17,18 @@ BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, RED, YELLOW, BROWN, GREY, DARK = "#56B4E9", "#D55E00", "#F0E442", "#8C564B", "#999999", "#333333"
 CYCLE = [BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, BROWN]
 CHOSEN, REJECTED = BLUE, ORANGE
+# The same judge or policy has the same colour in every figure; any other name takes the next colour of the cycle.
+METHOD_COLOURS = {
+    "bt": BLUE, "pm": ORANGE, "prompting": GREY, "bt_mix1": PINK, "pm_mix1": BROWN, "mix2": BLUE, "mix1": PINK,
+    "SFT": GREY, "sft": GREY, "offline DPO": ORANGE, "offline_dpo": ORANGE, "iterative DPO": BLUE,
+    "iterative_dpo": BLUE,
+}  # fmt: skip
 WIDTH = 8.0  # inches; a notebook's column
-
 STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "savefig.facecolor": "white",
-}
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#666666", "axes.axisbelow": True,
+    "grid.color": "#e4e4e4", "grid.linewidth": 0.8, "savefig.facecolor": "white",
+}  # fmt: skip
 
 Estimate = Mapping[str, Any]  # {"value", "ci_low", "ci_high", "n"}, as results.json has it
 
@@ -56,12 +52,62 @@ def finish(figure: Figure, title: str, caption: str) -> Figure:
     return figure
 
 
+def colour_of(name: str, index: int) -> str:
+    """Colour of a judge or a policy; of any other name, the index-th of the cycle."""
+    return METHOD_COLOURS.get(name, CYCLE[index % len(CYCLE)])
+
+
+def bar_style(index: int) -> dict[str, Any]:
+    """Look of the index-th of many categories; beyond eight the colours repeat, hatched."""
+    return {"color": CYCLE[index % len(CYCLE)], "hatch": "////" if index >= len(CYCLE) else None, "edgecolor": "white"}
+
+
+def overlaid(groups: Mapping[str, np.ndarray], bins: int) -> tuple[Figure, Axes]:
+    """Histograms over each other, each an outline, lightly filled; dashed: medians. Group -> values."""
+    figure, [axes] = new_figure(height=2.9)
+    edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=bins).tolist()
+    for colour, (label, values) in zip(CYCLE, groups.items(), strict=False):
+        axes.hist(values, edges, color=colour, alpha=0.2)
+        axes.hist(values, edges, histtype="step", color=colour, lw=1.6, label=label)
+        axes.axvline(np.median(values), color=colour, lw=1.4, ls="--")
+    axes.legend()
+    return figure, axes
+
+
+def stacked(shares: Mapping[str, np.ndarray], rows: Sequence[str], height: float, **legend: Any) -> tuple[Figure, Axes]:
+    """Horizontal bars of 100 %, one per row. Part -> its percent in each row; the part `kept` is grey."""
+    figure, [axes] = new_figure(height=height)
+    left = np.zeros(len(rows))
+    names = [name for name in shares if name != "kept"]
+    for name, share in shares.items():
+        look = {"color": "#cfd8dc"} if name == "kept" else bar_style(names.index(name))
+        axes.barh(rows, share, left=left, label=name.replace("_", " "), lw=0.6, **look)
+        left += share
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100))
+    axes.tick_params(axis="y", length=0)
+    legend_right(axes, **legend)
+    return figure, axes
+
+
+def band(axes: Axes, steps: Any, rows: Sequence[Estimate], colour: str, label: str = "", decimals: int = 1) -> None:
+    """A line of estimates with its confidence band and the value above each point."""
+    values, low, high = ([row[key] for row in rows] for key in ("value", "ci_low", "ci_high"))
+    axes.fill_between(steps, low, high, color=colour, alpha=0.2)
+    axes.plot(steps, values, color=colour, marker="o", lw=2, label=label)
+    for step, value, top in zip(steps, values, high, strict=True):
+        note(axes, f"{value:.{decimals}f}", step, top, (0, 4), ha="center")
+
+
+def note(axes: Axes, text: str, x: float, y: float, shift: tuple[float, float], **options: Any) -> None:
+    """A small text beside a point, shifted by so many points."""
+    axes.annotate(text, (x, y), shift, textcoords="offset points", fontsize=8, **options)
+
+
 def error_bar(estimate: Estimate) -> list[list[float]]:
-    """matplotlib's form of an interval: distances below and above the value."""
-    return [
-        [max(0.0, estimate["value"] - estimate["ci_low"])],
-        [max(0.0, estimate["ci_high"] - estimate["value"])],
-    ]  # rounding
+    """matplotlib's form of an interval: distances below and above the value, never negative by rounding."""
+    value, low, high = estimate["value"], estimate["ci_low"], estimate["ci_high"]
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def percent(estimate: Estimate) -> dict[str, float]:
@@ -77,17 +123,11 @@ def edges_through_zero(values: np.ndarray) -> list[float]:
     return [step * k for k in range(math.floor(values.min() / step), math.ceil(values.max() / step) + 2)]
 
 
-def readable(count: float) -> str:
+def short_count(count: float) -> str:
     """1234567 as ``1.2M``, 12345 as ``12.3k``, 999 as ``999``."""
-    for limit, unit in ((1e6, "M"), (1e4, "k")):
-        if abs(count) >= limit:
-            return f"{count / (1e6 if unit == 'M' else 1e3):.1f}{unit}"
-    return f"{count:.0f}"
-
-
-def fill(index: int) -> dict[str, Any]:
-    """Colour of the index-th of many categories; beyond eight the colours repeat, hatched."""
-    return {"color": CYCLE[index % len(CYCLE)], "hatch": "////" if index >= len(CYCLE) else None, "edgecolor": "white"}
+    if abs(count) < 1e4:
+        return f"{count:.0f}"
+    return f"{count / 1e6:.1f}M" if abs(count) >= 1e6 else f"{count / 1e3:.1f}k"
 
 
 def legend_right(axes: Axes, **options: Any) -> Legend:
