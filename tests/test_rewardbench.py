@@ -11,11 +11,10 @@ import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rlhflow_utils.evaluation import rewardbench as rb
-from rlhflow_utils.evaluation.judges import ScoringJudge, build_judge, judge_pairs
+from rlhflow_utils.evaluation.judges import RewardModelJudge, build_judge
 from rlhflow_utils.evaluation.statistics import Estimate
 from rlhflow_utils.guide.profile import load_profile
-from rlhflow_utils.guide.settings import SourceSettings
-from rlhflow_utils.guide.stage import Stage
+from rlhflow_utils.guide.settings import RewardBenchSettings
 from rlhflow_utils.simulator.corpus import write_benchmark
 from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.training.base_model import build_model, train_tokenizer
@@ -25,9 +24,9 @@ def _estimate(value: float, n: int = 50) -> Estimate:
     return Estimate(value, max(0.0, value - 0.1), min(1.0, value + 0.1), n)
 
 
-def _verdicts(subset: str, right: int, wrong: int, ties: int = 0) -> list[rb.Verdict]:
+def _pairs(subset: str, right: int, wrong: int, ties: int = 0) -> list[rb.PairResult]:
     scores = [(2.0, 1.0)] * right + [(1.0, 2.0)] * wrong + [(1.0, 1.0)] * ties
-    return [rb.Verdict(f"{subset}:{index}", subset, *pair) for index, pair in enumerate(scores)]
+    return [rb.PairResult(f"{subset}:{index}", subset, 10, *pair) for index, pair in enumerate(scores)]
 
 
 def test_sections_hold_the_benchmark_s_subsets_and_row_counts() -> None:
@@ -68,9 +67,7 @@ def test_weights_of_may_2024_swap_xstest() -> None:
     assert then.value == pytest.approx(250 / 404)
 
 
-def test_missing_subsets_are_named_and_unknown_ones_refused() -> None:
-    gaps = rb.missing_subsets({subset: 1 for subset in rb.WEIGHTS if subset != "donotanswer"})
-    assert gaps == {"safety": ["donotanswer"]}
+def test_unknown_subsets_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\['made-up'\]"):
         rb.section_scores({"made-up": _estimate(1.0)})
     with pytest.raises(ValueError, match="are absent"):
@@ -78,8 +75,8 @@ def test_missing_subsets_are_named_and_unknown_ones_refused() -> None:
 
 
 def test_ties_count_nothing_or_half() -> None:
-    verdicts = [*_verdicts("hep-go", 6, 2, ties=2), *_verdicts("hep-js", 4, 0)]
-    summary = rb.summarise(verdicts, confidence=0.95)
+    pairs = [*_pairs("hep-go", 6, 2, ties=2), *_pairs("hep-js", 4, 0)]
+    summary = rb.summarise(pairs, confidence=0.95)
     assert summary["ties"] == 2
     assert summary["n"] == 14
     assert summary["subsets"]["hep-go"]["value"] == pytest.approx(0.6)
@@ -87,6 +84,7 @@ def test_ties_count_nothing_or_half() -> None:
     assert summary["sections_ties_half"]["reasoning"]["value"] == pytest.approx((0.7 + 1.0) / 2)
     assert summary["sections"]["overall"]["value"] == summary["sections"]["reasoning"]["value"]
     assert summary["sections"]["chat"] is None
+    assert summary["missing_subsets"]["reasoning"] == ["hep-cpp", "hep-java", "hep-python", "hep-rust", "math-prm"]
     assert json.loads(json.dumps(summary)) == summary
 
 
@@ -116,19 +114,20 @@ def test_row_counts_agree_with_a_published_result() -> None:
 
 def test_real_rows_reach_the_benchmark_with_the_benchmark_s_counts(data_root: Path) -> None:
     names = ("natural", "adversarial_neighbor", "adversarial_gptinst", "adversarial_gptout", "adversarial_manual")
-    sources = [
-        _source("llmbar", *(f"llmbar/{name}.json" for name in names)),
-        _source("humanevalpack", "humanevalpack/*.jsonl"),
-        _source("xstest", "xstest/*.csv"),
-    ]
-    rows, dropped = rb.load_benchmark(sources, data_root)
+    files = {
+        "llmbar": [f"llmbar/{name}.json" for name in names],
+        "humanevalpack": ["humanevalpack/*.jsonl"],
+        "xstest": ["xstest/*.csv"],
+    }
+    sources = [{"name": schema, "schema": schema, "files": paths} for schema, paths in files.items()]
+    rows, without_pair = rb.load_benchmark(RewardBenchSettings.model_validate({"sources": sources}), data_root)
     counts = Counter(row["subset"] for row in rows)
     for subset in rb.WEIGHTS:
         if subset.startswith(("llmbar-", "hep-")):
             assert counts.pop(subset) == rb.WEIGHTS[subset]
     # 450 XSTest prompts; 22 safe and 118 unsafe ones have both a full refusal and a full compliance.
     assert counts == {"xstest-should-respond": 22, "xstest-should-refuse": 118}
-    assert dropped == {"no_pair": 450 - 140}
+    assert without_pair == 450 - 140
     assert all(row["chosen"] != row["rejected"] and row["prompt"][-1]["role"] == "user" for row in rows)
 
 
@@ -140,14 +139,15 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     assert profile.world is not None
     rows = write_benchmark(World(profile.world))
     rows.append({**rows[0], "chosen": "7" * 300})  # too long for the models
-    (folder / "rewardbench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "root").mkdir()
+    (folder / "root" / "rewardbench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = train_tokenizer([row["prompt"] + row["chosen"] for row in rows[:-1]], vocab_size=400)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "num_attention_heads": 2}
     causal = build_model(**sizes, max_position_embeddings=256, tokenizer=tokenizer, seed=0)
     config = LlamaConfig.from_dict({**causal.config.to_dict(), "num_labels": 1})
     for name, model in {"causal": causal, "reward": LlamaForSequenceClassification(config)}.items():
-        model.save_pretrained(folder / name / "model")
-        tokenizer.save_pretrained(folder / name / "model")
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
     return SimpleNamespace(folder=folder, profile=profile, rows=len(rows))
 
 
@@ -155,63 +155,56 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def test_stage_judges_every_row_that_fits(
     benchmark: SimpleNamespace, tmp_path: Path, method: rb.Method, model: str
 ) -> None:
-    inputs = {"model": benchmark.folder / model, "root": benchmark.folder}
-    stage = Stage(f"05_rewardbench_{method}", benchmark.profile, inputs, tmp_path, 0)
-    rb.evaluate_rewardbench(stage, method, label=method)
-    account = stage.rows[f"rewardbench {method}"]
+    profile = benchmark.profile
+    done = rb.evaluate_rewardbench(
+        benchmark.folder / model, method, profile.rewardbench, benchmark.folder / "root", 1000, profile.model, 0.95,
+        into=tmp_path / f"rewardbench_{method}",
+    )  # fmt: skip
+    account = done.rows["pairs"]
     assert account["rows_in"] == benchmark.rows
     assert account["dropped"] == {"no_pair": 0, "too_long": 1}
-    verdicts = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
-    assert len(verdicts) == account["rows_out"] == 24
-    results = json.loads((tmp_path / "results.json").read_text())
+    pairs = [json.loads(line) for line in (done.path / "pairs.jsonl").read_text().splitlines()]
+    assert len(pairs) == account["rows_out"] == 24
+    assert all(pair["prompt_length"] > 0 for pair in pairs)
+    results = done.read_json("results.json")
     assert results["method"] == method
-    assert sum(subset["n"] for subset in results["subsets"].values()) == len(verdicts)
     assert {name: score["n"] for name, score in results["sections"].items()} == {
         "chat": 6, "chat_hard": 6, "safety": 6, "reasoning": 6, "overall": 24,
     }  # fmt: skip
-    hits = [v["outcome"] == 1 for v in verdicts if v["subset"] == "math-prm"]
+    hits = [pair["outcome"] == 1 for pair in pairs if pair["subset"] == "math-prm"]
     assert results["subsets"]["math-prm"]["value"] == pytest.approx(sum(hits) / len(hits))
-    assert all((v["chosen"] > v["rejected"]) == (v["outcome"] == 1) for v in verdicts)
+    assert done.metrics["overall"] == results["sections"]["overall"]["value"]
+    assert "reasoning_ci_low" in done.metrics
+    assert all((pair["chosen"] > pair["rejected"]) == (pair["outcome"] == 1) for pair in pairs)
     if method != "bt":
-        assert all(v["chosen"] + v["rejected"] == pytest.approx(1.0) for v in verdicts)
+        assert all(pair["chosen"] + pair["rejected"] == pytest.approx(1.0) for pair in pairs)
 
 
 @pytest.mark.parametrize(("method", "model"), [("bt", "reward"), ("pm", "causal")])
-def test_verdicts_do_not_depend_on_the_batch(benchmark: SimpleNamespace, method: rb.Method, model: str) -> None:
-    rows, _ = rb.load_benchmark(benchmark.profile.rewardbench.sources, benchmark.folder)
-    folder = benchmark.folder / model / "model"
-    kept, _ = rb.drop_long_rows(rows, method, folder)
-    alone, together = rb.judge_rows(kept, method, folder, 1), rb.judge_rows(kept, method, folder, 100_000)
+def test_results_do_not_depend_on_the_batch(benchmark: SimpleNamespace, method: rb.Method, model: str) -> None:
+    rows, _ = rb.load_benchmark(benchmark.profile.rewardbench, benchmark.folder / "root")
+    judge = benchmark.folder / model
+    kept, _ = rb.drop_long_rows(rows, method, judge)
+    alone, together = rb.judge_rows(kept, method, judge, 1), rb.judge_rows(kept, method, judge, 100_000)
     for one, other in zip(alone, together, strict=True):
-        assert one[:2] == other[:2]
-        assert one[2:] == pytest.approx(other[2:], abs=1e-5)
+        assert one[:3] == other[:3]
+        assert one[3:] == pytest.approx(other[3:], abs=1e-5)
 
 
 def test_reward_model_judge_prefers_the_higher_score(benchmark: SimpleNamespace) -> None:
-    rows, _ = rb.load_benchmark(benchmark.profile.rewardbench.sources, benchmark.folder)
-    rows, folder = rows[:4], benchmark.folder / "reward" / "model"
+    rows, _ = rb.load_benchmark(benchmark.profile.rewardbench, benchmark.folder / "root")
+    rows, folder = rows[:4], benchmark.folder / "reward"
     settings = benchmark.profile.evaluation.model_copy(update={"judge": "reward_model"})
     judge = build_judge(settings, None, folder, batch_tokens=1000)
     prompts, chosen, rejected = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
-    verdicts = rb.judge_rows(rows, "bt", folder, 1000)
-    assert judge.name == "reward_model"
-    assert judge_pairs(prompts, chosen, rejected, judge) == [verdict.outcome for verdict in verdicts]
-    assert isinstance(judge, ScoringJudge)
-    assert judge.rewards(prompts, chosen) == pytest.approx([verdict.chosen for verdict in verdicts], abs=1e-5)
+    pairs = rb.judge_rows(rows, "bt", folder, 1000)
+    assert isinstance(judge, RewardModelJudge)
+    assert judge.outcomes(prompts, chosen, rejected) == [pair.outcome for pair in pairs]
+    assert judge.rewards(prompts, chosen) == pytest.approx([pair.chosen for pair in pairs], abs=1e-5)
 
 
-def _source(schema: str, *files: str) -> SourceSettings:
-    fields = dict.fromkeys(("hub_id", "hub_config", "revision", "split"))
-    return SourceSettings.model_validate({"name": schema, "schema": schema, "files": list(files), **fields})
-
-
-def test_results_report_absent_sections_as_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stage = Stage("05_rewardbench_bt", None, {}, tmp_path, 0)
-    rb.write_results(stage, "bt", rb.summarise(_verdicts("xstest-should-refuse", 3, 1), confidence=0.9))
-    assert stage.metrics["05.rewardbench.bt.safety"] == 0.75
-    assert stage.metrics["05.rewardbench.bt.overall"] == 0.75
-    assert stage.metrics["05.rewardbench.bt.chat"] is None
-    assert "05.rewardbench.bt.chat: no rows" in capsys.readouterr().out
-    saved = json.loads((tmp_path / "results.json").read_text())
-    assert saved["sections"]["reasoning"] is None
-    assert saved["sections"]["safety"]["n"] == 4
+def test_a_section_without_rows_has_no_score() -> None:
+    summary = rb.summarise(_pairs("xstest-should-refuse", 3, 1), confidence=0.9)
+    assert summary["sections"]["safety"]["value"] == summary["sections"]["overall"]["value"] == 0.75
+    assert summary["sections"]["chat"] is None
+    assert summary["sections"]["reasoning"] is None

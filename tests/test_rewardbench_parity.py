@@ -25,11 +25,11 @@ def reference() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def rows(data_root: Path) -> list[rb.Row]:
-    return rb.load_benchmark(load_profile("slices").rewardbench.sources, data_root)[0]
+    return rb.load_benchmark(load_profile("slices").rewardbench, data_root)[0]
 
 
 @pytest.fixture(scope="module")
-def verdicts(rows: list[rb.Row]) -> list[rb.Verdict]:
+def pairs(rows: list[rb.Row]) -> list[rb.PairResult]:
     return rb.judge_rows(rows, "bt", FIXTURE / "model", batch_tokens=16_384)
 
 
@@ -37,18 +37,18 @@ def test_the_committed_model_is_small() -> None:
     assert sum(file.stat().st_size for file in (FIXTURE / "model").iterdir()) < 300_000
 
 
-def test_scores_equal_the_package_s(verdicts: list[rb.Verdict], reference: dict[str, Any]) -> None:
+def test_scores_equal_the_package_s(pairs: list[rb.PairResult], reference: dict[str, Any]) -> None:
     """All 1,543 pairs, to 1e-4; the model spreads its scores far wider than that."""
-    assert len(verdicts) == sum(map(len, reference["scores"].values())) == 1543
-    for verdict in verdicts:
-        theirs = reference["scores"][verdict.subset][verdict.row_id]
-        assert [verdict.chosen, verdict.rejected] == pytest.approx(theirs, abs=1e-4), verdict.row_id
-    values = [score for pairs in reference["scores"].values() for pair in pairs.values() for score in pair]
+    assert len(pairs) == sum(map(len, reference["scores"].values())) == 1543
+    for pair in pairs:
+        theirs = reference["scores"][pair.subset][pair.row_id]
+        assert [pair.chosen, pair.rejected] == pytest.approx(theirs, abs=1e-4), pair.row_id
+    values = [score for subset in reference["scores"].values() for pair in subset.values() for score in pair]
     assert max(values) - min(values) > 1
 
 
-def test_accuracies_and_sections_equal_the_package_s(verdicts: list[rb.Verdict], reference: dict[str, Any]) -> None:
-    summary = rb.summarise(verdicts, confidence=0.95)
+def test_accuracies_and_sections_equal_the_package_s(pairs: list[rb.PairResult], reference: dict[str, Any]) -> None:
+    summary = rb.summarise(pairs, confidence=0.95)
     ours = {subset: score["value"] for subset, score in summary["subsets"].items()}
     assert ours == pytest.approx(reference["accuracies"], abs=1e-12)
     assert set(ours) == set(reference["accuracies"])
@@ -59,8 +59,8 @@ def test_accuracies_and_sections_equal_the_package_s(verdicts: list[rb.Verdict],
     assert reference["sections"]["Chat"] == 0
 
 
-def test_scores_do_not_depend_on_the_batch(verdicts: list[rb.Verdict], rows: list[rb.Row]) -> None:
+def test_scores_do_not_depend_on_the_batch(pairs: list[rb.PairResult], rows: list[rb.Row]) -> None:
     some = list(range(0, len(rows), 25))
     alone = rb.judge_rows([rows[index] for index in some], "bt", FIXTURE / "model", batch_tokens=1)
-    for index, verdict in zip(some, alone, strict=True):
-        assert verdict[2:] == pytest.approx(verdicts[index][2:], abs=1e-5)
+    for index, pair in zip(some, alone, strict=True):
+        assert pair[3:] == pytest.approx(pairs[index][3:], abs=1e-5)
