@@ -78,7 +78,7 @@ def load_rows(root: Path) -> list[Any]:
     from rlhflow_utils.evaluation.rewardbench import load_benchmark
     from rlhflow_utils.guide.profile import load_profile
 
-    return load_benchmark(load_profile("slices").rewardbench.sources, root)[0]
+    return load_benchmark(load_profile("slices").rewardbench, root)[0]
 
 
 def run_package(python: Path, model: Path, rows: list[Any], batch_size: int = 8) -> dict[str, Any]:
