@@ -44,9 +44,9 @@ def against_the_package(reference: Any, python: Path, rows: list[Any], repeats: 
     model = reference.FIXTURE / "model"
     found = [reference.run_package(python, model, rows) for _ in range(repeats)]
     theirs = min(run["seconds"] for run in found)
-    loaded = reward_model.load_reward_model(model)
+    score = reward_model.load_scorer(model, 16_384)
     sides = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
-    seconds, scores = _best(lambda: reward_model.score_loaded(*loaded, sides, 16_384), repeats)
+    seconds, scores = _best(lambda: score(sides), repeats)
     expected = [score for pair in zip(found[0]["chosen"], found[0]["rejected"], strict=True) for score in pair]
     worst = max(abs(a - b) for a, b in zip(scores, expected, strict=True))
     assert worst < 1e-4, f"scores differ by {worst}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from tiny_models import artifact
 
-from rlhflow_utils.guide.stage import Stage
-from rlhflow_utils.online.pair_building import build_pair, build_pairs, build_preference_pairs, penalised_rewards
+from rlhflow_utils.guide.settings import PairBuildingSettings
+from rlhflow_utils.guide.stage import Artifact
+from rlhflow_utils.online.pair_building import build_pair, build_preference_pairs, penalised_rewards
 
 PROMPT = [{"role": "user", "content": "Name a colour."}]
 
@@ -108,11 +108,7 @@ def test_a_random_partner_is_another_text(strategy: Any) -> None:
     assert {chosen_and_rejected(build_pair(each, strategy, 0.0, 1)) for each in rows} == {("red", "blue")}
 
 
-def test_counts_add_up_and_wrong_rows_are_named() -> None:
-    rows = [row(["red", "blue"], [1.0, 0.0]), row(["red", "red"], [1.0, 0.0]), row(["red", "blue"], [0.0, 0.0])]
-    pairs, dropped = build_pairs(rows, "best_vs_worst", 0.0, 0)
-    assert len(pairs) == 1
-    assert dropped == {"identical_responses": 1, "tie": 1}
+def test_wrong_rows_are_named() -> None:
     with pytest.raises(ValueError, match=r"prompt p7: .*'responses': 2, .*'rewards': 4.* score the same K"):
         build_pair({**row(["red", "blue"], [1.0] * 4), "prompt_id": "p7"}, "best_vs_worst", 0.0, 0)
     with pytest.raises(ValueError, match="a pair needs two responses"):
@@ -124,27 +120,34 @@ def test_stage_accounts_and_measures(tmp_path: Path) -> None:
         row(["red", "yellow"], [1.0, 0.0], "p0"),
         row(["red", "blue"], [0.0, 3.0], "p1"),
         row(["a", "a"], [1.0, 1.0], "p2"),
+        row(["a", "b"], [1.0, 1.0], "p3"),
     ]
-    Dataset.from_list(rows).save_to_disk(str(tmp_path / "scores/data"))
-    stage = _stage(tmp_path, "best_vs_worst")
-    build_preference_pairs(stage)
-    assert stage.rows["prompts"] == {"rows_in": 3, "rows_out": 2, "dropped": {"identical_responses": 1, "tie": 0}}
-    assert stage.metrics == {
-        "08.iter1_pairs.pairs": 2,
-        "08.iter1_pairs.mean_chosen_length": 3.5,
-        "08.iter1_pairs.mean_rejected_length": 4.5,
-        "08.iter1_pairs.mean_margin": 2.0,
-        "08.iter1_pairs.mean_penalised_margin": 2.0,
+    pairs = _pairs(tmp_path, rows, "best_vs_worst")
+    assert pairs.rows["prompts"] == {"rows_in": 4, "rows_out": 2, "dropped": {"identical_responses": 1, "tie": 1}}
+    assert pairs.metrics == {
+        "pairs": 2,
+        "mean_chosen_length": 3.5,
+        "mean_rejected_length": 4.5,
+        "mean_margin": 2.0,
+        "mean_penalised_margin": 2.0,
     }
-    assert Dataset.load_from_disk(str(tmp_path / "out/data"))["row_id"] == ["p0", "p1"]
+    assert list(pairs.dataset()["row_id"]) == ["p0", "p1"]
 
 
 def test_a_stage_without_a_single_pair_says_so(tmp_path: Path) -> None:
-    Dataset.from_list([row(["a", "a"], [1.0, 1.0])]).save_to_disk(str(tmp_path / "scores/data"))
     with pytest.raises(ValueError, match=r"none of 1 prompts gave a pair: \{'identical_responses': 1, 'tie': 0\}"):
-        build_preference_pairs(_stage(tmp_path, "random"))
+        _pairs(tmp_path, [row(["a", "a"], [1.0, 1.0])], "random")
 
 
-def _stage(folder: Path, strategy: str) -> Stage:
-    profile = SimpleNamespace(pair_building=SimpleNamespace(strategy=strategy, length_penalty=0.0))
-    return Stage("08_iter1_pairs", profile, {"scores": folder / "scores"}, folder / "out", 0)
+def test_best_and_worst_cannot_be_asked_of_a_knock_out() -> None:
+    values: dict[str, Any] = {"ranker": "preference_model", "tournament": "knock_out", "length_penalty": 0.0}
+    with pytest.raises(ValueError, match="a knock-out finds no worst response: set tournament to round_robin"):
+        PairBuildingSettings(**values, strategy="best_vs_worst")
+    assert PairBuildingSettings(**values, strategy="best_vs_random").tournament == "knock_out"
+
+
+def _pairs(folder: Path, rows: list[dict[str, Any]], strategy: Any) -> Artifact:
+    settings = PairBuildingSettings(
+        ranker="reward_model", tournament="round_robin", strategy=strategy, length_penalty=0.0
+    )
+    return build_preference_pairs(artifact(folder / "scores", rows=rows), settings, 0, into=folder / "pairs")

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import MODEL, POSITIONS, WORDS, prompts, save_policy
+from tiny_models import MODEL, POSITIONS, WORDS, artifact, prompts, save_policy
 
+from rlhflow_utils.guide.settings import PreferenceModelSettings
 from rlhflow_utils.models.chat import encode_prompt, load_tokenizer, render
 from rlhflow_utils.models.forward import load_model
 from rlhflow_utils.models.preference_model import (
     Comparison,
     chosen_first,
     format_comparison,
+    knock_out,
     label_ids,
     load_compare,
     preference_probability,
+    rank_responses,
     round_robin,
-    tournament,
     training_tokens,
 )
 
@@ -133,26 +135,43 @@ def test_nothing_is_truncated(model: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
-def test_tournament_finds_the_planted_best_with_n_minus_one_comparisons(count: int) -> None:
+def test_knock_out_finds_the_planted_best_with_n_minus_one_comparisons(count: int) -> None:
     groups = []
     for place in range(count):
         group = ["bad", "poor", "fair", "good", "bad", "poor", "fair", "good"][:count]
         group[place] = "best"
         groups.append(group)
     oracle = Oracle()
-    assert tournament(oracle, [DIALOGUE] * count, groups) == list(range(count))
+    assert knock_out(oracle, [DIALOGUE] * count, groups) == list(range(count))
     assert oracle.asked == count * (count - 1)
     assert oracle.calls == (count - 1).bit_length()  # all prompts of a round go in one batch
 
 
-def test_tournament_of_equals_is_won_by_the_first() -> None:
-    assert tournament(Oracle(), [DIALOGUE], [["fair", "fair", "fair"]]) == [0]
+def test_knock_out_of_equals_is_won_by_the_first() -> None:
+    assert knock_out(Oracle(), [DIALOGUE], [["fair", "fair", "fair"]]) == [0]
 
 
 def test_round_robin_scores_are_mean_probabilities() -> None:
     [scores, alone] = round_robin(Oracle(), [DIALOGUE, DIALOGUE], [["fair", "best", "fair"], ["bad"]])
     assert scores == pytest.approx([(0.1 + 0.5) / 2, 0.9, (0.5 + 0.1) / 2])
     assert alone == [0.0]
+
+
+@pytest.mark.parametrize("tournament", ["round_robin", "knock_out"])
+def test_stage_ranks_the_responses_to_every_prompt(model: Path, tmp_path: Path, tournament: str) -> None:
+    texts = [WORDS[:9], WORDS[20:31], WORDS[40:48], WORDS[60:75]]
+    rows = [{**row, "responses": texts} for row in prompts(3)]
+    settings = PreferenceModelSettings(mixtures=["mix1"], batch_tokens=500, global_batch_size=1, trainer={})
+    responses = artifact(tmp_path / "responses", rows=rows)
+    ranked = rank_responses(model, responses, settings, tournament, MODEL, into=tmp_path / "scores").dataset()
+    every_prompt, compare = [row["prompt"] for row in rows], load_compare(model, 500)
+    assert list(ranked["prompt_id"]) == ["p0", "p1", "p2"]
+    if tournament == "round_robin":
+        for found, wanted in zip(ranked["rewards"], round_robin(compare, every_prompt, [texts] * 3), strict=True):
+            assert found == pytest.approx(wanted, abs=1e-5)
+    else:
+        winners = knock_out(compare, every_prompt, [texts] * 3)
+        assert list(ranked["rewards"]) == [[float(index == winner) for index in range(4)] for winner in winners]
 
 
 def _pair(row_id: str, chosen: str = "good", rejected: str = "bad") -> dict[str, object]:

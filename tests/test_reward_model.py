@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
-from tiny_models import MODEL, POSITIONS, WORDS, prompts, save_policy, save_reward_model
+from tiny_models import MODEL, POSITIONS, WORDS, artifact, prompts, save_policy, save_reward_model
 
-from rlhflow_utils.guide.stage import Stage
-from rlhflow_utils.models import reward_model
+from rlhflow_utils.guide.settings import RewardModelSettings
+from rlhflow_utils.models import forward
 from rlhflow_utils.models.chat import encode_conversation, load_tokenizer
 from rlhflow_utils.models.reward_model import Conversation, score, score_responses
 
@@ -36,7 +35,7 @@ def conversations() -> list[Conversation]:
 def test_reward_is_the_score_head_at_the_end_of_turn_of_each_row_alone(
     model: Path, conversations: list[Conversation]
 ) -> None:
-    network, tokenizer = reward_model.load_reward_model(model)
+    network, tokenizer = forward.load_model(model, "reward"), load_tokenizer(model)
     expected = []
     for prompt, response in conversations:
         ids = encode_conversation(prompt, response, tokenizer)
@@ -61,23 +60,24 @@ def test_a_model_without_score_head_is_refused(policy: Path) -> None:
 
 
 def test_stage_adds_rewards_in_order_and_resumes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward_model, "PROMPTS_PER_SHARD", 2)
+    monkeypatch.setattr(forward, "ROWS_PER_SHARD", 2)
     rows = [{**row, "responses": RESPONSES[:4]} for row in prompts(5)]
-    Dataset.from_list(rows).save_to_disk(str(tmp_path / "responses/data"))
-    profile = SimpleNamespace(model=MODEL, reward_model=SimpleNamespace(batch_tokens=300))
-    inputs = {"model": model, "responses": tmp_path / "responses"}
-    stage = Stage("08_iter1_scores", profile, inputs, tmp_path / "out", 0)
-    score_responses(stage)
-    rewards = Dataset.load_from_disk(str(tmp_path / "out/data"))["rewards"]
+    responses = artifact(tmp_path / "responses", rows=rows)
+    settings = RewardModelSettings(mixtures=["mix1"], batch_tokens=300, global_batch_size=1, trainer={})
+    scores = score_responses(model, responses, settings, MODEL, into=tmp_path / "scores")
+    rewards = list(scores.dataset()["rewards"])
     expected = score(model, [(row["prompt"], text) for row in rows for text in row["responses"]], 300)
     assert [value for group in rewards for value in group] == pytest.approx(expected, abs=1e-5)
-    assert stage.rows["prompts"] == {"rows_in": 5, "rows_out": 5, "dropped": {}}
-    # The second shard is marked, the third lost: the first two are taken as they are, the third is made again.
-    (tmp_path / "out/shards/00001.json").write_text("[[1, 2, 3, 4], [5, 6, 7, 8]]", encoding="utf-8")
-    (tmp_path / "out/shards/00002.json").unlink()
-    score_responses(stage)
-    resumed = Dataset.load_from_disk(str(tmp_path / "out/data"))["rewards"]
-    assert [*resumed] == [*rewards[:2], [1, 2, 3, 4], [5, 6, 7, 8], rewards[4]]
+    assert scores.rows["prompts"] == {"rows_in": 5, "rows_out": 5, "dropped": {}}
+    assert scores.metrics["mean_reward"] == pytest.approx(sum(expected) / 20, abs=1e-5)
+    assert scores.metrics["mean_best_reward"] == pytest.approx(sum(map(max, rewards)) / 5)
+    # Killed after two shards, of which the second is marked: both are taken as they are, the third is made.
+    killed = tmp_path / "killed/.partial" / f"scores@{scores.key}/shards"
+    shutil.copytree(tmp_path / "scores/shards", killed)
+    (killed / "00001.json").write_text("[[1, 2, 3, 4], [5, 6, 7, 8]]", encoding="utf-8")
+    (killed / "00002.json").unlink()
+    resumed = score_responses(model, responses, settings, MODEL, into=tmp_path / "killed/scores")
+    assert list(resumed.dataset()["rewards"]) == [*rewards[:2], [1, 2, 3, 4], [5, 6, 7, 8], rewards[4]]
 
 
 def test_tokenizer_survives_the_round_trip(policy: Path, model: Path) -> None:
@@ -85,11 +85,3 @@ def test_tokenizer_survives_the_round_trip(policy: Path, model: Path) -> None:
     assert encode_conversation(*conversation, load_tokenizer(model)) == encode_conversation(
         *conversation, load_tokenizer(policy)
     )
-
-
-def _pair(prompt: list[dict[str, str]], chosen: str, rejected: str) -> dict[str, object]:
-    return {
-        "prompt": prompt,
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-    }

@@ -6,35 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
-from rlhflow_utils.training.base_model import build_model, train_tokenizer
+from rlhflow_utils.guide.stage import Artifact
+from rlhflow_utils.training.base_model import train_tokenizer
 
 POSITIONS = 192
 WORDS = "what is the colour of the sky tell me about red green blue one two three and a short poem please"
 MODEL = ModelSettings(
-    base=None,
-    reward_base=None,
-    revision=None,
-    dtype="float32",
-    attention="sdpa",
-    chat_template=None,
-    pad_token=None,
+    base=None, reward_base=None, dtype="float32", attn_implementation="sdpa", chat_template=None, pad_token=None
 )
 
 
 def save_policy(folder: Path, seed: int = 0) -> Path:
     """A causal LM of two layers whose distributions are far from uniform (head size 32: vLLM on CPU takes no less)."""
     import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = train_tokenizer([WORDS] * 4, vocab_size=320)
-    model = build_model(
-        hidden_size=64,
-        num_hidden_layers=2,
-        intermediate_size=64,
-        num_attention_heads=2,
-        max_position_embeddings=POSITIONS,
-        tokenizer=tokenizer,
-        seed=seed,
-    )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, intermediate_size=64, num_attention_heads=2,
+        max_position_embeddings=POSITIONS, tie_word_embeddings=True, initializer_range=0.06, dtype="float32",
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -61,20 +55,24 @@ def save_reward_model(folder: Path, policy: Path, seed: int = 0) -> Path:
 
 
 def settings(**changes: Any) -> GenerationSettings:
-    """Generation settings for the tiny policy."""
-    values: dict[str, Any] = {
-        "backend": "transformers",
-        "responses": 4,
-        "temperatures": [1.0, 0.7],
-        "top_p": 1.0,
-        "max_new_tokens": 20,
-        "max_prompt_tokens": 100,
-        "batch_size": 16,
-        "shard_size": 4,
-        "vllm_memory": 1.0,
-        "tensor_parallel_size": 1,
+    """Generation settings for the tiny policy; sampling arguments go into `sampling`."""
+    sampling = {"n": 4, "top_p": 1.0, "max_tokens": 20} | {
+        name: changes.pop(name) for name in ("n", "top_p", "max_tokens") if name in changes
     }
+    values: dict[str, Any] = {
+        "backend": "transformers", "engine": {"gpu_memory_utilization": 1.0}, "sampling": sampling,
+        "temperatures": [1.0, 0.7], "max_prompt_tokens": 100, "batch_size": 16, "shard_size": 4,
+    }  # fmt: skip
     return GenerationSettings(**{**values, **changes})
+
+
+def artifact(folder: Path, name: str = "data", rows: list[dict[str, Any]] | None = None, key: str = "k") -> Artifact:
+    """A finished stage of these rows, as a later stage sees it."""
+    from datasets import Dataset
+
+    if rows is not None:
+        Dataset.from_list(rows).save_to_disk(str(folder / name))
+    return Artifact(folder, {"key": key, "metrics": {}, "rows": {}})
 
 
 def prompts(count: int) -> list[dict[str, Any]]:
