@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from tiny_models import MODEL, POSITIONS, prompts, save_policy, settings
+from tiny_models import MODEL, POSITIONS, artifact, prompts, save_policy, settings
 
-from rlhflow_utils.guide.stage import Stage
+from rlhflow_utils.guide.run import run_module
+from rlhflow_utils.guide.stage import seed_for, write_json
 from rlhflow_utils.models.chat import encode_prompt, load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import length_batches, load_model
-from rlhflow_utils.online.engines import choose_tokens, open_engine, sample_responses
+from rlhflow_utils.online.engines import (
+    Request,
+    choose_tokens,
+    open_sampler,
+    sample_responses,
+    sampling_arguments,
+    vllm_arguments,
+)
 from rlhflow_utils.online.generation import (
     GenerationJob,
+    Prompts,
     drop_long_prompts,
     generate,
     generate_responses,
-    prompt_seed,
-    response_log_probs,
     response_temperatures,
-    run_generation,
 )
 
 SEED = 7
@@ -46,7 +50,7 @@ def finished(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_no_prompt_is_lost_and_order_is_kept(finished: tuple[Path, list[dict[str, Any]]]) -> None:
     out, rows = finished
     assert [row["prompt_id"] for row in rows] == [f"p{index}" for index in range(10)]
-    assert sorted(file.name for file in (out / "shards").glob("*.parquet")) == [f"0000{i}.parquet" for i in range(3)]
+    assert sorted(file.name for file in out.glob("shards-*/*")) == [f"0000{i}.parquet" for i in range(3)]
     assert all(len(row["responses"]) == 4 and row["temperatures"] == [1.0, 1.0, 0.7, 0.7] for row in rows)
 
 
@@ -56,13 +60,14 @@ def test_a_resumed_run_makes_only_what_is_missing_and_ends_in_the_same_state(
     out = tmp_path / "resumed"
     shutil.copytree(finished[0], out)
     shutil.rmtree(out / "data")
-    (out / "shards/00001.parquet").unlink()
-    (out / "shards/00002.parquet").unlink()
-    (out / "shards/00002.parquet.tmp").write_bytes(b"cut off by the kill")
-    before = (out / "shards/00000.parquet").stat().st_mtime_ns
+    [shards] = out.glob("shards-*")
+    (shards / "00001.parquet").unlink()
+    (shards / "00002.parquet").unlink()
+    (shards / "00002.tmp").write_bytes(b"cut off by the kill")
+    before = (shards / "00000.parquet").stat().st_mtime_ns
     data, _ = generate(policy, prompts(10), settings(), MODEL, out, SEED)
     assert data.to_list() == finished[1]
-    assert (out / "shards/00000.parquet").stat().st_mtime_ns == before
+    assert (shards / "00000.parquet").stat().st_mtime_ns == before
 
 
 def test_shards_of_another_request_are_not_reused(
@@ -72,6 +77,8 @@ def test_shards_of_another_request_are_not_reused(
     reused, _ = generate(policy, prompts(10), settings(), MODEL, tmp_path / "other", SEED + 1)
     fresh, _ = generate(policy, prompts(10), settings(), MODEL, tmp_path / "fresh", SEED + 1)
     assert reused.to_list() == fresh.to_list() != finished[1]
+    again, _ = generate(policy, prompts(10), settings(), MODEL, tmp_path / "other", SEED)
+    assert again.to_list() == finished[1]
 
 
 def test_batch_and_shard_size_do_not_change_the_sampled_responses(
@@ -91,9 +98,11 @@ def test_prompts_have_exactly_one_bos(policy: Path) -> None:
 def test_long_prompts_are_dropped_and_counted(policy: Path, tmp_path: Path) -> None:
     rows = prompts(5)
     rows[2]["prompt"][0]["content"] = "sky " * 120
-    data, dropped = generate(policy, rows, settings(max_new_tokens=2), MODEL, tmp_path, SEED)
+    data, dropped = generate(policy, rows, settings(max_tokens=2), MODEL, tmp_path, SEED)
     assert data["prompt_id"] == ["p0", "p1", "p3", "p4"]
     assert dropped == {"prompt_too_long": 1}
+    with pytest.raises(ValueError, match="no prompt is within generation"):
+        generate(policy, [rows[2]], settings(max_tokens=2), MODEL, tmp_path, SEED)
 
 
 def test_stop_token_ends_a_response_and_stays_out_of_its_text(
@@ -126,10 +135,8 @@ def test_greedy_is_transformers_greedy_for_batches_of_one_and_of_eight(policy: P
             )  # fmt: skip
         expected.append([out[0, ids.shape[1] :].tolist()])
     for batch in (1, 8):
-        changes = {"batch_size": batch, "shard_size": 8}
-        data, _ = generate(
-            policy, prompts(8), settings(**changes), MODEL, tmp_path / str(batch), SEED, responses=1, temperatures=[0.0]
-        )
+        greedy = settings(batch_size=batch, shard_size=8).variant(1, [0.0])
+        data, _ = generate(policy, prompts(8), greedy, MODEL, tmp_path / str(batch), SEED)
         assert data["response_ids"] == expected
 
 
@@ -139,7 +146,7 @@ def test_first_tokens_follow_the_models_distribution(policy: Path) -> None:
     with torch.inference_mode():
         expected = torch.softmax(model(torch.tensor([ids])).logits[0, -1] / 0.7, -1)
     n = 4000
-    [responses] = sample_responses(model, [ids], [SEED], [0.7] * n, stop_token_ids(tokenizer), 1)
+    [responses] = sample_responses(model, Request([ids], [SEED], [0.7] * n), stop_token_ids(tokenizer), 1)
     counts = torch.bincount(torch.tensor([response[0] for response in responses]), minlength=len(expected))
     likely = expected > 0.02
     assert likely.sum() >= 3
@@ -168,26 +175,15 @@ def test_responses_are_shared_evenly_among_temperatures() -> None:
         response_temperatures([1.0, 0.7], 0)
 
 
-def test_prompts_have_seeds_of_their_own() -> None:
-    assert len({prompt_seed(SEED, f"p{index}") for index in range(1000)}) == 1000
-    assert prompt_seed(SEED, "p0") != prompt_seed(SEED + 1, "p0")
-
-
-def test_log_probs_equal_a_forward_pass_of_each_row_alone(
-    policy: Path, finished: tuple[Path, list[dict[str, Any]]]
-) -> None:
-    model, tokenizer = load_model(policy, "causal", MODEL), load_tokenizer(policy)
-    asked = [(encode_prompt(row["prompt"], tokenizer), ids) for row in finished[1] for ids in row["response_ids"]]
-    prompt_ids, response_ids = [list(column) for column in zip(*asked, strict=True)]
-    expected = []
-    for prompt, response in asked:
-        with torch.inference_mode():
-            log_probs = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
-        expected.append([float(log_probs[len(prompt) + i - 1, token]) for i, token in enumerate(response)])
-    for batch_tokens in (1, 700):
-        found = response_log_probs(policy, prompt_ids, response_ids, batch_tokens)
-        for row, wanted in zip(found, expected, strict=True):
-            assert row == pytest.approx(wanted, abs=1e-5)
+def test_random_numbers_depend_on_seed_and_prompt_alone(policy: Path) -> None:
+    """Two prompts of the same text have other ids, so other answers; one prompt has the same in any company."""
+    tokenizer = load_tokenizer(policy)
+    ids = encode_prompt(prompts(1)[0]["prompt"], tokenizer)
+    with open_sampler(policy, settings(), MODEL) as sampler:
+        a, b = seed_for(SEED, "p0"), seed_for(SEED, "p1")
+        [first], [second] = sampler(Request([ids], [a], [1.0] * 4)), sampler(Request([ids], [b], [1.0] * 4))
+        assert sampler(Request([ids, ids], [b, a], [1.0] * 4)) == [second, first]
+    assert first != second
 
 
 def test_length_batches_cover_every_row_within_the_budget() -> None:
@@ -197,36 +193,59 @@ def test_length_batches_cover_every_row_within_the_budget() -> None:
     assert length_batches([], 18) == []
 
 
-def test_a_model_with_too_few_positions_is_refused(policy: Path) -> None:
-    with pytest.raises(ValueError, match=f"100 . max_new_tokens 100 is 200, but the model has {POSITIONS} positions"):
-        open_engine(policy, settings(max_new_tokens=100), MODEL)
+def test_settings_that_cannot_work_are_one_line_errors(policy: Path) -> None:
+    with (
+        pytest.raises(ValueError, match=f"100 . sampling.max_tokens 100 is 200, but the model has {POSITIONS} positio"),
+        open_sampler(policy, settings(max_tokens=100), MODEL),
+    ):
+        pass
+    unknown = settings().model_copy(update={"sampling": {"n": 4, "max_tokens": 20, "top_k": 50, "min_p": 0.1}})
+    with (
+        pytest.raises(ValueError, match="transformers backend knows n, top_p, max_tokens, not min_p, top_k; remove"),
+        open_sampler(policy, unknown, MODEL),
+    ):
+        pass
+
+
+def test_engine_and_sampling_arguments_are_handed_over_as_they_are(policy: Path) -> None:
+    values = settings(backend="vllm", engine={"max_num_seqs": 7, "dtype": "bfloat16"})
+    values = values.model_copy(update={"sampling": {**values.sampling, "min_p": 0.1}})
+    engine = vllm_arguments(policy, values, MODEL)
+    assert (engine["model"], engine["max_num_seqs"], engine["max_model_len"]) == (str(policy), 7, 120)
+    assert engine["dtype"] == "bfloat16", "the profile's engine arguments stand over those of the run"
+    assert sampling_arguments(values, [1.0, 1.0, 1.0, 0.7]) == [
+        {"n": 1, "temperature": 0.7, "top_p": 1.0, "max_tokens": 20, "min_p": 0.1},
+        {"n": 3, "temperature": 1.0, "top_p": 1.0, "max_tokens": 20, "min_p": 0.1},
+    ]
 
 
 def test_child_process_gives_the_same_rows(
     policy: Path, finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    Dataset.from_list(prompts(10)).save_to_disk(str(tmp_path / "prompts"))
+    artifact(tmp_path, "prompts", prompts(10))
     job = GenerationJob(
         model=str(policy), prompts=str(tmp_path / "prompts"), out=str(tmp_path), seed=SEED, settings=settings(),
-        model_settings=MODEL, responses=4, temperatures=[1.0, 0.7],
+        model_settings=MODEL,
     )  # fmt: skip
-    data, dropped = run_generation(job, in_process=False)
+    write_json(tmp_path / "job.json", job.model_dump(mode="json"))
+    run_module("rlhflow_utils.online.generation", str(tmp_path / "job.json"))
+    assert "shard 3 of 3" in capfd.readouterr().out
+    data, dropped = job.run()
     assert data.to_list() == finished[1]
     assert dropped == {"prompt_too_long": 0}
-    assert "shard 3 of 3" in capfd.readouterr().out
+    assert "shard" not in capfd.readouterr().out, "the parent only reads what the child wrote"
 
 
 def test_stage_takes_its_share_of_the_prompts_and_accounts_for_it(policy: Path, tmp_path: Path) -> None:
     rows = prompts(9)
     rows[4]["prompt"][0]["content"] = "sky " * 120
-    Dataset.from_list(rows).save_to_disk(str(tmp_path / "data/prompts"))
-    profile = SimpleNamespace(
-        generation=settings(max_new_tokens=3), model=MODEL, launch=SimpleNamespace(num_processes=0)
+    data = artifact(tmp_path / "data", "prompts", rows)
+    responses = generate_responses(
+        policy, Prompts(data, start=3, count=4), settings(max_tokens=3), MODEL, SEED, None, into=tmp_path / "responses"
     )
-    stage = Stage("07_iter2_responses", profile, {"model": policy, "data": tmp_path / "data"}, tmp_path / "out", SEED)
-    generate_responses(stage, "prompts", start=3, count=4)
-    assert stage.rows["prompts"] == {"rows_in": 4, "rows_out": 3, "dropped": {"prompt_too_long": 1}}
-    assert Dataset.load_from_disk(str(tmp_path / "out/data"))["prompt_id"] == ["p3", "p5", "p6"]
-    assert stage.metrics["07.iter2_responses.responses"] == 12
+    assert responses.rows["prompts"] == {"rows_in": 4, "rows_out": 3, "dropped": {"prompt_too_long": 1}}
+    assert list(responses.dataset()["prompt_id"]) == ["p3", "p5", "p6"]
+    assert responses.metrics["responses"] == 12
+    assert responses.metrics["tokens"] == sum(len(ids) for row in responses.dataset()["response_ids"] for ids in row)
     with pytest.raises(ValueError, match="prompts 8 to 10 are wanted, prompts has 9"):
-        generate_responses(stage, "prompts", start=8, count=2)
+        Prompts(data, start=8, count=2).rows()
