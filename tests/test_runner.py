@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +22,30 @@ from rlhflow_utils.guide.chapters import (
     find_chapters,
     notebook_parameters,
     run_guide,
+    sections_read,
+    stale_chapters,
 )
-from rlhflow_utils.guide.profile import ConfigError
+from rlhflow_utils.guide.profile import ConfigError, Profile
+from rlhflow_utils.guide.stage import PROJECT
 
 PARAMETERS = 'PROFILE = "tiny"\nRUN_DIR = "runs/tiny"\nSEED = 0\nOVERRIDES = {}'
 STAGES = """
-def write(stage, value):
-    (stage.out / "value.txt").write_text(str(value))
-    stage.metric("01.value", value)
-    stage.metric("01.beta", stage.profile.dpo.beta)
+from rlhflow_utils.guide.stage import Summary, stage
+
+@stage
+def write(settings, value, *, into):
+    (into / "value.txt").write_text(str(value))
+    return Summary(metrics={"value": value, "beta": settings.trainer["beta"]})
+
+@stage
+def read(file, *, into):
+    return Summary(metrics={"text": file.read_text()})
 """
 OPEN = """import sys
 sys.path.insert(0, r"{folder}")
-from tiny_stages import write
-from rlhflow_utils.manifest import open_run
+from pathlib import Path
+from tiny_stages import read, write
+from rlhflow_utils.guide.run import open_run
 run = open_run("{name}", PROFILE, RUN_DIR, SEED, OVERRIDES)"""
 
 
@@ -62,13 +75,17 @@ def _run(guide: Path, **keywords: Any) -> None:
     run_guide("tiny", str(guide / "run"), **keywords)
 
 
+def _stale(guide: Path, overrides: dict[str, Any] | None = None) -> list[str]:
+    return stale_chapters("tiny", str(guide / "run"), None, overrides, None, None)
+
+
 # --- parameters ---------------------------------------------------------------------------------------------------
 
 
 def test_parameters_are_read_from_the_tagged_cell(guide: Path) -> None:
     notebook = _write(guide, "01_x", "print(SEED)")
     assert notebook_parameters(notebook) == {"PROFILE": "tiny", "RUN_DIR": "runs/tiny", "SEED": 0, "OVERRIDES": {}}
-    check_parameters(notebook, {"PROFILE": "tiny", "SEED": 3, "OVERRIDES": {"dpo.beta": 0.2}})
+    check_parameters(notebook, {"PROFILE": "tiny", "SEED": 3, "OVERRIDES": {"dpo.trainer.beta": 0.2}})
 
 
 def test_an_unknown_parameter_is_an_error(guide: Path) -> None:
@@ -116,8 +133,8 @@ def test_code_is_read_without_magics(guide: Path) -> None:
 
 
 def test_a_wrong_override_stops_the_guide(guide: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'dpo.betta' in an override"):
-        _run(guide, overrides={"dpo.betta": 1})
+    with pytest.raises(ConfigError, match=r"unknown key 'dpo.trainr.beta' in an override"):
+        _run(guide, overrides={"dpo.trainr.beta": 1})
 
 
 def test_the_command_line_ends_in_one_line_and_status_1(guide: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,8 +143,8 @@ def test_the_command_line_ends_in_one_line_and_status_1(guide: Path, capsys: pyt
     assert command_line.main(arguments) == 1
     expected = "error: 01_x: unknown parameter 'ALPHA'; it has OVERRIDES, PROFILE, RUN_DIR, SEED\n"
     assert capsys.readouterr().err == expected
-    assert command_line.main(["run", "--set", "dpo.betta=1"]) == 1
-    assert capsys.readouterr().err.startswith("error: tiny.yaml: unknown key 'dpo.betta'")
+    assert command_line.main(["run", "--set", "dpo.trainr.beta=1"]) == 1
+    assert capsys.readouterr().err.startswith("error: tiny.yaml: unknown key 'dpo.trainr.beta'")
 
 
 # --- execution ----------------------------------------------------------------------------------------------------
@@ -152,46 +169,95 @@ def test_a_failing_cell_is_one_line_and_the_notebook_is_kept(guide: Path) -> Non
     assert not (guide / "run" / "notebooks" / "02_y.ipynb").exists()
 
 
+STAGE = 'folder = write(run.profile.dpo, 3, into=run / "value")'
+
+
+def _summary(guide: Path) -> dict[str, Any]:
+    return dict(json.loads((guide / "run" / "summary.json").read_text()))
+
+
 def test_chapters_run_once_and_again_only_when_they_must(guide: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stage = 'folder = run.stage("01_value", write, reads=("dpo",), value=3)'
-    _chapter(guide, "01_x", stage, "run.finish()")
+    _chapter(guide, "01_x", STAGE, "run.finish()")
+    assert _stale(guide) == ["01_x"]
     _run(guide)
     first = capsys.readouterr().out
     assert "[ 1/1] 01_x: running" in first
-    assert "▸ 01_value: running" in first  # the kernel's stage lines reach the terminal
-    summary = json.loads((guide / "run" / "summary.json").read_text())
-    assert summary["01.value"] == 3
-    assert summary["01.beta"] == 0.1
+    assert "▸ value: running" in first  # the kernel's stage lines reach the terminal
+    summary = _summary(guide)
+    assert (summary["value.value"], summary["value.beta"]) == (3, 0.1)
     assert summary["wall_seconds.total"] == summary["wall_seconds.01_x"] > 0
 
-    _run(guide)
+    _chapter(guide, "01_x", STAGE, "run.finish()", "# only a comment")
+    _run(guide, overrides={"sft.trainer.packing": True})  # no cell of this chapter names the section
     assert "[ 1/1] 01_x: unchanged, skipped" in capsys.readouterr().out
+    assert _stale(guide) == []
 
-    _run(guide, overrides={"sft.packing": True})  # no stage of this chapter reads it
-    assert "01_x: unchanged, skipped" in capsys.readouterr().out
+    _run(guide, overrides={"dpo.trainer.beta": 0.2})
+    assert "▸ value: running" in capsys.readouterr().out
+    assert _summary(guide)["value.beta"] == 0.2
 
-    _chapter(guide, "01_x", stage, "run.finish()", "# only a comment")
-    _run(guide)
-    assert "01_x: unchanged, skipped" in capsys.readouterr().out
-
-    _run(guide, overrides={"dpo.beta": 0.2})
-    assert "▸ 01_value: running" in capsys.readouterr().out
-    assert json.loads((guide / "run" / "summary.json").read_text())["01.beta"] == 0.2
-
-    manifest_file = guide / "run" / "01_value" / "manifest.json"
+    manifest_file = guide / "run" / "value" / "manifest.json"
     manifest_file.write_text(json.dumps(json.loads(manifest_file.read_text()) | {"wall_seconds": 1000.0}))
-    _chapter(guide, "01_x", stage, "shown = folder.metrics", "run.finish()")
-    _run(guide, overrides={"dpo.beta": 0.2})
+    _chapter(guide, "01_x", STAGE, "shown = folder.metrics", "run.finish()")
+    _chapter(guide, "02_y", 'folder = run["value"]', "run.finish()")
+    _run(guide, overrides={"dpo.trainer.beta": 0.2})
     again = capsys.readouterr().out
-    assert "[ 1/1] 01_x: running" in again  # its code changed,
-    assert "▸ 01_value: unchanged, skipped" in again  # its stage did not
-    total = json.loads((guide / "run" / "summary.json").read_text())["wall_seconds.total"]
-    assert 1000 < total < 1100, "a skipped stage counts with what it took when it ran"
+    assert "[ 1/2] 01_x: running" in again  # its code changed,
+    assert "▸ value: unchanged, skipped" in again  # its stage did not
+    summary = _summary(guide)
+    assert 1000 < summary["wall_seconds.01_x"] < 1100, "a skipped stage counts with what it took when it ran"
+    assert summary["wall_seconds.02_y"] < 100, "and counts once, for the chapter that made it"
 
-    _chapter(guide, "02_y", stage, "run.finish()")  # the same stage, made by the chapter before
-    _run(guide, overrides={"dpo.beta": 0.2})
-    seconds = json.loads((guide / "run" / "summary.json").read_text())
-    assert seconds["wall_seconds.02_y"] < 100, "and counts once, for the chapter that made it"
+    (guide / "run" / "value" / "manifest.json").write_text(
+        json.dumps({**json.loads(manifest_file.read_text()), "key": "x"})
+    )
+    assert _stale(guide, overrides={"dpo.trainer.beta": 0.2}) == ["01_x", "02_y"], "its stages are others now"
+
+
+def test_a_chapter_depends_on_the_content_of_files(guide: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = guide / "rows.txt"
+    file.write_text("one")
+    _chapter(guide, "01_x", f'folder = read(Path(r"{file}"), into=run / "rows")', "run.finish()")
+    _run(guide)
+    assert _stale(guide) == []
+    file.write_text("two")
+    assert _stale(guide) == ["01_x"]
+    (guide / "run" / "notebooks" / "01_x.ipynb").unlink()
+    file.write_text("one")
+    assert _stale(guide) == ["01_x"], "without its executed notebook"
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("code", "sections"),
+    [
+        ("run.profile.dpo.trainer", {"dpo"}),
+        ("profile = run.profile\nprofile.sft, profile.model", {"sft", "model"}),
+        ("run / 'x', run['x'], 'x' in run, run.seed, run.finish()", {"seed"}),
+        ("run.caption", {"name", "world"}),
+        ("run.data_root(), run.base_model()", {"data", "world", "model"}),
+        ("train(profile)", None),
+        ("rank(run, model)", None),
+        ("rank(run=run)", None),
+        ("other = run.profile", None),
+        ("print(profile.model_dump())", None),
+        ("print(run_dir, profiles)", set()),
+    ],
+)
+def test_sections_that_a_chapter_reads(code: str, sections: set[str] | None) -> None:
+    """Handing on the profile or the run means all sections."""
+    assert sections_read(ast.parse(code)) == (set(Profile.model_fields) if sections is None else sections)
+
+
+def test_a_repeated_run_needs_no_heavy_import(guide: Path) -> None:
+    code = (
+        "import sys; from rlhflow_utils.guide.chapters import stale_chapters\n"
+        "stale_chapters('tiny', 'runs/none', None, {}, None, None)\n"
+        "heavy = ('torch', 'datasets', 'papermill', 'nbformat', 'matplotlib')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
 
 
 def test_a_chapter_must_finish(guide: Path) -> None:

@@ -422,7 +422,7 @@ def publish_results(run_dir: str) -> Path:
 def _win_rate_figure(run: Run, summary: Mapping[str, Any]) -> Any:
     from rlhflow_utils.guide import figures
 
-    judge, n = run.profile.evaluation.judge, run["preference_data"].rows["evaluation_prompts"]["rows_out"]
+    judge, n = run.profile.evaluation.judge, run["sft_evaluation"].rows["prompts"]["rows_out"]
     places = [f"iter{k}_evaluation" for k in tables.iterations(summary)]
     rates = [{**tables.estimate(summary, f"{place}.{judge}_win_rate_vs_sft"), "n": n} for place in places]
     offline = {"offline DPO": tables.estimate(summary, f"offline_dpo_evaluation.{judge}_win_rate_vs_sft")}

@@ -124,10 +124,11 @@ def set_dotted(raw: Raw, key: str, value: Any, origin: str = "profile") -> None:
     """
     node: Any = raw
     *parents, last = key.split(".")
-    for part in parents:
-        if not isinstance(node, dict) or part not in node:
-            raise ConfigError(f"{origin}: unknown key {key!r} in an override{nearest(part, node or {})}")
-        if node[part] is None:
+    for depth, part in enumerate(parents):
+        known = [*node, *_known_keys(tuple(parents[:depth]))] if isinstance(node, dict) else []
+        if part not in known:
+            raise ConfigError(f"{origin}: unknown key {key!r} in an override{nearest(part, known)}")
+        if node.get(part) is None:
             node[part] = {}
         node = node[part]
     if not isinstance(node, dict):

@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.stage import PROJECT, Artifact
 
 RESULTS = PROJECT / "results"
@@ -227,11 +226,10 @@ def provenance_rows(artifacts: Sequence[Artifact]) -> list[Row]:
     return [{"": name, "value": ", ".join(sorted(values))} for name, values in facts.items()]
 
 
-def chapter_seconds(run: Run) -> dict[str, float]:
-    """Wall seconds of the chapters before this one, from their records; empty when chapters were run by hand."""
-    files = sorted((run.folder / "chapters").glob("*.json"))
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    return {each["chapter"]: each.get("wall_seconds", 0.0) for each in records if each["chapter"] < run.chapter}
+def chapter_seconds(folder: Path) -> dict[str, float]:
+    """Wall seconds of a run's finished chapters, from their records; empty when chapters were run by hand."""
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "chapters").glob("*.json"))]
+    return {record["chapter"]: record["wall_seconds"] for record in records if "wall_seconds" in record}
 
 
 # --- the paper's tables beside ours (chapter 10) ---------------------------------------------------------------------

@@ -75,7 +75,7 @@ def mixture_composition(mixtures: Mapping[str, Mapping[str, int]], caption: str 
     figure, axes = style.stacked(shares, labels, max(1.2 + 0.5 * len(mixtures), 0.9 + 0.18 * len(sources)))
     for bars in axes.containers:
         texts = [f"{width:.0f} %" if (width := bar.get_width()) >= 6 else "" for bar in bars]
-        axes.bar_label(bars, texts, label_type="center", fontsize=8)
+        axes.bar_label(bars, texts, label_type="center", fontsize=8)  # type: ignore[arg-type]
     axes.set(xlabel="share of the pairs (%)")
     names = " and ".join(f"{name} from {sum(n > 0 for n in rows.values())}" for name, rows in mixtures.items())
     return finish(figure, f"What the mixtures are made of: {names} sources", caption)
