@@ -17,18 +17,20 @@ from rlhflow_utils.guide.chapters import (
     NOTEBOOKS,
     SOURCES,
     cells_of,
+    clean,
     code_of,
     notebook_parameters,
     read_source,
     small_picture,
 )
-from rlhflow_utils.guide.provenance import PROJECT
+from rlhflow_utils.guide.stage import PROJECT
 
 CHAPTERS = [f"{number:02d}" for number in range(13)]
 NAMES = sorted(path.stem for path in SOURCES.glob("[0-9][0-9]_*.py"))
 PARAMETERS = {"PROFILE": "tiny", "RUN_DIR": "runs/tiny", "SEED": 0, "OVERRIDES": {}}
 MAX_BYTES = 400 * 1024
 MAX_LINES = 30
+MAX_IMPORTS = 8
 
 
 @cache
@@ -67,10 +69,16 @@ def test_parameters_are_the_four_and_each_is_used(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_defines_nothing(name: str) -> None:
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-    defined = [getattr(node, "name", "lambda") for node in ast.walk(_tree(name)) if isinstance(node, kinds[:3])]
-    assert not defined, f"move {defined} into the package"
+def test_the_code_is_that_of_a_chapter(name: str) -> None:
+    """Few imports, no class, functions of ten lines at most, and no code printed as a string."""
+    tree = _tree(name)
+    opening = next(cell for cell in _code_cells(name) if "open_run(" in cell.source)
+    imports = [node for node in ast.parse(opening.source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert sum((node.end_lineno or 0) - node.lineno + 1 for node in imports) <= MAX_IMPORTS
+    assert not [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 10] == []
+    assert "print(inspect.getsource" not in code_of(NOTEBOOKS / f"{name}.ipynb")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,6 +119,30 @@ def test_the_chapter_opens_and_finishes_its_run(name: str) -> None:
     assert isinstance(opened[0].args[0], ast.Constant)
     assert opened[0].args[0].value == name
     assert any(isinstance(node.func, ast.Attribute) and node.func.attr == "finish" for node in calls)
+
+
+def test_a_published_notebook_has_no_traces() -> None:
+    """Papermill's cell, warnings and the lines of skipped stages go; counters begin at one."""
+    cells = [
+        nbformat.v4.new_code_cell("SEED = 1", metadata={"tags": ["injected-parameters"], "papermill": {}}),
+        nbformat.v4.new_code_cell("x", execution_count=2, metadata={"papermill": {"duration": 1}}),
+        nbformat.v4.new_code_cell("y", execution_count=3),
+    ]
+    stream = nbformat.v4.new_output
+    skipped, done = "▸ sft: unchanged, skipped\n", "▸ iter1_dpo: done in 12 s\n"
+    cells[1].outputs = [
+        stream("stream", name="stderr", text="/somewhere/warnings.py"), stream("stream", name="stdout", text=skipped),
+        stream("stream", name="stdout", text=skipped + done),
+    ]  # fmt: skip
+    cells[2].outputs = [stream("execute_result", data={"text/plain": "5"}, execution_count=3)]
+    found = clean(nbformat.v4.new_notebook(cells=cells, metadata={"papermill": {"version": "2"}}))
+    nbformat.validate(found)
+    assert "papermill" not in str(found)
+    assert [cell.source for cell in found.cells] == ["x", "y"]
+    assert [cell.execution_count for cell in found.cells] == [1, 2]
+    assert [output.text for output in found.cells[0].outputs] == [done]
+    assert found.cells[1].outputs[0].execution_count == 2
+    assert [cell.id for cell in found.cells] == ["cell-00", "cell-01"]
 
 
 def test_a_small_picture_keeps_its_size_and_its_look() -> None:

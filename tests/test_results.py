@@ -3,31 +3,66 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
-from rlhflow_utils.guide.chapters import BLOCK, CLAIMS_BLOCK, README, RESULTS, claims_block, iterations, readme_block
-from rlhflow_utils.guide.provenance import PROJECT
-from rlhflow_utils.guide.tables import cell, interval, markdown_table
+from rlhflow_utils.guide.chapters import README, block_of, readme_block
+from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.guide.tables import RESULTS, cell, interval, iterations, markdown_table, with_interval
+
+
+def _shown(name: str) -> str:
+    match = block_of(name).search(README.read_text(encoding="utf-8"))
+    assert match is not None
+    return match[2]
 
 
 def test_readme_block_is_the_one_that_results_give() -> None:
-    file = RESULTS / "tiny" / "summary.json"
-    assert file.is_file(), "results/tiny/summary.json is missing: run `make guide notebooks`"
-    summary = json.loads(file.read_text(encoding="utf-8"))["summary"]
-    match = BLOCK.search(README.read_text(encoding="utf-8"))
-    assert match is not None
-    assert match[0] == match[1] + readme_block(summary) + match[2]
+    files = [json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*/summary.json")]
+    [record] = [each for each in files if each["provenance"].get("judge") == "gold"]
+    assert _shown("results") == readme_block(record["summary"], record["provenance"])
 
 
 def test_readme_shows_the_claims_that_results_hold() -> None:
-    match = CLAIMS_BLOCK.search(README.read_text(encoding="utf-8"))
-    assert match is not None
-    assert match[0] == match[1] + claims_block() + match[2]
+    from rlhflow_utils.claims.run import claims_block
+
+    assert _shown("claims") == claims_block()
+
+
+def _estimate(key: str, value: float) -> dict[str, float]:
+    return {key: value, f"{key}_ci_low": value - 0.1, f"{key}_ci_high": value + 0.1}
+
+
+def test_the_block_by_hand() -> None:
+    summary: dict[str, Any] = {
+        **_estimate("sft_evaluation.gold_win_rate_vs_sft", 0.5),
+        **_estimate("iter1_evaluation.gold_win_rate_vs_sft", 0.6),
+        **_estimate("iter2_evaluation.gold_win_rate_vs_sft", 0.7),
+        **_estimate("iter2_evaluation.accuracy", 0.62),
+        "iter2_evaluation.mean_length": 16.8,
+        **_estimate("iterative_dpo_exact_match.exact_match", 0.88),
+        **_estimate("bt_mix2_test.accuracy", 0.8),
+        **_estimate("rewardbench_bt.chat", 0.9),
+        "wall_seconds.total": 630.0,
+    }
+    assert iterations(summary) == [1, 2]
+    lines = readme_block(summary, {"judge": "gold", "mixture": "mix2"}).splitlines()
+    rows = {
+        line.split("|")[1].strip(): [part.strip() for part in line.split("|")[2:-1]] for line in lines if "|" in line
+    }
+    assert rows["iteration 1"] == ["0.600 (0.500 … 0.700)", "–", "–", "–", "–", "–"]
+    last = ["0.700 (0.600 … 0.800)", "–", "0.620 (0.520 … 0.720)", "16.8", "0.880 (0.780 … 0.980)", "37.2"]
+    assert rows["iteration 2"] == last, "the last iteration is the paper's iterative DPO"
+    assert rows["SFT"][-1] == "10.2"
+    assert rows["BT, mix2"][0] == "0.900 (0.800 … 1.00)"
+    assert rows["BT, mix2"][5] == "0.800 (0.700 … 0.900)"
+    assert lines[-1] == "The run took 10.5 minutes."
 
 
 def test_readme_shows_the_two_commands_and_links_that_exist() -> None:
     text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
     first_screen = "\n".join(text.splitlines()[:20])
     assert "make guide" in first_screen
     assert "make test" in first_screen
@@ -36,13 +71,19 @@ def test_readme_shows_the_two_commands_and_links_that_exist() -> None:
             assert (PROJECT / target).exists(), f"README links to {target}"
 
 
-def test_iterations_are_read_from_the_keys() -> None:
-    assert iterations({"09.iter2.gold_win_rate_vs_sft": 0.6, "09.iter1.gold_win_rate_vs_sft": 0.5, "x": 1}) == [1, 2]
-
-
 def test_markdown_table_by_hand() -> None:
-    table = markdown_table([{"policy": "SFT", "rate": 0.5, "n": 1200}, {"policy": "DPO", "rate": None, "n": 3}], "note")
-    assert table == "| policy | rate | n |\n| :--- | ---: | ---: |\n| SFT | 0.500 | 1,200 |\n| DPO | – | 3 |\n\n*note*"
+    rows = [
+        {"policy": "SFT", "rate": 0.5, "verdict": "–", "n": 1200},
+        {"policy": "DPO", "rate": None, "verdict": "holds", "n": 3},
+    ]
+    head = "| policy | rate | verdict | n |\n| :--- | ---: | :--- | ---: |\n"
+    assert markdown_table(rows, "note") == f"{head}| SFT | 0.500 | – | 1,200 |\n| DPO | – | holds | 3 |\n\n*note*"
+    assert markdown_table([]) == "*no rows*"
+
+
+def test_bars_and_line_breaks_do_not_break_a_table() -> None:
+    table = markdown_table([{"proxy, r − λ|a|": "one\ntwo|three"}])
+    assert table == "| proxy, r − λ\\|a\\| |\n| :--- |\n| one two\\|three |"
 
 
 @pytest.mark.parametrize(
@@ -54,4 +95,5 @@ def test_cells(value: object, shown: str) -> None:
 
 def test_interval() -> None:
     assert interval({"ci_low": 0.1, "ci_high": 0.25}) == "0.100 … 0.250"
-    assert interval(None) == "–"
+    assert interval(None) == with_interval({}) == "–"
+    assert with_interval({"value": 0.5}) == "0.500"

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from rlhflow_utils.guide import tables as paper
-from rlhflow_utils.guide import tables as side_by_side
-from rlhflow_utils.guide.tables import markdown_table
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide.profile import load_profile
 
 
 def _with_interval(key: str, value: float) -> dict[str, float]:
@@ -21,12 +20,12 @@ def _with_interval(key: str, value: float) -> dict[str, float]:
 def results(tmp_path: Path) -> dict[str, dict[str, Any]]:
     """A published tiny run and the academic results of one policy of another profile, as files."""
     summary = {
-        **_with_interval("05.rewardbench.bt.safety", 0.8),
-        "05.rewardbench.pm.chat": 0.6,
-        "05.rewardbench.pm.safety": None,
-        **_with_interval("10.iterative_dpo.gold_lc_win_rate_vs_sft", 0.7),
-        "10.iterative_dpo.proxy_win_rate_vs_sft": 0.9,
-        **_with_interval("10.sft.exact_match", 0.75),
+        **_with_interval("rewardbench_bt.safety", 0.8),
+        "rewardbench_pm.chat": 0.6,
+        "rewardbench_pm.safety": None,
+        **_with_interval("iter3_evaluation.gold_lc_win_rate_vs_sft", 0.7),
+        "iter3_evaluation.proxy_win_rate_vs_sft": 0.9,
+        **_with_interval("sft_exact_match.exact_match", 0.75),
     }
     academic = {
         "tasks": {"gsm8k": {"value": 0.805, "ci_low": 0.78, "ci_high": 0.83, "n": 1319, "shots": 8}},
@@ -40,7 +39,7 @@ def results(tmp_path: Path) -> dict[str, dict[str, Any]]:
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
-    return side_by_side.read_results(tmp_path)
+    return tables.read_results(tmp_path)
 
 
 def _find(lines: list[dict[str, Any]], **head: str) -> list[dict[str, Any]]:
@@ -48,11 +47,11 @@ def _find(lines: list[dict[str, Any]], **head: str) -> list[dict[str, Any]]:
 
 
 def test_table_2(results: dict[str, Any]) -> None:
-    lines = side_by_side.table_2(results)
+    lines = tables.table_2(results)
     assert len(lines) == 3 * 4
     assert _find(lines, judge="bt", section="safety") == [
         {"judge": "bt", "section": "safety", "paper": 87.8, "ours": pytest.approx(80.0),
-         "setting": "tiny: pairs of the simulated world", "95 % interval": "70.0 … 90.0"}
+         "setting": "tiny", "95 % interval": "70.0 … 90.0"}
     ]  # fmt: skip
     [without_interval] = _find(lines, judge="pm", section="chat")
     assert (without_interval["ours"], without_interval["95 % interval"]) == (60.0, None)
@@ -61,7 +60,7 @@ def test_table_2(results: dict[str, Any]) -> None:
 
 
 def test_table_4_shows_the_proxy_beside_the_gold_judge(results: dict[str, Any]) -> None:
-    lines = side_by_side.table_4(results)
+    lines = tables.table_4(results)
     assert len(lines) == 3 * 3
     [line] = _find(lines, policy="iterative DPO", benchmark="LC AlpacaEval-2 (%)")
     assert (line["paper"], line["ours"], line["plain win rate by the training RM"]) == (37.2, pytest.approx(70.0), 90.0)
@@ -76,8 +75,8 @@ def test_table_4_shows_the_proxy_beside_the_gold_judge(results: dict[str, Any]) 
 
 
 def test_table_5_takes_any_profile(results: dict[str, Any]) -> None:
-    lines = side_by_side.table_5(results)
-    assert len(lines) == 3 * (len(paper.ACADEMIC_TASKS) + 1)
+    lines = tables.table_5(results)
+    assert len(lines) == 3 * (len(tables.ACADEMIC_TASKS) + 1)
     [line] = _find(lines, policy="iterative DPO", task="gsm8k")
     assert (line["paper"], line["ours"]) == (80.7, pytest.approx(80.5))
     assert line["setting"] == "gemma-2b: lm-eval, 8 shots, n = 1319"
@@ -89,24 +88,35 @@ def test_table_5_takes_any_profile(results: dict[str, Any]) -> None:
 def test_table_6() -> None:
     rates, lengths = [0.5, 0.6, 0.7], [40.0, 44.0, 48.0]
     seeds = {str(i): {"lc_win_rate@1": rates[i], "length@1": lengths[i]} for i in range(3)}
-    lines = side_by_side.table_6({"k": {"arms": {"mix1_rm": seeds}, "confidence": 0.95}})
-    assert len(lines) == 3 * (3 + 6)
+    lines = tables.table_6({"k": {"arms": {"mix1_rm": seeds}, "confidence": 0.95}})
+    assert len(lines) == 3 * 3
     [line] = _find(lines, row="with UltraRM-13B", column="length")
     # mean 44, t with two degrees of freedom 4.3027, standard error 4 / √3
     assert (line["paper"], line["ours"], line["95 % interval"]) == (745, 44.0, "34.1 … 53.9")
     [line] = _find(lines, row="with UltraRM-13B", column="LC AlpacaEval-2 (%)")
     assert line["ours"] == pytest.approx(60.0)
     del seeds["2"]
-    [two] = _find(side_by_side.table_6({"k": {"arms": {"mix1_rm": seeds}}}), row="with UltraRM-13B", column="length")
+    [two] = _find(tables.table_6({"k": {"arms": {"mix1_rm": seeds}}}), row="with UltraRM-13B", column="length")
     assert (two["ours"], two["95 % interval"]) == (42.0, None), "two seeds give no interval"
-    [missing] = _find(lines, row="ours", column="truthfulqa")
-    assert (missing["paper"], missing["ours"]) == (62.2, "not run here")
+    [missing] = _find(lines, row="ours", column="Arena-Hard (%)")
+    assert (missing["paper"], missing["ours"]) == (29.1, "not run here")
 
 
 def test_the_committed_results_fill_the_tables() -> None:
     """What `results/` holds today appears; every table renders."""
-    results = side_by_side.read_results()
-    for table in (side_by_side.table_2, side_by_side.table_4, side_by_side.table_5):
+    results = tables.read_results()
+    for table in (tables.table_2, tables.table_4, tables.table_5):
         lines = table(results)
-        assert any(line["ours"] != side_by_side.NOT_RUN for line in lines)
-        assert markdown_table(lines).count("\n") == len(lines) + 1
+        assert any(line["ours"] != tables.NOT_RUN for line in lines)
+        assert tables.markdown_table(lines).count("\n") == len(lines) + 1
+
+
+def test_the_recipe_beside_ours() -> None:
+    profile = load_profile("llama3-8b")
+    ours = {**profile.reward_model.trainer, "global_batch_size": profile.reward_model.global_batch_size}
+    lines = tables.comparison_table({**ours, "learning_rate": 1e-5}, tables.paper_settings("reward_model", "llama"))
+    assert [line.split() for line in lines if line.endswith("deviation")] == [
+        ["learning_rate", "1e-05", "2e-06", "deviation"]
+    ]
+    assert tables.paper_settings("reward_model", "google/gemma-2b-it")["learning_rate"] == 1e-5
+    assert tables.comparison_table({}, tables.paper_settings("base_model", None)) == ["  not in the paper"]
