@@ -18,7 +18,7 @@ from rlhflow_utils.guide.settings import WorldSettings
 from rlhflow_utils.simulator.corpus import write_eval_prompts, write_translation_test
 from rlhflow_utils.simulator.dirt import DIRT_OF_SOURCE
 from rlhflow_utils.simulator.gold import World
-from rlhflow_utils.simulator.native_rows import MIX1_SOURCES, rank_responses, utility
+from rlhflow_utils.simulator.native_rows import rank_responses, utility
 from rlhflow_utils.simulator.tasks import write_distinct_responses
 from rlhflow_utils.simulator.world import write_world
 
@@ -26,10 +26,11 @@ SKILLS = ("chat", "chat_hard", "safety", "reasoning")
 EVEN = dict.fromkeys(SKILLS, 1.0)
 ROWS = {"ultrafeedback": 40, "code_ultrafeedback": 40, "helpsteer": 40, "nectar": 20}
 DIRT_RATE = 0.2
+LONGER_IS_BETTER = ("hh_rlhf", "shp", "ultrafeedback", "summarize")
 
 
 def annotator(source: str) -> dict[str, Any]:
-    bonus = 0.1 if source in MIX1_SOURCES else -0.1
+    bonus = 0.1 if source in LONGER_IS_BETTER else -0.1
     return {"rows": ROWS.get(source, 80), "skill_weights": EVEN, "sharpness": EVEN, "length_bonus": bonus}
 
 

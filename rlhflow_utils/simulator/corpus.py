@@ -13,26 +13,33 @@ import random
 from dataclasses import replace
 
 from rlhflow_utils.guide.settings import Skill
+from rlhflow_utils.models.preference_model import format_comparison
 from rlhflow_utils.simulator.gold import World
-from rlhflow_utils.simulator.native_rows import Row, draw_task_of_split, draw_training_task, is_harmful_request
-from rlhflow_utils.simulator.tasks import ATTRIBUTES, LARGEST_DIGIT, Task, write_distinct_responses, write_response
+from rlhflow_utils.simulator.native_rows import Row
+from rlhflow_utils.simulator.tasks import (
+    ATTRIBUTES,
+    KINDS_OF_SKILL,
+    LARGEST_DIGIT,
+    Task,
+    write_distinct_responses,
+    write_response,
+)
 
 PREFERENCE_SKILLS: tuple[Skill, ...] = ("chat", "chat_hard", "safety", "reasoning")
 QUESTIONS_PER_SHEET = 3
 STATEMENTS_PER_PAGE = 6
 SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning", "reasoning")  # reasoning has two kinds of task
-ALL_SKILLS = (*PREFERENCE_SKILLS, "translation")
 
 
 def write_corpus(world: World) -> list[Row]:
     """Documents of the base corpus, ``{"text": ...}``, in random order."""
     rng = random.Random(f"{world.settings.seed}:corpus")
     sizes = world.settings.corpus
-    texts = [_statement(world, rng) for _ in range(sizes.statements)]
-    texts += [_question(world, rng) for _ in range(sizes.questions)]
-    texts += [_proofread_page(world, rng) for _ in range(sizes.proofread)]
-    texts += [_exam_sheet(world, rng) for _ in range(sizes.graded)]
-    texts += [_comparison(world, rng) for _ in range(sizes.comparisons)]
+    numbers = {
+        _statement: sizes.statements, _question: sizes.questions, _proofread_page: sizes.proofread,
+        _exam_sheet: sizes.graded, _comparison: sizes.comparisons,
+    }  # fmt: skip
+    texts = [write(world, rng) for write, number in numbers.items() for _ in range(number)]
     rng.shuffle(texts)
     return [{"text": text} for text in texts]
 
@@ -41,20 +48,31 @@ def write_sft(world: World) -> list[Row]:
     """Conversations of the SFT set, in random order: demonstrations of mixed quality, translations, judgements."""
     rng = random.Random(f"{world.settings.seed}:sft")
     sizes = world.settings.sft
-    rows = [_demonstration(world, rng) for _ in range(sizes.demonstrations)]
+    rows: list[Row] = []
+    for _ in range(sizes.demonstrations):
+        task = world.draw_task(rng.choice(PREFERENCE_SKILLS), "train", rng)
+        answer = write_response(task, rng.random() < sizes.correct_rate, rng.random() < sizes.padded_rate, rng)
+        rows.append(_conversation(task.prompt, answer, "demonstrations"))
     for _ in range(sizes.translations):
-        task = draw_training_task(world, "translation", rng)
+        task = world.draw_task("translation", "train", rng)
         rows.append(_conversation(task.prompt, task.answer, "translations"))
-    for _ in range(sizes.judgements):
-        task, answers, better = _two_answers(world, rng)
-        rows.append(_conversation(judge_prompt(task.prompt, *answers), "AB"[better], "judgements"))
+    rows += [_conversation(*_judgement(world, rng), "judgements") for _ in range(sizes.judgements)]
     rng.shuffle(rows)
     return rows
 
 
-def judge_prompt(prompt: str, response_a: str, response_b: str) -> str:
-    """The pairwise question in the format of the paper's preference model, answered by one letter."""
-    return f"[CONTEXT] <turn> user\n {prompt} [RESPONSE A] {response_a} [RESPONSE B] {response_b}"
+def _conversation(prompt: str, answer: str, source: str) -> Row:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "source": source}
+
+
+def _judgement(world: World, rng: random.Random) -> tuple[str, str]:
+    """A right and a wrong answer in the question of the paper's preference model, and the letter of the right one."""
+    task = world.draw_task(rng.choice(PREFERENCE_SKILLS), "train", rng)
+    better = rng.randrange(2)
+    right, wrong = write_distinct_responses(task, [True, False], 0.4, rng)
+    answers = (wrong, right) if better else (right, wrong)
+    return format_comparison([{"role": "user", "content": task.prompt}], *answers)[0]["content"], "AB"[better]
 
 
 def _statement(world: World, rng: random.Random) -> str:
@@ -69,66 +87,41 @@ def _statement(world: World, rng: random.Random) -> str:
     if form == 2:
         words = rng.sample(list(world.lexicon.dictionary), 4)
         return "Dictionary: " + ", ".join(f"{word} is {world.lexicon.dictionary[word]}" for word in words) + "."
-    return " ".join(_table_line(rng) for _ in range(3))
-
-
-def _table_line(rng: random.Random) -> str:
-    a, b = rng.randint(0, LARGEST_DIGIT), rng.randint(0, LARGEST_DIGIT)
-    return f"{a}+{b}={a + b}." if rng.random() < 0.7 or b > a else f"{a}-{b}={a - b}."
+    sums = []
+    for _ in range(3):
+        a, b = rng.randint(0, LARGEST_DIGIT), rng.randint(0, LARGEST_DIGIT)
+        sums.append(f"{a}+{b}={a + b}." if rng.random() < 0.7 or b > a else f"{a}-{b}={a - b}.")
+    return " ".join(sums)
 
 
 def _question(world: World, rng: random.Random) -> str:
-    task = draw_training_task(world, rng.choice(ALL_SKILLS), rng)
+    task = world.draw_task(rng.choice(list(KINDS_OF_SKILL)), "train", rng)
     return f"{task.prompt}\n{write_response(task, True, rng.random() < 0.3, rng)}"
 
 
 def _proofread_page(world: World, rng: random.Random) -> str:
-    """Facts and sums, true and false, each with its mark. Such answers say what they are about: no question is needed,
-    and none can be misread."""
-    tasks = [draw_training_task(world, rng.choice(SELF_CONTAINED), rng) for _ in range(STATEMENTS_PER_PAGE)]
-    tasks = [replace(task, misreadings=()) for task in tasks]
-    return " ".join(_marked(world, task.prompt, write_response(task, rng.random() < 0.5, False, rng)) for task in tasks)
+    """Facts and sums, true and false, each with its mark: they say what they are about, and none can be misread."""
+    tasks = [world.draw_task(rng.choice(SELF_CONTAINED), "train", rng) for _ in range(STATEMENTS_PER_PAGE)]
+    tasks = [replace(task, misreadings=[]) for task in tasks]
+    return " ".join(_marked(world, task, write_response(task, rng.random() < 0.5, False, rng)) for task in tasks)
 
 
 def _exam_sheet(world: World, rng: random.Random) -> str:
     """Questions with one answer each and its mark. One answer each: a second mark could be told from the first."""
-    return "\n".join(_marked_answer(world, rng) for _ in range(QUESTIONS_PER_SHEET))
+    lines = []
+    for _ in range(QUESTIONS_PER_SHEET):
+        task = world.draw_task(rng.choice(PREFERENCE_SKILLS), "train", rng)
+        answer = write_response(task, rng.random() < 0.5, rng.random() < 0.15, rng)
+        lines += [task.prompt, _marked(world, task, answer)]
+    return "\n".join(lines)
 
 
-def _marked_answer(world: World, rng: random.Random) -> str:
-    task = draw_training_task(world, rng.choice(PREFERENCE_SKILLS), rng)
-    answer = write_response(task, rng.random() < 0.5, rng.random() < 0.15, rng)
-    return f"{task.prompt}\n{_marked(world, task.prompt, answer)}"
+def _marked(world: World, task: Task, answer: str) -> str:
+    return f"{answer} {'Right' if world.is_correct(task.prompt, answer) else 'Wrong'}"
 
 
 def _comparison(world: World, rng: random.Random) -> str:
-    """Two answers in the format of the preference model, and at the end the better one."""
-    task, answers, better = _two_answers(world, rng)
-    return f"{judge_prompt(task.prompt, *answers)}\n{'AB'[better]}"
-
-
-def _marked(world: World, prompt: str, answer: str) -> str:
-    return f"{answer} {'Right' if world.is_correct(prompt, answer) else 'Wrong'}"
-
-
-def _two_answers(world: World, rng: random.Random) -> tuple[Task, list[str], int]:
-    """A task, a right and a wrong answer in random order, and the position of the right one."""
-    task = draw_training_task(world, rng.choice(PREFERENCE_SKILLS), rng)
-    better = rng.randrange(2)
-    right, wrong = write_distinct_responses(task, [True, False], 0.4, rng)
-    return task, [wrong, right] if better else [right, wrong], better
-
-
-def _demonstration(world: World, rng: random.Random) -> Row:
-    sizes = world.settings.sft
-    task = draw_training_task(world, rng.choice(PREFERENCE_SKILLS), rng)
-    answer = write_response(task, rng.random() < sizes.correct_rate, rng.random() < sizes.padded_rate, rng)
-    return _conversation(task.prompt, answer, "demonstrations")
-
-
-def _conversation(prompt: str, answer: str, source: str) -> Row:
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return {"messages": messages, "source": source}
+    return "\n".join(_judgement(world, rng))
 
 
 # Names of the subsets in allenai/reward-bench, by section, with the tasks that stand in for them here.
@@ -195,22 +188,17 @@ def _prompt_rows(world: World, split: str, number: int) -> list[Row]:
     if len(tasks) < number:
         raise ValueError(f"simulator: only {len(tasks)} of {number} different {split} prompts; ask for fewer")
     rng.shuffle(tasks)
-    return [
-        {
-            "dataset": f"tiny-world-{task.skill}",
-            "context": task.prompt,
-            "context_messages": [{"role": "user", "content": task.prompt}],
-            "id": f"{split}-{index}",
-        }
-        for index, task in enumerate(tasks[:number])
-    ]
+    return [{
+        "dataset": f"tiny-world-{task.skill}", "context": task.prompt,
+        "context_messages": [{"role": "user", "content": task.prompt}], "id": f"{split}-{index}",
+    } for index, task in enumerate(tasks[:number])]  # fmt: skip
 
 
 def _distinct_tasks(world: World, skill: str, split: str, number: int, rng: random.Random) -> list[Task]:
     """So many tasks with different prompts, or as many as 200 draws for each wanted one find."""
     found: dict[str, Task] = {}
     for _ in range(200 * number):
-        task = draw_task_of_split(world, skill, split, rng)
+        task = world.draw_task(skill, split, rng)
         found.setdefault(task.prompt, task)
         if len(found) == number:
             break
@@ -220,8 +208,8 @@ def _distinct_tasks(world: World, skill: str, split: str, number: int, rng: rand
 def _task_of_subset(world: World, skill: str, subset: str, rng: random.Random) -> Task:
     """A held-out task of the kind a subset stands for."""
     while True:
-        task = draw_task_of_split(world, skill, "benchmark", rng)
-        if skill == "safety" and is_harmful_request(task.key) == (subset == "xstest-should-respond"):
+        task = world.draw_task(skill, "benchmark", rng)
+        if skill == "safety" and task.harmful == (subset == "xstest-should-respond"):
             continue
         if skill == "reasoning" and (task.kind == "sum") != (subset == "math-prm"):
             continue

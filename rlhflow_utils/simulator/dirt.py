@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import random
-from dataclasses import asdict, dataclass
 from typing import Any
 
 Row = dict[str, Any]
@@ -27,151 +26,108 @@ DIRT_OF_SOURCE: dict[str, tuple[str, ...]] = {
     "summarize": (*_COMMON, "role_tag_in_turn"),
     "nectar": (),
 }
-ZERO_WIDTH = "\u200b"
-ROLE_TAG = " Human: Thank you."
+_COPIES = ("duplicate_pair", "swapped_duplicate")
+_OF_ONE_ANSWER = ("empty_turn", "zero_width", "role_tag_in_turn", "non_string_content")
+# Pairs that a defect of one answer costs, and a defect of the whole row: four answers give six pairs.
+_PAIRS_OF_ANSWER = {"helpsteer": 3, "ultrafeedback": 3, "code_ultrafeedback": 3}
+_PAIRS_OF_ROW = {"ultrafeedback": 6, "code_ultrafeedback": 6}
+_TAG = "\n\nAssistant: "
 
 
-@dataclass(frozen=True)
-class PlantedDirt:
-    """One spoiled row.
+def plant_dirt(source: str, rows: list[Row], rate: float, rng: random.Random) -> tuple[list[Row], list[Row]]:
+    """The rows with dirt (copies at the end) and the record of it; ``rows`` stays as it is.
 
-    Attributes:
-        source: File stem of the source.
-        row: 0-based line of the spoiled row in its file (of a duplicate: the copy).
-        id: The row's own id where the schema has one, else null.
-        reason: Name of the filter rule that must drop it.
-        pairs: Pairs lost by it, counting every pair of a K-wise row (four answers give six).
-    """
-
-    source: str
-    row: int
-    id: str | None
-    reason: str
-    pairs: int
-
-
-def plant_dirt(source: str, rows: list[Row], rate: float, rng: random.Random) -> tuple[list[Row], list[PlantedDirt]]:
-    """Spoil some rows, and append copies of others.
-
-    Args:
-        source: File stem of the source.
-        rows: Clean native rows; left unchanged.
-        rate: Defects per clean row, spread evenly over the source's reasons, at least one of each.
-        rng: Source of randomness.
-
-    Returns:
-        The rows with dirt (copies at the end) and the record of it.
-
-    Raises:
-        ValueError: the source has too few rows for its dirt.
+    ``rate`` is defects per clean row, spread evenly over the source's reasons, at least one of each. The record names
+    source, 0-based row (of a duplicate: the copy), the row's own id, the filter rule and the pairs lost by it.
     """
     rows, reasons = copy.deepcopy(rows), DIRT_OF_SOURCE[source]
-    units = _units(source, rows)
+    units = range(0, len(rows), 4 if source == "helpsteer" else 1)  # HelpSteer's rows come in groups of four
     each = max(1, round(rate * len(units) / max(len(reasons), 1)))
     if each * len(reasons) > len(units):
         raise ValueError(
             f"simulator: {source}: {len(units)} rows are too few for {each} of each of {len(reasons)} defects; "
             "raise its rows or lower dirt_rate"
         )
-    picked = iter(rng.sample(units, each * len(reasons)))
-    record: list[PlantedDirt] = []
-    for reason in reasons:
-        for _ in range(each):
-            index = next(picked)
-            if reason in ("duplicate_pair", "swapped_duplicate"):
-                rows.append(copy.deepcopy(rows[index]))
-                index = len(rows) - 1
-            pairs = _spoil(source, rows, index, reason)
-            record.append(PlantedDirt(source, index, _id_of(rows[index]), reason, pairs))
+    picked = rng.sample(units, each * len(reasons))
+    record: list[Row] = []
+    for index, reason in zip(picked, [reason for reason in reasons for _ in range(each)], strict=True):
+        if reason in _COPIES:
+            rows.append(copy.deepcopy(rows[index]))
+            index = len(rows) - 1
+        _spoil(source, rows, index, reason)
+        lost = _PAIRS_OF_ANSWER if reason in _OF_ONE_ANSWER else _PAIRS_OF_ROW if reason in _COPIES else {}
+        identity = _id_of(rows[index])
+        record.append({"source": source, "row": index, "id": identity, "reason": reason, "pairs": lost.get(source, 1)})
     return rows, record
 
 
-def as_json(record: list[PlantedDirt]) -> list[Row]:
-    """The record as plain dictionaries."""
-    return [asdict(entry) for entry in record]
-
-
-def _units(source: str, rows: list[Row]) -> list[int]:
-    """Row indices that may be spoiled; one per prompt of HelpSteer, whose rows come in groups of four."""
-    return list(range(0, len(rows), 4)) if source == "helpsteer" else list(range(len(rows)))
-
-
 def _id_of(row: Row) -> str | None:
-    if "info" in row:
-        return str(row["info"]["id"])
-    identity = row.get("id", row.get("post_id"))
+    identity = row["info"]["id"] if "info" in row else row.get("id", row.get("post_id"))
     return None if identity is None else str(identity)
 
 
-def _spoil(source: str, rows: list[Row], index: int, reason: str) -> int:
-    """Plant one defect in place; return the number of pairs it costs."""
+def _spoil(source: str, rows: list[Row], index: int, reason: str) -> None:
+    """Plant one defect in place."""
     row = rows[index]
-    if reason == "duplicate_pair":
-        return 6 if source in ("ultrafeedback", "code_ultrafeedback") else 1
-    if reason == "swapped_duplicate":
+    first, second = _get_answer(source, row, 0), _get_answer(source, row, 1)
+    second_becomes: dict[str, str | bool] = {
+        "identical_responses": first, "empty_turn": "", "zero_width": "\u200b",
+        "role_tag_in_turn": f"{second} Human: Thank you.", "non_string_content": True,
+    }  # fmt: skip
+    if reason in second_becomes:
+        _set_answer(source, row, 1, second_becomes[reason])
+    elif reason == "swapped_duplicate":
         _swap(source, row)
-    elif reason == "identical_responses":
-        _set_answer(source, row, 1, _get_answer(source, row, 0))
-    elif reason in ("empty_turn", "zero_width", "role_tag_in_turn", "non_string_content"):
-        old = _get_answer(source, row, 1)
-        spoiled: dict[str, str | bool] = {
-            "empty_turn": "", "zero_width": ZERO_WIDTH,
-            "role_tag_in_turn": f"{old}{ROLE_TAG}", "non_string_content": True,
-        }  # fmt: skip
-        _set_answer(source, row, 1, spoiled[reason])
-        return 3 if source in ("helpsteer", "ultrafeedback", "code_ultrafeedback") else 1
     elif reason == "tie":
         _tie(source, rows, index)
     elif reason == "contradicted_label":
         _contradict(source, row)
     elif reason == "small_margin":
-        votes = min(row["score_A"], row["score_B"])
-        row["score_A" if row["labels"] == 1 else "score_B"] = 2 * votes
+        row["score_A" if row["labels"] == 1 else "score_B"] = 2 * min(row["score_A"], row["score_B"])
         row["score_ratio"] = 2.0
     elif reason == "broken_alternation":
         _break_alternation(source, row)
     elif reason == "unequal_context":
         _change_context(source, row)
-    else:
-        raise ValueError(f"simulator: no way to plant {reason!r} in {source}")
-    return 1
 
 
-# Where each schema keeps its answers: 0 and 1 are two different answers (of K-wise rows the first two listed).
+# Where a schema keeps its two answers, and their scores; elsewhere under `chosen` and `rejected`.
 _FIELDS = {
-    "shp": ("human_ref_A", "human_ref_B"), "pku_safe_rlhf": ("response_0", "response_1"),
-    "ultrainteract": ("chosen", "rejected"), "argilla_math": ("chosen_response", "rejected_response"),
-    "orca": ("chosen", "rejected"), "hh_rlhf": ("chosen", "rejected"), "capybara": ("chosen", "rejected"),
-}  # fmt: skip
+    "shp": ("human_ref_A", "human_ref_B"),
+    "pku_safe_rlhf": ("response_0", "response_1"),
+    "argilla_math": ("chosen_response", "rejected_response"),
+}
+_LISTS = {
+    "summarize": ("summaries", "text"),
+    "ultrafeedback": ("completions", "response"),
+    "code_ultrafeedback": ("responses", "response"),
+}
+_RATINGS = {
+    "argilla_math": ("chosen_rating", "rejected_rating"),
+    "capybara": ("rating_chosen", "rating_rejected"),
+}
+
+
+def _place(source: str, row: Row, side: int) -> tuple[Row, str]:
+    """The dictionary and the key that hold answer 0 or 1: two different answers, of K-wise rows the first two."""
+    if source == "helpsteer":
+        return row, "response"
+    if source in _LISTS:
+        field, key = _LISTS[source]
+        return row[field][side], key
+    field = _FIELDS.get(source, ("chosen", "rejected"))[side]
+    return (row[field][-1], "content") if source == "capybara" else (row, field)
 
 
 def _get_answer(source: str, row: Row, side: int) -> str:
-    if source == "helpsteer":
-        return str(row["response"])
-    if source == "summarize":
-        return str(row["summaries"][side]["text"])
-    if source in ("ultrafeedback", "code_ultrafeedback"):
-        return str(row["completions" if source == "ultrafeedback" else "responses"][side]["response"])
-    field = row[_FIELDS[source][side]]
-    if source == "hh_rlhf":
-        return str(field.rpartition("\n\nAssistant: ")[2])
-    return str(field[-1]["content"] if source == "capybara" else field)
+    holder, key = _place(source, row, side)
+    return str(holder[key].rpartition(_TAG)[2])
 
 
 def _set_answer(source: str, row: Row, side: int, text: str | bool) -> None:
-    if source == "helpsteer":
-        row["response"] = text
-    elif source == "summarize":
-        row["summaries"][side]["text"] = text
-    elif source in ("ultrafeedback", "code_ultrafeedback"):
-        row["completions" if source == "ultrafeedback" else "responses"][side]["response"] = text
-    elif source == "hh_rlhf":
-        head, tag, _ = row[_FIELDS[source][side]].rpartition("\n\nAssistant: ")
-        row[_FIELDS[source][side]] = f"{head}{tag}{text}"
-    elif source == "capybara":
-        row[_FIELDS[source][side]][-1]["content"] = text
-    else:
-        row[_FIELDS[source][side]] = text
+    holder, key = _place(source, row, side)
+    head, tag, _ = holder[key].rpartition(_TAG)
+    holder[key] = f"{head}{tag}{text}" if tag else text
 
 
 def _swap(source: str, row: Row) -> None:
@@ -192,16 +148,15 @@ def _tie(source: str, rows: list[Row], index: int) -> None:
         rows[index + 1].update(helpfulness=row["helpfulness"], correctness=row["correctness"])
     elif source == "ultrafeedback":
         first, second = row["completions"][:2]
-        second["annotations"] = copy.deepcopy(first["annotations"])
-        second.update({"fine-grained_score": first["fine-grained_score"], "overall_score": first["overall_score"]})
+        scores = ("annotations", "fine-grained_score", "overall_score")
+        second.update(copy.deepcopy({key: first[key] for key in scores}))
     elif source == "code_ultrafeedback":
         row["annotations"][1]["rating"] = row["annotations"][0]["rating"]
-    elif source == "argilla_math":
-        row["rejected_rating"] = row["chosen_rating"]
     elif source == "orca":
         row.update(rating=[row["rating"][0]] * 2, status="tie")
     else:
-        row["rating_rejected"] = row["rating_chosen"]
+        chosen, rejected = _RATINGS[source]
+        row[rejected] = row[chosen]
 
 
 def _contradict(source: str, row: Row) -> None:
@@ -210,31 +165,28 @@ def _contradict(source: str, row: Row) -> None:
         row["labels"] = 1 - row["labels"]
     elif source == "pku_safe_rlhf":
         row["safer_response_id"] = 1 - row["better_response_id"]
-    elif source == "argilla_math":
-        row["chosen_rating"], row["rejected_rating"] = row["rejected_rating"], row["chosen_rating"]
     elif source == "orca":
         row["status"] = "tie"
     else:
-        row["rating_chosen"], row["rating_rejected"] = row["rating_rejected"], row["rating_chosen"]
+        chosen, rejected = _RATINGS[source]
+        row[chosen], row[rejected] = row[rejected], row[chosen]
 
 
 def _break_alternation(source: str, row: Row) -> None:
     """Put one more turn of the same role before the last answer, on both sides alike."""
-    if source == "hh_rlhf":
-        for side in ("chosen", "rejected"):
-            head, tag, answer = row[side].rpartition("\n\nAssistant: ")
-            row[side] = f"{head}{tag}One moment.{tag}{answer}"
-    elif source == "ultrainteract":
+    if source == "ultrainteract":
         row["trajectory"].append({"from": "user", "value": "Please go on."})
-    else:
-        for side in ("chosen", "rejected"):
+        return
+    for side in ("chosen", "rejected"):
+        if source == "hh_rlhf":
+            row[side] = f"{_TAG}One moment.{_TAG}".join(row[side].rsplit(_TAG, 1))
+        else:
             row[side].insert(-1, {"role": "user", "content": "Please go on."})
 
 
 def _change_context(source: str, row: Row) -> None:
     """Let the two sides differ before the last answer."""
     if source == "hh_rlhf":
-        head, tag, answer = row["rejected"].rpartition("\n\nAssistant: ")
-        row["rejected"] = f"{head} Quickly!{tag}{answer}"
+        row["rejected"] = f" Quickly!{_TAG}".join(row["rejected"].rsplit(_TAG, 1))
     else:
         row["rejected"][-2]["content"] += " Quickly!"

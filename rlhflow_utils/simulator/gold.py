@@ -8,10 +8,11 @@ string. A truncated answer, a second answer or one unknown word make a response 
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 
 from rlhflow_utils.guide.settings import WorldSettings
-from rlhflow_utils.simulator.tasks import FILLERS, WORDINGS, Task, build_lexicon, make_task
+from rlhflow_utils.simulator.tasks import FILLERS, WORDINGS, Task, build_lexicon, draw_task, make_task
 
 _SLOT_PATTERNS = {"form": "[A-Za-z ]+", "op": "[+-]", "a": "[0-9]", "b": "[0-9]"}
 
@@ -20,11 +21,6 @@ class World:
     """The truth of one tiny world, deterministic from ``settings.seed``."""
 
     def __init__(self, settings: WorldSettings) -> None:
-        """Draw the world's facts.
-
-        Args:
-            settings: Only ``seed``, ``entities``, ``padding_cost`` and ``held_out_rate`` are read here.
-        """
         self.settings = settings
         self.lexicon = build_lexicon(settings.seed, settings.entities)
         self._patterns = [
@@ -34,19 +30,14 @@ class World:
 
     def reward(self, prompt: str, response: str) -> float:
         """Gold reward of a response to the last user turn ``prompt``: about +1 (right) or -1, less padding."""
-        _, openers, closers = _strip_filler(response)
-        padding = sum(len(filler) + 1 for filler in openers + closers)
+        padding = sum(len(filler) + 1 for filler in _strip_filler(response)[1])
         return (1.0 if self.is_correct(prompt, response) else -1.0) - self.settings.padding_cost * padding
 
     def is_correct(self, prompt: str, response: str) -> bool:
         """Whether the response answers the prompt, in the form it asks for. Filler may surround the answer."""
         task = self.read_prompt(prompt)
-        if task is None:
-            return False
-        core, openers, closers = _strip_filler(response)
-        if (openers and not task.opener_allowed) or (closers and not task.closer_allowed):
-            return False
-        return core == task.answer
+        core, fillers = _strip_filler(response)
+        return task is not None and core == task.answer and (task.filler_allowed or not fillers)
 
     def skill_of(self, prompt: str) -> str:
         """Skill of a prompt: chat, chat_hard, safety, reasoning, translation, or unknown."""
@@ -54,24 +45,25 @@ class World:
         return "unknown" if task is None else task.skill
 
     def read_prompt(self, prompt: str) -> Task | None:
-        """The task a prompt asks for. Text before the question (a greeting, a title) is ignored.
+        """The task a prompt asks for, or None where it ends in no question of this world.
 
-        Returns:
-            The task, or None where the prompt ends in no question of this world.
+        Text before the question (a greeting, a title) is ignored.
         """
         text = prompt.strip()
         if text not in self._tasks:
-            self._tasks[text] = self._parse(text)
+            matches = ((kind, wording, pattern.search(text)) for kind, wording, pattern in self._patterns)
+            tasks = (
+                make_task(self.lexicon, kind, wording, match.groupdict()) for kind, wording, match in matches if match
+            )
+            self._tasks[text] = next((task for task in tasks if task is not None), None)
         return self._tasks[text]
 
-    def _parse(self, text: str) -> Task | None:
-        for kind, wording, pattern in self._patterns:
-            match = pattern.search(text)
-            if match is not None:
-                task = make_task(self.lexicon, kind, wording, match.groupdict())
-                if task is not None:
-                    return task
-        return None
+    def draw_task(self, skill: str, split: str, rng: random.Random) -> Task:
+        """Draw a task of one side: train, eval or benchmark."""
+        while True:
+            task = draw_task(self.lexicon, skill, rng)
+            if self.split_of(task.key) == split:
+                return task
 
     def split_of(self, key: str) -> str:
         """Side of a task's key: ``train``, ``eval`` (win rates, translation test) or ``benchmark``."""
@@ -95,13 +87,13 @@ def _pattern_of(wording: str) -> re.Pattern[str]:
     return re.compile(pattern + r"\Z", re.ASCII)
 
 
-def _strip_filler(response: str) -> tuple[str, list[str], list[str]]:
+def _strip_filler(response: str) -> tuple[str, list[str]]:
     """Split a response into its core and the filler sentences before and after it."""
-    core, openers, closers = response.strip(), [], []
+    core, fillers = response.strip(), []
     while opener := next((filler for filler in FILLERS if core.startswith(filler)), None):
         core = core.removeprefix(opener).lstrip()
-        openers.append(opener)
+        fillers.append(opener)
     while closer := next((filler for filler in FILLERS if core.endswith(filler)), None):
         core = core.removesuffix(closer).rstrip()
-        closers.append(closer)
-    return core, openers, closers
+        fillers.append(closer)
+    return core, fillers

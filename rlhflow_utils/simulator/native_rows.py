@@ -16,26 +16,28 @@ from typing import Any
 
 from rlhflow_utils.guide.settings import AnnotatorSettings
 from rlhflow_utils.simulator.gold import World
-from rlhflow_utils.simulator.tasks import HURTING_TOOLS, PERSONS, REFUSAL, Task, draw_task, write_distinct_responses
+from rlhflow_utils.simulator.tasks import REFUSAL, Task, write_distinct_responses
+
+Row = dict[str, Any]
+UsedPairs = set[tuple[str, frozenset[str]]]  # a prompt and two answers
+
+MULTI_TURN_SOURCES = ("hh_rlhf", "ultrainteract", "capybara")
+ANSWERS_PER_PROMPT = {"helpsteer": 4, "ultrafeedback": 4, "code_ultrafeedback": 4, "nectar": 7}
+MAX_PAIRS_PER_PROMPT = 5  # SHP's filter keeps five pairs a prompt; natural rows stay below it in every source
 
 
 def utility(annotator: AnnotatorSettings, world: World, prompt: str, response: str) -> float:
-    """What a response is worth to an annotator, without noise.
-
-    Raises:
-        ValueError: the annotator has no sharpness for the prompt's skill.
-    """
-    skill = world.skill_of(prompt)
-    for known, sharpness in annotator.sharpness.items():
-        if known == skill:
-            return sharpness * world.reward(prompt, response) + annotator.length_bonus * len(response)
-    raise ValueError(f"simulator: annotator has no sharpness for skill {skill!r} (prompt {prompt!r}); add it")
+    """What a response is worth to an annotator, without noise."""
+    skill, sharpness = world.skill_of(prompt), {str(skill): value for skill, value in annotator.sharpness.items()}
+    if skill not in sharpness:
+        raise ValueError(f"simulator: annotator has no sharpness for skill {skill!r} (prompt {prompt!r}); add it")
+    return sharpness[skill] * world.reward(prompt, response) + annotator.length_bonus * len(response)
 
 
 def rank_responses(
     annotator: AnnotatorSettings, world: World, prompt: str, responses: list[str], rng: random.Random
 ) -> list[str]:
-    """Responses in the order in which an annotator ranks them, best first."""
+    """Responses in the order in which an annotator ranks them, best first: Bradley-Terry as utility + Gumbel noise."""
     noisy = [
         (utility(annotator, world, prompt, response) - math.log(-math.log(rng.uniform(1e-12, 1 - 1e-12))), response)
         for response in responses
@@ -43,40 +45,30 @@ def rank_responses(
     return [response for _, response in sorted(noisy, reverse=True)]
 
 
-Row = dict[str, Any]
-Message = dict[str, str]
-
-
 @dataclass(frozen=True)
 class RankedAnswers:
-    """Answers to one prompt as an annotator ranked them.
+    """Answers to one prompt as an annotator ranked them."""
 
-    Attributes:
-        row_id: Stable id in the source.
-        context: Earlier turns, user first, ending with the assistant; often empty.
-        prompt: Last user turn.
-        answers: Best first.
-        harmful: Whether the prompt asks for harm (PKU-SafeRLHF's safety flags).
-    """
+    row_id: str  # stable in the source
+    turns: list[dict[str, str]]  # the prompt, and mostly nothing before it
+    answers: list[str]  # best first
+    harmful: bool  # whether the prompt asks for harm (PKU-SafeRLHF's safety flags)
 
-    row_id: str
-    context: list[Message]
-    prompt: str
-    answers: list[str]
-    harmful: bool
+    @property
+    def prompt(self) -> str:
+        return self.turns[-1]["content"]
 
 
 def _shuffled_two(ranked: RankedAnswers, rng: random.Random) -> tuple[list[str], int]:
     """The two answers in random order, and the position of the better one."""
     better = rng.randrange(2)
-    return (ranked.answers[::-1] if better else list(ranked.answers)), better
+    return (ranked.answers[::-1] if better else ranked.answers), better
 
 
 def hh_rlhf(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """Anthropic/hh-rlhf: two whole dialogues as strings."""
     tags = {"user": "Human", "assistant": "Assistant"}
-    turns = [*ranked.context, {"role": "user", "content": ranked.prompt}]
-    dialogue = "".join(f"\n\n{tags[turn['role']]}: {turn['content']}" for turn in turns) + "\n\nAssistant: "
+    dialogue = "".join(f"\n\n{tags[turn['role']]}: {turn['content']}" for turn in ranked.turns) + "\n\nAssistant: "
     return [{"chosen": dialogue + ranked.answers[0], "rejected": dialogue + ranked.answers[1]}]
 
 
@@ -143,12 +135,11 @@ def ultrafeedback(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
 
 def ultrainteract(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """openbmb/UltraInteract_pair: a trajectory and two next actions."""
-    turns = [*ranked.context, {"role": "user", "content": ranked.prompt}]
-    parent = f"{ranked.row_id}-parent" if ranked.context else ranked.row_id
+    parent = f"{ranked.row_id}-parent" if len(ranked.turns) > 1 else ranked.row_id
     return [{
         "task": "Math_CoT" if "+" in ranked.prompt or "Add" in ranked.prompt else "Coding", "dataset": "tiny_world",
         "id": ranked.row_id, "parent_id": parent,
-        "trajectory": [{"from": turn["role"], "value": turn["content"]} for turn in turns],
+        "trajectory": [{"from": turn["role"], "value": turn["content"]} for turn in ranked.turns],
         "chosen": ranked.answers[0], "rejected": ranked.answers[1],
     }]  # fmt: skip
 
@@ -193,8 +184,7 @@ def orca(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
 def capybara(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """argilla/distilabel-capybara-dpo-7k-binarized: whole conversations, and the same as input/output pairs."""
     high, low = rng.sample((1, 2, 3, 4, 5), 2)
-    turns = [*ranked.context, {"role": "user", "content": ranked.prompt}]
-    sides = [[*map(dict, turns), {"role": "assistant", "content": answer}] for answer in ranked.answers]
+    sides = [[*map(dict, ranked.turns), {"role": "assistant", "content": answer}] for answer in ranked.answers]
     chats = [turn["content"] for turn in sides[0]]
     return [{
         "conversation": [{"input": chats[i], "output": chats[i + 1]} for i in range(0, len(chats), 2)],
@@ -224,99 +214,64 @@ def nectar(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     }]  # fmt: skip
 
 
-def is_harmful_request(key: str) -> bool:
-    """Whether a task's key (``request|verb|object``) asks to hurt a person."""
-    parts = key.split("|")
-    return parts[0] == "request" and parts[1] in HURTING_TOOLS and parts[2] in PERSONS
-
-
-MIX1_SOURCES = ("hh_rlhf", "shp", "ultrafeedback", "summarize")
-MULTI_TURN_SOURCES = ("hh_rlhf", "ultrainteract", "capybara")
-ANSWERS_PER_PROMPT = {"helpsteer": 4, "ultrafeedback": 4, "code_ultrafeedback": 4, "nectar": 7}
-MAX_PAIRS_PER_PROMPT = 5  # SHP's filter keeps five pairs a prompt; natural rows stay below it in every source
-
 WRITERS: dict[str, Callable[[RankedAnswers, random.Random], list[Row]]] = {
-    "hh_rlhf": hh_rlhf, "shp": shp, "helpsteer": helpsteer,
-    "pku_safe_rlhf": pku_safe_rlhf, "ultrafeedback": ultrafeedback,
-    "ultrainteract": ultrainteract, "code_ultrafeedback": code_ultrafeedback,
-    "argilla_math": argilla_math, "orca": orca, "capybara": capybara,
-    "summarize": summarize, "nectar": nectar,
+    writer.__name__: writer
+    for writer in (
+        hh_rlhf, shp, helpsteer, pku_safe_rlhf, ultrafeedback, ultrainteract,
+        code_ultrafeedback, argilla_math, orca, capybara, summarize, nectar,
+    )
 }  # fmt: skip
 
 
-class SourceBuilder:
-    """Builds clean native rows. One builder serves all sources, so that no pair of answers occurs twice anywhere."""
-
-    def __init__(self, world: World) -> None:
-        """Start with no pair used."""
-        self.world = world
-        self._used: set[tuple[str, frozenset[str]]] = set()
-
-    def build(self, source: str) -> list[Row]:
-        """Native rows of one source, clean: every pair differs, no ties, no duplicates."""
-        annotator = next(a for name, a in self.world.settings.preferences.sources.items() if name == source)
-        rng = random.Random(f"{self.world.settings.seed}:source:{source}")
-        uses: Counter[str] = Counter()
-        rows: list[Row] = []
-        for number in range(annotator.rows):
-            ranked = self._draw(source, annotator, f"{source}-{number}", uses, rng)
-            rows.extend(WRITERS[source](ranked, rng))
-        return rows
-
-    def _draw(
-        self, source: str, annotator: AnnotatorSettings, row_id: str, uses: Counter[str], rng: random.Random
-    ) -> RankedAnswers:
-        """Draw a prompt and answers that share no pair with an earlier row, ranked by the annotator."""
-        limit = 1 if source in ANSWERS_PER_PROMPT else MAX_PAIRS_PER_PROMPT
-        for _ in range(1000):
-            task = draw_training_task(self.world, _draw_skill(annotator, rng), rng)
-            answers = self._write_answers(source, task, rng)
-            pairs = {(task.prompt, frozenset(pair)) for pair in combinations(answers, 2)}
-            if uses[task.prompt] < limit and not pairs & self._used:
-                break
-        else:
-            raise ValueError(f"simulator: {source} found no new pair in 1000 draws; lower its rows or add entities")
-        uses[task.prompt] += 1
-        self._used |= pairs
-        return RankedAnswers(
-            row_id=row_id,
-            context=self._draw_context(source, annotator, rng),
-            prompt=task.prompt,
-            answers=rank_responses(annotator, self.world, task.prompt, answers, rng),
-            harmful=is_harmful_request(task.key),
-        )
-
-    def _write_answers(self, source: str, task: Task, rng: random.Random) -> list[str]:
-        settings = self.world.settings.preferences
-        if source in ANSWERS_PER_PROMPT:
-            number = ANSWERS_PER_PROMPT[source]
-            right = rng.randint(1, number - 1)
-            correct = [True] * right + [False] * (number - right)
-        elif rng.random() < settings.contrast_rate:
-            correct = [True, False]
-        else:
-            correct = [rng.random() < 0.5] * 2
-        return write_distinct_responses(task, correct, settings.padded_rate, rng, settings.broken_rate)
-
-    def _draw_context(self, source: str, annotator: AnnotatorSettings, rng: random.Random) -> list[Message]:
-        if source not in MULTI_TURN_SOURCES or rng.random() >= self.world.settings.preferences.multi_turn_rate:
-            return []
-        task = draw_training_task(self.world, _draw_skill(annotator, rng), rng)
-        return [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": task.answer}]
+def build_rows(world: World, source: str, annotator: AnnotatorSettings, used: UsedPairs) -> list[Row]:
+    """Clean native rows of one source: every pair differs, no ties, no duplicates; its pairs are added to ``used``."""
+    rng = random.Random(f"{world.settings.seed}:source:{source}")
+    uses: Counter[str] = Counter()
+    rows: list[Row] = []
+    for number in range(annotator.rows):
+        task, answers = _draw_answers(world, source, annotator, used, uses, rng)
+        turns = [*_earlier_turns(world, source, annotator, rng), {"role": "user", "content": task.prompt}]
+        answers = rank_responses(annotator, world, task.prompt, answers, rng)
+        rows += WRITERS[source](RankedAnswers(f"{source}-{number}", turns, answers, task.harmful), rng)
+    return rows
 
 
-def draw_training_task(world: World, skill: str, rng: random.Random) -> Task:
-    """Draw a task whose key is on the training side."""
-    return draw_task_of_split(world, skill, "train", rng)
+def _draw_answers(
+    world: World, source: str, annotator: AnnotatorSettings, used: UsedPairs, uses: Counter[str], rng: random.Random
+) -> tuple[Task, list[str]]:
+    """Draw a task and answers that share no pair with an earlier row of any source."""
+    limit = 1 if source in ANSWERS_PER_PROMPT else MAX_PAIRS_PER_PROMPT
+    for _ in range(1000):
+        task = _draw_task(world, annotator, rng)
+        answers = _write_answers(world, source, task, rng)
+        pairs = {(task.prompt, frozenset(pair)) for pair in combinations(answers, 2)}
+        if uses[task.prompt] < limit and not pairs & used:
+            uses[task.prompt] += 1
+            used |= pairs
+            return task, answers
+    raise ValueError(f"simulator: {source} found no new pair in 1000 draws; lower its rows or add entities")
 
 
-def draw_task_of_split(world: World, skill: str, split: str, rng: random.Random) -> Task:
-    """Draw a task of one side: train, eval or benchmark."""
-    while True:
-        task = draw_task(world.lexicon, skill, rng)
-        if world.split_of(task.key) == split:
-            return task
+def _draw_task(world: World, annotator: AnnotatorSettings, rng: random.Random) -> Task:
+    skills, weights = zip(*annotator.skill_weights.items(), strict=True)
+    return world.draw_task(rng.choices(skills, weights=weights)[0], "train", rng)
 
 
-def _draw_skill(annotator: AnnotatorSettings, rng: random.Random) -> str:
-    return rng.choices(list(annotator.skill_weights), weights=list(annotator.skill_weights.values()))[0]
+def _write_answers(world: World, source: str, task: Task, rng: random.Random) -> list[str]:
+    settings = world.settings.preferences
+    if source in ANSWERS_PER_PROMPT:
+        number = ANSWERS_PER_PROMPT[source]
+        right = rng.randint(1, number - 1)
+        correct = [True] * right + [False] * (number - right)
+    elif rng.random() < settings.contrast_rate:
+        correct = [True, False]
+    else:
+        correct = [rng.random() < 0.5] * 2
+    return write_distinct_responses(task, correct, settings.padded_rate, rng, settings.broken_rate)
+
+
+def _earlier_turns(world: World, source: str, annotator: AnnotatorSettings, rng: random.Random) -> list[dict[str, str]]:
+    if source not in MULTI_TURN_SOURCES or rng.random() >= world.settings.preferences.multi_turn_rate:
+        return []
+    task = _draw_task(world, annotator, rng)
+    return [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": task.answer}]
