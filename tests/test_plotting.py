@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from rlhflow_utils.claims import tables as claim_tables
 from rlhflow_utils.guide import figures as plotting
 from rlhflow_utils.guide import tables as paper
-from rlhflow_utils.guide.figures.style import edges_through_zero, readable
+from rlhflow_utils.guide.figures.style import METHOD_COLOURS, colour_of, edges_through_zero, short_count
 
 RNG = np.random.default_rng(0)
 
@@ -49,21 +49,6 @@ LOSSES = {"mix1": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}, {"train_r
 MAP = [{"source": "a", "x": 0.0, "y": 1.0}, {"source": "b", "x": 2.0, "y": 3.0}, {"source": "a", "x": 4.0, "y": 5.0}]
 POINTS = {"SFT": {"win_rate": _estimate(0.5), "mean_length": _estimate(60, 2)}}
 
-CLAIM = {
-    "claim": "l", "title": "proxy and gold", "verdict": "inconclusive", "seeds": 2,
-    "parts": [
-        {"part": "a − b", "metric": "win_rate@1", "effect": 0.1, "ci_low": -0.1, "ci_high": 0.3,
-         "kind": "near_equal", "margin": 0.05, "verdict": "inconclusive", "per_seed": {"10": 0.0, "11": 0.2}},
-        {"part": "c", "metric": "length@1", "effect": 0.2, "ci_low": 0.1, "ci_high": 0.3,
-         "kind": "measured", "margin": 0.0, "verdict": None, "per_seed": {"10": 0.2, "11": 0.2}},
-    ],
-    "arms": {
-        "main": {seed: {"gold@1": 0.1, "gold@2": 0.2, "proxy@1": 1.0, "proxy@2": 2.0} for seed in ("10", "11")},
-        "sft": {seed: {"gold": 0.0} for seed in ("10", "11")},
-        "bt": {"10": {"accuracy": 0.8}, "11": {"accuracy": 0.8}},
-        "half": {"10": {"accuracy": 0.6}, "11": {"accuracy": 0.8}},
-    },
-}  # fmt: skip
 # Longer, equally long and shorter chosen answers: 70 of 100 and 10 ties, 4 of 8, 80 of 400.
 AGREEMENT = {
     "shp": {"chosen": [2.0] * 65 + [1.0] * 10 + [0.0] * 25, "rejected": [1.0] * 100},
@@ -121,31 +106,26 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     ),
     "policy_bars": (lambda: plotting.policy_bars(POLICIES, "c"), "Highest gold win rate: iterative, 0.7"),
     "win_rate_against_length": (lambda: plotting.win_rate_against_length(POINTS, "c"), "SFT, 50.0 % with 60"),
-    "claim_forest": (
-        lambda: claim_tables.claim_forest([CLAIM, {**CLAIM, "verdict": "holds"}], caption="c"),
-        "2 claims: 1 inconclusive, 1 holds",
-    ),
-    "claim_curves": (
-        lambda: claim_tables.claim_curves(CLAIM, {"main": "the main recipe"}, caption="c"),
-        "Proxy and gold reward over the iterations (claim l: inconclusive)",
-    ),
-    "claim_sizes": (
-        lambda: claim_tables.claim_sizes(CLAIM, {"bt": 1.0, "half": 0.5}, caption="c"),
-        "accuracy 70.0 to 80.0 %",
-    ),
     "chapter_times": (lambda: plotting.chapter_times({"00": 30.0, "09": 90.0}, "c"), "2.0 minutes; 09 took 75 %"),
 }
 
 
-def test_characters_and_shares_have_axes_of_their_own() -> None:
-    lengths = {**CLAIM["parts"][1], "metric": "length"}  # type: ignore[index]
-    figure = claim_tables.claim_forest([{**CLAIM, "parts": [*CLAIM["parts"], lengths]}], caption="c")  # type: ignore[dict-item]
-    assert [axes.get_xlabel() for axes in figure.axes] == ["share of prompts or pairs (0.1: ten points)", "characters"]
-    assert [len(axes.get_yticks()) for axes in figure.axes] == [1, 2]
+def test_every_figure_of_the_guide_is_tested() -> None:
+    drawn = {
+        name
+        for name, each in vars(plotting).items()
+        if getattr(each, "__module__", "").endswith(("judges", "policies"))
+    }
+    assert {name for name in drawn if not name.startswith("_")} == set(FIGURES)
 
 
-def test_every_figure_of_the_module_is_tested() -> None:
-    assert set(FIGURES) == {*plotting.__all__, "claim_curves", "claim_forest", "claim_sizes"}
+def test_a_method_has_one_colour_in_every_figure() -> None:
+    [axes] = plotting.rewardbench_subsets({"pm": {"hep-js": _estimate(0.7)}, "bt": {"hep-js": _estimate(0.6)}}).axes
+    assert [bar.get_facecolor() for bar in axes.patches] == [to_rgba(METHOD_COLOURS[name]) for name in ("pm", "bt")]
+    figure = plotting.length_bias({"mix1": STUDY, "mix2": STUDY})
+    shown = [axes.patches[0].get_facecolor()[:3] for axes in figure.axes[:2]]
+    assert shown == [to_rgba(METHOD_COLOURS[name])[:3] for name in ("mix1", "mix2")]
+    assert colour_of("a name of its own", 9) == colour_of("another", 1)
 
 
 @pytest.mark.parametrize("name", list(FIGURES))
@@ -196,6 +176,7 @@ def test_funnel_shows_shares_of_each_source() -> None:
 def test_mixture_bars_fill_each_row() -> None:
     [axes] = plotting.mixture_composition({"mix1": {"a": 30, "b": 10}, "mix2": {"a": 5}}).axes
     assert [[bar.get_width() for bar in bars] for bars in axes.containers] == [[75, 100], [25, 0]]
+    assert [text.get_text() for text in axes.texts] == ["75 %", "100 %", "25 %", ""]
 
 
 def test_rewardbench_bars_leave_absent_sections_open_and_mark_the_paper() -> None:
@@ -229,7 +210,7 @@ def test_length_bias_heatmap_is_sorted_and_leaves_out_undefined_prompts() -> Non
 def test_win_rate_line_starts_at_sft_and_ends_at_the_last_iteration() -> None:
     rates = [_estimate(0.6), _estimate(0.7)]
     [axes] = plotting.win_rate_over_iterations(rates, others={"offline DPO": _estimate(0.55)}).axes
-    [line] = [line for line in axes.lines if line.get_label() == "iterative DPO"]
+    [line] = [line for line in axes.lines if str(line.get_label()).startswith("iterative DPO")]
     assert list(line.get_ydata()) == pytest.approx([50, 60, 70])
     assert "offline DPO" in [text.get_text() for text in axes.get_legend().get_texts()]
 
@@ -265,5 +246,5 @@ def test_edges_hold_zero_and_cover_the_values() -> None:
 
 
 @pytest.mark.parametrize(("count", "text"), [(999, "999"), (9999, "9999"), (27_450, "27.4k"), (848_965, "849.0k")])
-def test_readable_counts(count: int, text: str) -> None:
-    assert readable(count) == text
+def test_short_counts(count: int, text: str) -> None:
+    assert short_count(count) == text

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from rlhflow_utils.guide.provenance import PROJECT
+from rlhflow_utils.guide.stage import PROJECT
 
 # Everything that only takes time is made small; sources, filters, splits and stages stay those of the profile.
 SHORT = {
-    "base_model.hidden_size": 32, "base_model.num_hidden_layers": 1, "base_model.intermediate_size": 64,
-    "base_model.num_attention_heads": 2, "base_model.training.num_train_epochs": 0.1,
-    "base_model.training.max_length": 256, "sft.training.num_train_epochs": 0.2, "sft.training.max_length": 256,
+    "base_model.architecture.hidden_size": 32, "base_model.architecture.num_hidden_layers": 1,
+    "base_model.architecture.intermediate_size": 64, "base_model.architecture.num_attention_heads": 2,
+    "base_model.trainer.num_train_epochs": 0.1, "base_model.trainer.max_length": 256,
+    "sft.trainer.num_train_epochs": 0.2, "sft.trainer.max_length": 256,
     "data.max_pairs_per_mixture": 48, "data.evaluation_prompts": 12, "length_bias.prompts": 6,
-    "generation.max_new_tokens": 8, "iterative.iterations": 2, "iterative.prompts_per_iteration": 8,
+    "generation.sampling.max_tokens": 8, "iterative.iterations": 2, "iterative.prompts_per_iteration": 8,
     "evaluation.bootstrap_samples": 100,
 }  # fmt: skip
 SOURCE_ROWS = {"HH-RLHF": 2312, "UltraFeedback": 1200, "LLaMA-Factory": 300, "PandaLM": 999, "FineGrainedRLHF": 3000}
@@ -58,20 +59,20 @@ def test_every_stage_accounts_for_every_row(guide: Path) -> None:
 
 
 def test_every_real_row_came_in(guide: Path) -> None:
-    rows = _manifests(guide)["01_preference_data"]["rows"]
+    rows = _manifests(guide)["preference_data"]["rows"]
     assert {name: rows[f"pairs {name}"]["rows_in"] for name in SOURCE_ROWS} == SOURCE_ROWS
 
 
 def test_the_real_benchmarks_are_scored(guide: Path) -> None:
-    results = json.loads((guide / "05_rewardbench_bt" / "results.json").read_text())
+    results = json.loads((guide / "rewardbench_bt" / "results.json").read_text())
     assert "natural" in str(sorted(results["subsets"]))
     summary = json.loads((guide / "summary.json").read_text())
-    assert 0 <= summary["05.rewardbench.bt.overall"] <= 1
+    assert 0 <= summary["rewardbench_bt.overall"] <= 1
 
 
 def test_the_judge_is_a_reward_model_of_its_own(guide: Path) -> None:
     manifests = _manifests(guide)
-    assert "03_bt_judge" in manifests
+    assert "bt_judge" in manifests
     summary = json.loads((guide / "summary.json").read_text())
-    assert 0 <= summary["09.iter2.reward_model_win_rate_vs_sft"] <= 1
+    assert 0 <= summary["iter2_evaluation.reward_model_win_rate_vs_sft"] <= 1
     assert not any("gold" in name for name in summary)

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from datasets import load_from_disk
 
-from rlhflow_utils.guide.provenance import PROJECT
+from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.models.chat import prompt_key
 
 SECTIONS = ("chat", "chat_hard", "safety", "reasoning", "overall")
+ACCURACY = ("bt_mix2_test.accuracy", "pm_mix2_test.accuracy")
 
 
 @pytest.fixture(scope="module")
@@ -34,40 +35,43 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def manifests(run_dir: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(run_dir.glob("[0-9][0-9]_*/manifest.json"))
+    files = sorted(run_dir.glob("*/manifest.json"))
     return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def test_every_headline_metric_is_there(summary: dict[str, Any]) -> None:
-    wanted = [f"05.rewardbench.{method}.{section}" for method in ("prompting", "bt", "pm") for section in SECTIONS]
-    wanted += ["03.bt.accuracy", "04.pm.accuracy", "wall_seconds.total"]
-    wanted += [f"06.length_bias.mean_pearson.{mixture}" for mixture in ("mix1", "mix2")]
+    wanted = [f"rewardbench_{method}.{section}" for method in ("prompting", "bt", "pm") for section in SECTIONS]
+    wanted += [*ACCURACY, "wall_seconds.total"]
+    wanted += [f"length_bias_{mixture}.mean_pearson" for mixture in ("mix1", "mix2")]
     for iteration in (1, 2, 3):
-        key = f"09.iter{iteration}.gold_win_rate_vs_sft"
+        key = f"iter{iteration}_evaluation.gold_win_rate_vs_sft"
         wanted += [key, f"{key}_ci_low", f"{key}_ci_high"]
-    for policy in ("sft", "offline_dpo", "iterative_dpo"):
-        for metric in ("gold_reward", "gold_win_rate_vs_sft", "mean_length", "exact_match"):
-            wanted.append(f"10.{policy}.{metric}")
+    for policy in ("sft", "offline_dpo", "iter3"):
+        for metric in ("gold_reward", "gold_win_rate_vs_sft", "gold_lc_win_rate_vs_sft", "accuracy", "mean_length"):
+            wanted.append(f"{policy}_evaluation.{metric}")
+    wanted += [f"{policy}_exact_match.exact_match" for policy in ("sft", "offline_dpo", "iterative_dpo")]
     assert [key for key in wanted if summary.get(key) is None] == []
     assert all(not isinstance(value, dict | list) for value in summary.values()), "the summary is flat"
 
 
 def test_reward_and_preference_models_learn(summary: dict[str, Any], run_dir: Path) -> None:
     """Held-out accuracy on clean labels, well above a coin and above "the longer answer wins"."""
-    longer = json.loads((run_dir / "03_bt_mix2_test" / "results.json").read_text(encoding="utf-8"))["longer_wins"]
-    for key in ("03.bt.accuracy", "04.pm.accuracy"):
+    longer = json.loads((run_dir / "bt_mix2_test" / "results.json").read_text(encoding="utf-8"))["longer_wins"]
+    for key in ACCURACY:
         assert summary[f"{key}_ci_high"] >= 0.80, "the target, 0.80, is within reach"
         assert summary[f"{key}_ci_low"] > max(0.7, longer["ci_high"])
-    assert summary["03.bt.accuracy.safety"] > summary["03.bt_mix1.accuracy.safety"], "mix2 knows safety better"
+    assert summary["bt_mix2_test.accuracy_safety"] > summary["bt_mix1_test.accuracy_safety"], "mix2 knows safety better"
 
 
 def test_iterative_dpo_improves_on_sft(summary: dict[str, Any], run_dir: Path) -> None:
     for iteration in (1, 2, 3):
-        assert summary[f"09.iter{iteration}.gold_win_rate_vs_sft_ci_low"] > 0.5, f"iteration {iteration} against SFT"
-    first, last = (summary[f"09.iter{iteration}.gold_win_rate_vs_sft"] for iteration in (1, 3))
+        assert summary[f"iter{iteration}_evaluation.gold_win_rate_vs_sft_ci_low"] > 0.5, (
+            f"iteration {iteration} against SFT"
+        )
+    first, last = (summary[f"iter{iteration}_evaluation.gold_win_rate_vs_sft"] for iteration in (1, 3))
     assert last > first, "the third iteration is better than the first"
-    assert summary["09.iter3.gold_win_rate_vs_sft_ci_high"] >= 0.65, "the target, 0.65, is within reach"
-    results = json.loads((run_dir / "09_iter3_evaluation" / "results.json").read_text(encoding="utf-8"))
+    assert summary["iter3_evaluation.gold_win_rate_vs_sft_ci_high"] >= 0.65, "the target, 0.65, is within reach"
+    results = json.loads((run_dir / "iter3_evaluation" / "results.json").read_text(encoding="utf-8"))
     assert results["n"] >= 500, "on at least 500 held-out prompts"
 
 
@@ -81,24 +85,24 @@ def test_rows_add_up_in_every_stage(manifests: dict[str, dict[str, Any]]) -> Non
 def test_manifests_say_what_made_them(manifests: dict[str, dict[str, Any]]) -> None:
     for manifest in manifests.values():
         assert manifest["versions"]["trl"]
-        assert manifest["config_hash"]
-        assert isinstance(manifest["seed"], int)
+        assert manifest["arguments"]
+        assert manifest["function"].startswith("rlhflow_utils.")
         assert isinstance(manifest["wall_seconds"], float)
 
 
 def test_held_out_prompts_touch_no_training_step(run_dir: Path) -> None:
     """Neither the evaluation prompts nor the test pairs' prompts are in anything that any trainer was given."""
-    data = run_dir / "01_preference_data"
+    data = run_dir / "preference_data"
     held_out = {prompt_key(row["prompt"]) for row in load_from_disk(str(data / "evaluation_prompts"))}
     test = {prompt_key(row["prompt"]) for row in load_from_disk(str(data / "test"))}
     assert len(held_out) >= 500
     assert len(test) >= 100
     trained: dict[str, set[str]] = {"sft": {prompt_key(r["messages"][:-1]) for r in load_from_disk(str(data / "sft"))}}
-    for name in ("mix1", "mix2", "nectar", "prompts"):
+    for name in ("mix1", "mix2", "offline", "prompts"):
         trained[name] = {prompt_key(row["prompt"]) for row in load_from_disk(str(data / name))}
     for folder in sorted(run_dir.glob("*_pairs")):
         trained[folder.name] = {prompt_key(row["prompt"]) for row in load_from_disk(str(folder / "data"))}
-    assert "09_iter3_pairs" in trained
+    assert "iter3_pairs" in trained
     for name, prompts in trained.items():
         assert not prompts & held_out, f"{name} holds evaluation prompts"
     assert not (trained["mix1"] | trained["mix2"]) & test, "a test prompt is in a mixture"
@@ -108,10 +112,10 @@ def test_trainers_saw_only_what_their_stage_accounts_for(run_dir: Path, manifest
     """Tokenised training sets are as long as the rows accounted for, and contain no tokenised held-out prompt."""
     from rlhflow_utils.models.chat import encode_prompt, load_tokenizer
 
-    tokenizer = load_tokenizer(run_dir / "02_sft" / "model")
-    evaluation = load_from_disk(str(run_dir / "01_preference_data" / "evaluation_prompts"))
+    tokenizer = load_tokenizer(run_dir / "sft" / "model")
+    evaluation = load_from_disk(str(run_dir / "preference_data" / "evaluation_prompts"))
     prompts = {tuple(encode_prompt(row["prompt"], tokenizer)) for row in evaluation}
-    for stage in ("09_iter1_dpo", "09_iter2_dpo", "09_iter3_dpo", "10_offline_dpo"):
+    for stage in ("iter1_dpo", "iter2_dpo", "iter3_dpo", "offline_dpo"):
         rows = load_from_disk(str(run_dir / stage / "tokenised"))
         assert len(rows) == manifests[stage]["rows"]["training_rows"]["rows_out"]
         assert not {tuple(ids) for ids in rows["prompt_ids"]} & prompts, stage
@@ -119,10 +123,10 @@ def test_trainers_saw_only_what_their_stage_accounts_for(run_dir: Path, manifest
 
 def test_corpus_and_demonstrations_hold_no_held_out_prompt(run_dir: Path) -> None:
     """The base corpus is plain text: no evaluation prompt's wording occurs in it, in any form."""
-    corpus = (run_dir / "00_world" / "corpus.jsonl").read_text(encoding="utf-8")
+    corpus = (run_dir / "world" / "corpus.jsonl").read_text(encoding="utf-8")
     questions = [
         json.loads(line)["context_messages"][-1]["content"]
-        for line in (run_dir / "00_world" / "eval_prompts.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in (run_dir / "world" / "eval_prompts.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     found = [question for question in questions if question in corpus]
     assert found == []
@@ -132,19 +136,19 @@ def test_iterations_use_fresh_prompts_and_the_reference_is_sft(
     run_dir: Path, manifests: dict[str, dict[str, Any]]
 ) -> None:
     seen: set[str] = set()
-    for stage in ("07_iter1_responses", "09_iter2_responses", "09_iter3_responses"):
+    for stage in ("iter1_responses", "iter2_responses", "iter3_responses"):
         ids = set(load_from_disk(str(run_dir / stage / "data"))["prompt_id"])
         assert not ids & seen, f"{stage} repeats prompts"
         seen |= ids
     for iteration in (1, 2, 3):
-        manifest = manifests[f"09_iter{iteration}_dpo"]
-        assert manifest["config"]["dpo"]["reference"] == "sft"
-        assert manifest["inputs"]["sft"] == "stage:02_sft"
+        manifest = manifests[f"iter{iteration}_dpo"]
+        assert manifest["inputs"]["reference"] == ["sft"]
+        assert manifest["inputs"]["pairs"] == [f"iter{iteration}_pairs"]
 
 
 def test_report_is_one_self_contained_page(run_dir: Path) -> None:
     page = (run_dir / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") >= 5
+    assert page.count("data:image/png;base64,") >= 3
     assert not re.search(r"""(?:src|href)=["']https?://""", page), "the report loads something from the network"
     assert not re.search(r"<script[^>]+src=", page)
     assert str(PROJECT) not in page
