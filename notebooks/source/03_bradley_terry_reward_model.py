@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 03 · A Bradley-Terry reward model
 #
-# **The claim.** One scalar, trained on pairs, is enough to rank answers: the paper trains a reward model (RM) as the
-# maximum-likelihood estimate of the Bradley-Terry (BT) model (paper 2.2), once on *mix1* and once on *mix2*, and finds
-# the second better at safety and reasoning (2.3). This chapter trains both. Chapter 05 tests the finding.
+# **The claim.** One scalar per answer, trained on pairs, is enough to rank answers. The paper trains a reward model (RM)
+# as the maximum-likelihood estimate of the Bradley-Terry (BT) model (paper 2.2), once on *mix1* and once on *mix2*, and
+# finds the second better at safety and reasoning (2.3). This chapter trains both RMs; chapter 05 tests the finding.
 #
 # **You need** chapters 00–02.
 
@@ -14,30 +14,26 @@ SEED = 0
 OVERRIDES = {}
 
 # %%
-import inspect
-import math
-import statistics
+import tempfile
 
-from datasets import load_from_disk
-from IPython.display import Markdown, display
+import torch
+from trl import RewardConfig, RewardTrainer
 
 from rlhflow_utils.evaluation.reward_models import evaluate_reward_model, write_clean_test_pairs
-from rlhflow_utils.guide import figures as plotting
-from rlhflow_utils.guide import tables
-from rlhflow_utils.guide.stage import open_run
-from rlhflow_utils.models import chat
-from rlhflow_utils.training import stages as training_data
+from rlhflow_utils.guide import figures, tables
+from rlhflow_utils.guide.run import open_run
+from rlhflow_utils.models import chat, forward
 from rlhflow_utils.training.stages import train_reward_model
 
 run = open_run("03_bradley_terry_reward_model", PROFILE, RUN_DIR, SEED, OVERRIDES)
-data, sft = run.folder("01_preference_data"), run.folder("02_sft")
+profile, data, start = run.profile, run["preference_data"], run.preference_start()
 
 # %% [markdown]
 # ## The idea
 #
 # The BT model (eq. 1) says that of two answers $a^1, a^2$ to a prompt $x$, the first is preferred with probability
 #
-# $$P(a^1 \succ a^2 \mid x) = \sigma\big(r(x,a^1) - r(x,a^2)\big).$$
+# $$P(a^1 \succ a^2 \mid x) = \sigma\big(r(x,a^1) - r(x,a^2)\big), \qquad \sigma(z) = 1/(1 + e^{-z}).$$
 #
 # Maximum likelihood (eq. 4) then pushes the reward of the chosen answer above that of the rejected one:
 #
@@ -45,133 +41,177 @@ data, sft = run.folder("01_preference_data"), run.folder("02_sft")
 #
 # Only the *difference* counts: adding 10 to every reward of a prompt changes nothing.
 #
-# By hand: the chosen answer has reward 1.2, the rejected one 0.2.
+# By hand, for two pairs. In the first the model agrees with the label, in the second it does not.
 
 # %%
-difference = 1.2 - 0.2
-probability = 1 / (1 + math.exp(-difference))
-print(f"P(chosen is preferred) = {probability:.3f}   loss = {-math.log(probability):.3f}")
-print(f"an RM that knows nothing: P = 0.500, loss = ln 2 = {math.log(2):.3f}")
+chosen, rejected = torch.tensor([1.2, 0.1]), torch.tensor([0.2, 0.6])
+probability = torch.sigmoid(chosen - rejected)
+print("P(chosen is preferred):", probability.tolist())
+print("loss of each pair:     ", (-torch.log(probability)).tolist())
+ln2 = torch.log(torch.tensor(2.0)).item()
+print(f"a model that knows nothing: P = 0.5, loss = ln 2 = {ln2:.4f}")
 
 # %% [markdown]
 # ## The code
 #
-# A training row is two whole conversations as token ids. Both go through `chat.py`, as generation and scoring will.
+# This is all it takes with TRL. `RewardTrainer` loads the SFT model, replaces its language-model head by a linear layer
+# with one output, reads that output at the last token (the end of the answer), and computes the loss above. A training row
+# is a prompt with a chosen and a rejected answer, as messages. Here we train on eight pairs for a few steps, only to see
+# it work; edit any argument and run the cell again.
 
 # %%
-print(inspect.getsource(training_data.reward_tokens))
-
-# %%
-tokenizer = chat.load_tokenizer(sft.path / "model", run.profile.model)
-pairs = load_from_disk(str(data.path / run.profile.data.main_mixture))
-for row in pairs.select(range(2)):
-    tokens = training_data.reward_tokens(row, tokenizer)
-    print("chosen  ", tokenizer.decode(tokens["chosen_ids"]))
-    print("rejected", tokenizer.decode(tokens["rejected_ids"]), "\n")
+tokenizer = chat.load_tokenizer(start, profile.model)
+pairs = data.dataset(profile.data.main_mixture)
+eight = pairs.select_columns(["prompt", "chosen", "rejected"]).select(range(8))
+trainer = RewardTrainer(
+    model=forward.model_path(start),
+    args=RewardConfig(
+        output_dir=tempfile.mkdtemp(),
+        model_init_kwargs={"dtype": profile.model.dtype},
+        learning_rate=profile.reward_model.trainer["learning_rate"],
+        max_steps=5,
+        per_device_train_batch_size=8,  # all eight pairs in every step
+        max_length=None,
+        bf16=False,  # TRL switches this and gradient checkpointing on, on a CPU too
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=SEED,
+    ),
+    train_dataset=eight,
+    processing_class=tokenizer,
+)
 
 # %% [markdown]
-# The model is the SFT model with its language-model head replaced by a linear layer with one output, read at the last
-# token: the end of the answer. TRL's `RewardTrainer` computes the loss above.
-#
+# Before the first step, the loss can be computed by hand: score both answers of each pair, take the difference, apply
+# $-\log \sigma$, and average over the eight pairs. The chat template turns the messages into token ids.
+
+# %%
+differences = []
+with torch.no_grad():
+    for row in eight:
+        for_row = []
+        for side in ("chosen", "rejected"):
+            ids = tokenizer.apply_chat_template(row["prompt"] + row[side], return_tensors="pt", return_dict=False)
+            for_row.append(trainer.model(input_ids=ids.to(trainer.model.device)).logits[0, 0].float())
+        differences.append(for_row[0] - for_row[1])
+by_hand = -torch.nn.functional.logsigmoid(torch.stack(differences)).mean().item()
+print(tokenizer.decode(ids[0]))
+
+# %%
+trainer.train()
+logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+columns = ("step", "loss", "accuracy", "margin")
+tables.show([{name: float(entry[name]) for name in columns} for entry in logged], run.caption)
+print(f"first loss: {float(logged[0]['loss']):.4f} by TRL, {by_hand:.4f} by hand")
+assert abs(float(logged[0]["loss"]) - by_hand) < 0.01, "TRL's loss is eq. 4 (bfloat16 rounds)"
+del trainer  # frees its memory for the full run
+torch.cuda.empty_cache()
+
+# %% [markdown]
 # ## The full run
 #
-# One RM per mixture, with the same settings. A stage that finds its result unchanged is skipped.
+# `train_reward_model` makes the same trainer call for all pairs of a mixture, with the profile's `reward_model.trainer` as
+# its `RewardConfig`. It counts the pairs that are too long, keeps checkpoints and resumes from them. One RM per mixture,
+# with the same settings.
 
 # %%
-names = {mixture: f"03_bt_{mixture}" for mixture in run.profile.reward_model.mixtures}
 models = {
-    mixture: run.stage(
-        name, train_reward_model, reads=("reward_model", "model", "launch", "report_to"),
-        inputs={"data": data, "sft": sft}, subset=mixture,
+    mixture: train_reward_model(
+        data, mixture, start, profile.reward_model, profile.model, run.seed, profile.launch, into=run / f"bt_{mixture}"
     )
-    for mixture, name in names.items()
-}  # fmt: skip
+    for mixture in profile.reward_model.mixtures
+}
 
 # %% [markdown]
-# Where the run's judge is a reward model (`evaluation.judge: reward_model`), it must not be the one that trains the
-# policy. It is trained here, on pairs whose prompts no other model sees.
+# If a reward model is to judge the policies (`evaluation.judge: reward_model`), it must not be the one that trains them.
+# That judge is trained here, on pairs whose prompts no other model sees.
 
 # %%
-if run.profile.evaluation.judge == "reward_model" and run.profile.evaluation.judge_model is None:
-    run.stage(
-        "03_bt_judge", train_reward_model, reads=("reward_model", "model", "launch", "report_to"),
-        inputs={"data": data, "sft": sft}, subset="judge",
-    )  # fmt: skip
+if profile.evaluation.judge == "reward_model" and profile.evaluation.judge_model is None:
+    train_reward_model(
+        data, "judge", start, profile.reward_model, profile.model, run.seed, profile.launch, into=run / "bt_judge"
+    )
 
 # %% [markdown]
 # ## Results
 #
-# Annotators err, so agreement with their labels has a ceiling. Where the truth is known (the gold reward of the tiny
-# world), the held-out pairs are relabelled by it. Left out and counted: pairs whose answers are both right or both wrong
-# (`small_gold_gap`), and prompts that the gold program cannot read (`no_gold`: posts to be summarised).
+# Annotators make mistakes, so no model can agree with all of their labels. In the tiny world the true (gold) reward is
+# known, and we relabel the held-out pairs by it. We exclude pairs whose answers are both right or both wrong
+# (`small_gold_gap`) and prompts that the gold program cannot read (`no_gold`: posts to be summarised), and report how many.
 #
-# A held-out prompt is new as a text. In the tiny world, whose questions come from few templates, it nearly always repeats
-# a training question under another greeting: these pairs ask for new *answers* judged, chapter 05 for new questions.
+# Held-out prompts do not occur word for word in training. In the tiny world, whose questions come from few templates, most
+# of them repeat a training question with another greeting. So this test measures generalisation to new *answers*; chapter
+# 05 measures generalisation to new *questions*.
 #
-# *Longer wins* is no model: it is the rule "prefer the longer answer" on the same pairs, so it is the same in every row.
-# A reward model is worth what it adds to that.
+# *Longer wins* is a baseline that always prefers the longer answer. A useful reward model must beat it.
 
 # %%
-test = run.stage(
-    "03_test_pairs", write_clean_test_pairs, reads=("evaluation", "world", "reward_model"), inputs={"data": data}
-)
+test = write_clean_test_pairs(data, profile.evaluation, profile.world, into=run / "test_pairs")
 print(test.rows)
-print("share of held-out labels that the gold reward turned round:", test.metrics.get("03.test.label_noise"))
+print("share of held-out labels that the gold reward reversed:", test.metrics["label_noise"])
 tests = {
-    mixture: run.stage(
-        f"03_bt_{mixture}_test", evaluate_reward_model, reads=("reward_model", "model", "evaluation", "world"),
-        inputs={"model": model, "pairs": test}, key="03.bt" if mixture == run.profile.data.main_mixture else f"03.bt_{mixture}",
+    mixture: evaluate_reward_model(
+        model, test, profile.reward_model, profile.model, profile.evaluation.confidence, into=run / f"bt_{mixture}_test"
     )
     for mixture, model in models.items()
-}  # fmt: skip
+}
 
 # %%
-results = {mixture: folder.read_json("results.json") for mixture, folder in tests.items()}
-rows = [
-    {"RM": mixture, "accuracy (95 % interval)": tables.with_interval(result["accuracy"]), "n": result["accuracy"]["n"],
-     "longer wins": tables.with_interval(result["longer_wins"])}
-    for mixture, result in results.items()
-]  # fmt: skip
-display(Markdown(tables.markdown_table(rows, caption=tables.world_caption(run.profile))))
+results = {mixture: done.read_json("results.json") for mixture, done in tests.items()}
+rows = []
+for mixture, result in results.items():
+    accuracy, longer = result["accuracy"], result["longer_wins"]
+    rows.append({"RM": mixture, "accuracy (95 % interval)": tables.with_interval(accuracy), "pairs": accuracy["n"],
+                 "longer wins": tables.with_interval(longer)})  # fmt: skip
+tables.show(rows, run.caption)
 
 # %% [markdown]
-# By skill. (The pairs come from the main mixture's sources, whose RM has also seen more pairs: claim c in chapter 11 holds
-# the number of pairs equal.)
+# By skill. The pairs come from the main mixture's sources, whose RM has also seen more pairs. Claim c in chapter 11 compares
+# the mixtures at an equal number of pairs.
 
 # %%
-skills = {skill: part["n"] for skill, part in results[run.profile.data.main_mixture]["skills"].items()}
-rows = [
-    {"skill": skill, "n": n, **{f"RM of {mixture}": tables.with_interval(result["skills"][skill]) for mixture, result in results.items()}}
-    for skill, n in skills.items()
-]
+skills = {skill: part["n"] for skill, part in results[profile.data.main_mixture]["skills"].items()}
+rows = []
+for skill, n in skills.items():
+    parts = {f"RM of {mixture}": result["skills"][skill] for mixture, result in results.items()}
+    rows.append({"skill": skill, "pairs": n, **{name: tables.with_interval(part) for name, part in parts.items()}})
 if rows:
-    display(Markdown(tables.markdown_table(rows, caption=tables.world_caption(run.profile))))
+    tables.show(rows, run.caption)
 
 # %%
 logs = {mixture: model.read_json("log.json")["history"] for mixture, model in models.items()}
-plotting.loss_curves(logs, baseline=math.log(2), baseline_label="ln 2: knows nothing", caption=tables.world_caption(run.profile))
+figures.loss_curves(logs, baseline=ln2, baseline_label="ln 2: knows nothing", caption=run.caption)
 
 # %% [markdown]
-# Rewards of the two sides, and their difference. Where the difference is near zero, the RM can hardly tell right from
-# wrong: compare with the weakest skill above.
+# The rewards of the two sides, and their difference. Pairs with a difference near zero are those that the model cannot
+# separate; most of them belong to the skill with the lowest accuracy in the table above.
 
 # %%
-main = results[run.profile.data.main_mixture]
-plotting.reward_histogram(main["chosen_rewards"], main["rejected_rewards"], caption=tables.world_caption(run.profile))
+main = results[profile.data.main_mixture]
+figures.reward_histogram(main["chosen_rewards"], main["rejected_rewards"], caption=run.caption)
+
+# %% [markdown]
+# A probability should mean what it says: of the pairs to which the RM gives 0.8, 80 % should be preferred. The models were
+# trained on noisy labels, but these curves use clean ones. A model that predicts the annotators perfectly would therefore
+# look under-confident here: its curve is S-shaped.
+
+# %%
+figures.calibration_curves({mixture: result["calibration"] for mixture, result in results.items()}, caption=run.caption)
 
 # %% [markdown]
 # ## Checks
 
 # %%
-for mixture, model in models.items():
-    rows = model.rows["training_rows"]
-    assert rows["rows_in"] == rows["rows_out"] + sum(rows["dropped"].values())
-    start = statistics.fmean(entry["loss"] for entry in logs[mixture][:10])
-    assert abs(start - math.log(2)) < 0.2, "a fresh head knows nothing: the loss starts near ln 2"
+for log in logs.values():
+    first = [entry["loss"] for entry in log[:10]]
+    assert abs(sum(first) / len(first) - ln2) < 0.2, "a fresh head knows nothing: the loss starts near ln 2"
 train_prompts = {chat.prompt_key(row["prompt"]) for row in pairs}
-test_prompts = {chat.prompt_key(row["prompt"]) for row in load_from_disk(str(test.path / "data"))}
-assert not train_prompts & test_prompts, "no prompt crosses from training to test"
-assert tokens["chosen_ids"].count(tokenizer.bos_token_id) <= 1, "one BOS"
+test_prompts = {chat.prompt_key(row["prompt"]) for row in test.dataset()}
+assert not train_prompts & test_prompts, "no prompt is in training and in test"
+assert ids[0].tolist().count(tokenizer.bos_token_id) <= 1, "one BOS"
 print("all checks hold")
 
 # %% [markdown]
@@ -186,14 +226,17 @@ print("all checks hold")
 #
 # ## Summary and exercises
 #
-# A linear head on the SFT model, trained on pairs, ranks unseen answers better than length alone does.
+# **Claim on this run**: compare the rows of the two tables above. **Over worlds**: claim c in chapter 11. A linear head on
+# the SFT model, trained on pairs, ranks new answers; the baseline shows how much of that is length.
 #
-# 1. Set `reward_model.training.num_train_epochs` to 4.0. Predict accuracy and the spread of rewards, then run.
-# 2. Add 5 to every reward of the histogram. Which numbers of this chapter change?
-# 3. Take UltraInteract out of mix2: give `data.mixtures.mix2` its list without it, and without blanks. Which skill suffers?
+# 1. Write the loss with a margin $m$, $-\log \sigma(r_w - r_l - m)$, into the by-hand cell. For which pairs does it change
+#    the loss most?
+# 2. In the TRL cell, swap the columns `chosen` and `rejected` and set `max_steps=50`. What do `accuracy` and `margin` do?
+# 3. Add 5 to every reward of the histogram. Which numbers of this chapter change?
+# 4. `make guide SET="reward_model.trainer.num_train_epochs=4"`: predict accuracy and the spread of rewards first. This runs
+#    everything after chapter 03 again (about ten minutes).
 #
 # **Next:** [04 · A pairwise preference model](04_pairwise_preference_model.ipynb)
 
 # %%
-print(tables.run_line(run))
 run.finish()

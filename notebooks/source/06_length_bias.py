@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 06 · Length bias
 #
-# **The claim.** Reward models like long answers, and how much depends on their data: over the answers to one prompt,
+# **The claim.** Reward models prefer long answers, and how much depends on their data. Over the answers to one prompt,
 # length and reward correlate with 0.19 on average for UltraRM-13B and with 0.06 for the paper's BT model on mix2
-# (paper 2.3, Fig. 5). The paper suspects Capybara, OpenOrca and UltraInteract, which mix2 adds and whose preferred answers
-# are the shorter ones. Here the mix1 model stands in UltraRM's place: its data resembles mix1.
+# (paper 2.3, Fig. 5). The paper attributes this to Capybara, OpenOrca and UltraInteract, which mix2 adds and whose preferred
+# answers are shorter. Here the RM of mix1 takes UltraRM's place, because its data resembles mix1.
 #
 # **You need** chapters 00–03.
 
@@ -15,117 +15,117 @@ SEED = 0
 OVERRIDES = {}
 
 # %%
-import inspect
+from scipy import stats
 
-from datasets import load_from_disk
-from IPython.display import Markdown, display
-
-from rlhflow_utils.evaluation import statistics
-from rlhflow_utils.evaluation.reward_models import measure_length_bias
-from rlhflow_utils.guide import figures as plotting
-from rlhflow_utils.guide import tables
-from rlhflow_utils.guide import tables as paper
-from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.evaluation import reward_models, statistics
+from rlhflow_utils.guide import figures, tables
+from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models.reward_model import score_responses
-from rlhflow_utils.online.generation import generate_responses
+from rlhflow_utils.online.generation import Prompts, generate_responses
 from rlhflow_utils.simulator.gold import World
 
 run = open_run("06_length_bias", PROFILE, RUN_DIR, SEED, OVERRIDES)
-data, sft = run.folder("01_preference_data"), run.folder("02_sft")
+profile, data, sft = run.profile, run["preference_data"], run["sft"]
 
 # %% [markdown]
 # ## The idea
 #
 # For one prompt with K answers of lengths $\ell_k$ and rewards $r_k$, take Pearson's correlation; then average over
-# prompts. Within a prompt, so that long-winded *topics* do not count, only long-winded *answers*.
+# prompts. We compute it within each prompt, so that differences between topics do not matter.
 #
-# By hand, four answers:
+# By hand, four answers of which the longest has the highest reward:
 
 # %%
-lengths, rewards = [[10, 20, 30, 40]], [[0.1, 0.3, 0.2, 0.6]]
-print(f"Pearson r = {statistics.pearson_per_prompt(lengths, rewards)[0]:.3f}")
-print("all equally long:", statistics.pearson_per_prompt([[10, 10, 10, 10]], rewards)[0], "(undefined, and counted)")
+lengths, rewards = [10, 20, 30, 40], [0.1, 0.3, 0.2, 0.6]
+mean_length, mean_reward = sum(lengths) / 4, sum(rewards) / 4
+covariance = sum((length - mean_length) * (r - mean_reward) for length, r in zip(lengths, rewards, strict=True))
+spread = sum((length - mean_length) ** 2 for length in lengths) * sum((r - mean_reward) ** 2 for r in rewards)
+print(f"by hand {covariance / spread**0.5:.4f}, scipy {stats.pearsonr(lengths, rewards).statistic:.4f}")
 
 # %% [markdown]
 # ## The code
+#
+# `pearson_per_prompt` calls scipy's `pearsonr` for all prompts at once. If all K answers have the same length or the same
+# reward, no correlation is defined; such prompts are counted and left out of the mean.
 
 # %%
-print(inspect.getsource(statistics.pearson_per_prompt))
+two_prompts = statistics.pearson_per_prompt([lengths, [10, 10, 10, 10]], [rewards, rewards])
+print("two prompts, the second with answers of equal length:", two_prompts)
 
 # %% [markdown]
 # ## The full run
 #
-# Eight answers of the SFT model to each prompt, in one call; chapter 07 opens it. Then every RM scores the same answers.
+# The SFT model answers each prompt several times; chapter 07 explains how. Then every RM scores the same answers.
 
 # %%
-responses = run.stage(
-    "06_sft_responses", generate_responses, reads=("generation", "model", "launch"),
-    inputs={"model": sft, "data": data}, subset="prompts", count=run.profile.length_bias.prompts,
-    responses=run.profile.length_bias.responses,
+sampling = profile.generation.variant(profile.length_bias.responses, profile.generation.temperatures)
+responses = generate_responses(
+    sft, Prompts(data, count=profile.length_bias.prompts), sampling, profile.model, run.seed, profile.launch,
+    into=run / "length_bias_responses",
 )  # fmt: skip
 print(responses.rows)
 
 # %%
 studies = {}
-for mixture in run.profile.reward_model.mixtures:
-    scores = run.stage(
-        f"06_scores_{mixture}", score_responses, reads=("reward_model", "model"),
-        inputs={"model": run.folder(f"03_bt_{mixture}"), "responses": responses},
-    )  # fmt: skip
-    studies[mixture] = run.stage(
-        f"06_length_bias_{mixture}", measure_length_bias, reads=("evaluation",), inputs={"scores": scores}, label=mixture
+for mixture in profile.reward_model.mixtures:
+    scores = score_responses(
+        run[f"bt_{mixture}"], responses, profile.reward_model, profile.model, into=run / f"length_bias_scores_{mixture}"
+    )
+    studies[mixture] = reward_models.measure_length_bias(
+        scores, profile.evaluation, run.seed, into=run / f"length_bias_{mixture}"
     )
 
 # %% [markdown]
 # ## Results
 
 # %%
-results = {mixture: folder.read_json("results.json") for mixture, folder in studies.items()}
-stated = {"mix1": ("UltraRM-13B", paper.LENGTH_BIAS["UltraRM-13B"]), "mix2": ("BT RM, mix2", paper.LENGTH_BIAS["BT RM, mix2"])}
-table = [
-    {"RM": mixture, "mean Pearson r": result["mean"]["value"], "95 % interval": tables.interval(result["mean"]),
-     "prompts": result["mean"]["n"], "paper": stated.get(mixture, (None, None))[1], "paper's model": stated.get(mixture, (None, None))[0]}
-    for mixture, result in results.items()
-]  # fmt: skip
-display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+results = {mixture: done.read_json("results.json") for mixture, done in studies.items()}
+models = {"mix1": "UltraRM-13B", "mix2": "BT RM, mix2"}
+table = []
+for mixture, result in results.items():
+    name = models.get(mixture, "")
+    table.append(
+        {"RM": mixture, "mean Pearson r": result["mean"]["value"], "95 % interval": tables.interval(result["mean"]),
+         "prompts": result["mean"]["n"], "paper": tables.LENGTH_BIAS.get(name), "the paper's model": name}
+    )  # fmt: skip
+tables.show(table, run.caption)
 
 # %% [markdown]
-# All judges saw the same answers, so they are compared prompt by prompt. And zero is not always the yardstick: where
-# padding costs gold reward, as in the tiny world, the truth itself goes against length.
+# Both RMs scored the same answers, so we also compare them prompt by prompt. Zero is not the target everywhere: in the tiny
+# world filler lowers the gold reward, so the true correlation is negative. It is the last line below.
 
 # %%
-spread = (run.profile.evaluation.bootstrap_samples, run.profile.evaluation.confidence, SEED)
+spread = (profile.evaluation.bootstrap_samples, profile.evaluation.confidence, run.seed)
 if len(results) > 1:
     first, second = list(results)[:2]
-    both = [pair for pair in zip(results[first]["correlations"], results[second]["correlations"], strict=True) if None not in pair]
-    difference = statistics.paired_difference(*zip(*both, strict=True), *spread)
-    print(f"{first} − {second}: {difference.value:+.3f} ({difference.ci_low:+.3f} … {difference.ci_high:+.3f}), n = {difference.n}")
-if run.profile.world:
-    gold, answers = World(run.profile.world), load_from_disk(str(responses.path / "data"))
+    pairs = zip(results[first]["correlations"], results[second]["correlations"], strict=True)
+    defined = [pair for pair in pairs if None not in pair]
+    gap = statistics.paired_difference(*zip(*defined, strict=True), *spread)
+    print(f"{first} − {second}: {gap.value:+.3f} ({gap.ci_low:+.3f} … {gap.ci_high:+.3f}), n = {gap.n}")
+if profile.world:
+    gold, answers = World(profile.world), responses.dataset()
     truth = [[gold.reward(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in answers]
     sizes = [[len(text) for text in row["responses"]] for row in answers]
-    of_gold, undefined = statistics.mean_pearson(statistics.pearson_per_prompt(sizes, truth), *spread)
-    print(f"gold reward: mean Pearson r {of_gold.value:+.3f} ({of_gold.ci_low:+.3f} … {of_gold.ci_high:+.3f}), n = {of_gold.n}")
+    r, _ = statistics.mean_pearson(statistics.pearson_per_prompt(sizes, truth), *spread)
+    print(f"gold reward: mean Pearson r {r.value:+.3f} ({r.ci_low:+.3f} … {r.ci_high:+.3f}), n = {r.n}")
 
 # %% [markdown]
-# Below, one row is one prompt, its answers from shortest to longest. A model that likes length is blue on the left and red
-# on the right. A mean near zero can hide rows of both kinds.
+# Each row of the heatmap is one prompt, its answers sorted from shortest to longest. A model that prefers length is blue on
+# the left and red on the right. A mean near zero can result from strong positive and strong negative correlations.
 
 # %%
-plotting.length_bias(
-    {name: {**result, "correlations": [float("nan") if r is None else r for r in result["correlations"]]}
-     for name, result in results.items()},
-    caption=tables.world_caption(run.profile),
-)  # fmt: skip
+studied = {}
+for name, result in results.items():
+    studied[name] = {**result, "correlations": [float("nan") if r is None else r for r in result["correlations"]]}
+figures.length_bias(studied, caption=run.caption)
 
 # %% [markdown]
 # ## Checks
 
 # %%
-for mixture, folder in studies.items():
-    account = folder.rows["prompts"]
-    assert account["rows_in"] == account["rows_out"] + sum(account["dropped"].values()), "undefined prompts are counted"
+for mixture, done in studies.items():
     defined = [r for r in results[mixture]["correlations"] if r is not None]
+    assert len(defined) == done.rows["prompts"]["rows_out"], "undefined prompts are counted"
     assert all(-1.0001 <= r <= 1.0001 for r in defined), "a correlation"
     assert abs(sum(defined) / len(defined) - results[mixture]["mean"]["value"]) < 1e-6, "the mean of what is drawn"
 print("all checks hold")
@@ -133,22 +133,22 @@ print("all checks hold")
 # %% [markdown]
 # ## Where we differ
 #
-# * The paper compares its model with UltraRM-13B, which has another base model; here the two RMs differ in their data
-#   alone: in its sources, which the paper suspects, and in its size. Claim d in chapter 11 holds the size equal, too.
-# * **Built in** to the tiny world: the annotators' taste for length, positive in mix1's sources, negative in four of
-#   mix2's. Whether their *labels* then lean short is in chapter 01. **Measured**: how much of it the RMs pick up.
+# * The paper compares its model with UltraRM-13B, which has another base model. Here the two RMs differ only in their data:
+#   in its sources (the paper's explanation) and in its size. Claim d in chapter 11 holds the size equal, too.
+# * **Built in** to the tiny world: the annotators' preference for length, positive in mix1's sources, negative in four of
+#   mix2's. Chapter 01 shows whether their *labels* favour shorter answers. **Measured**: how much of it the RMs pick up.
 #
 # ## Summary and exercises
 #
-# Two RMs that saw the same answers differ in how far they follow length, and their data is the reason. The loop of chapter
-# 09 will climb whatever slope the RM has.
+# **Claim on this run**: the first table, and the paired difference below it. **Over worlds**: claim d in chapter 11. The
+# policy of chapter 09 will exploit whatever length preference its reward model has.
 #
-# 1. Set every `length_bonus` of the world's sources to 0. What correlation is left, and why?
-# 2. Compute the correlation over all answers at once. Why does it mislead?
-# 3. Which sign has the *gold* reward's correlation for prompts where all answers are right?
+# 1. Which sign has the *gold* reward's correlation for prompts where all answers are right? Use `gold.is_correct`.
+# 2. Compute the correlation over all answers at once with `stats.pearsonr`. Why does it mislead?
+# 3. Predict which correlation is left if no annotator cares about length, then set the `length_bonus` of every source to 0 in
+#    a copy of `profiles/tiny.yaml` and run `make guide` with it (the whole guide runs again).
 #
 # **Next:** [07 · Generation](07_generation.ipynb)
 
 # %%
-print(tables.run_line(run))
 run.finish()
