@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 07 · Generation
 #
-# **The claim.** Online RLHF learns from the policy's *own* answers. The paper samples n = 8 responses per prompt from
-# the current policy, at temperatures 1.0 and 0.7, without top-k or top-p, and lets the reward model rank them (3.3).
-# Best-of-n is already a better policy, and not far from the one it samples from:
-# $\mathrm{KL}(\pi_{\mathrm{BoN}} \,\|\, \pi) \le \log n - \frac{n-1}{n}$.
+# **The claim.** Online RLHF learns from the policy's *own* answers. The paper samples n = 8 responses per prompt from the
+# current policy, at temperatures 1.0 and 0.7, without top-k or top-p, and lets the reward model rank them (3.3).
 #
-# Chapters 07 and 08 *are* iteration 1, taught slowly. Chapter 09 reuses their results and runs on.
+# After this chapter you can sample n answers per prompt with vLLM or transformers, and you know what makes a sampling run
+# repeatable. Chapters 07 and 08 carry out iteration 1 step by step. Chapter 09 reuses their results and continues with
+# iterations 2 and 3.
 #
 # **You need** chapters 00–03.
 
@@ -17,138 +17,197 @@ SEED = 0
 OVERRIDES = {}
 
 # %%
-import inspect
-import math
+import importlib.util
 
-from datasets import load_from_disk
-from IPython.display import Markdown, display
+import torch
 
-from rlhflow_utils.evaluation import statistics
-from rlhflow_utils.guide import figures as plotting
-from rlhflow_utils.guide import tables
-from rlhflow_utils.guide.stage import open_run
-from rlhflow_utils.models import chat
-from rlhflow_utils.online import engines as decoding
-from rlhflow_utils.online import generation
-from rlhflow_utils.online.iterative_dpo import Setting, generate_for_iteration
+from rlhflow_utils.evaluation.statistics import bon_kl
+from rlhflow_utils.guide import figures, tables
+from rlhflow_utils.guide.run import open_run
+from rlhflow_utils.models import chat, forward
+from rlhflow_utils.online.generation import generate_responses
+from rlhflow_utils.online.iterative_dpo import prompts_of_iteration
 
 run = open_run("07_generation", PROFILE, RUN_DIR, SEED, OVERRIDES)
-data, sft = run.folder("01_preference_data"), run.folder("02_sft")
-setting = Setting(sft, run.folder(f"03_bt_{run.profile.data.main_mixture}"), data)
+profile, data, sft = run.profile, run["preference_data"], run["sft"]
 
 # %% [markdown]
 # ## The idea
 #
-# A policy is a distribution over answers. Temperature $T$ reshapes each step of it:
+# A *policy* is a language model seen as a distribution over answers. *Temperature* $T$ reshapes the distribution of each
+# next token $y_t$, with $z$ the model's logits:
 #
 # $$\pi_T(y_t \mid \cdot) \propto \exp\big(z_{y_t} / T\big).$$
 #
-# $T = 1$ samples what the model believes; $T < 1$ sharpens it; $T \to 0$ is greedy. By hand, three tokens with logits
-# 2, 1 and 0:
+# $T = 1$ samples from the model as it is, $T < 1$ makes likely tokens likelier, and $T \to 0$ always takes the likeliest.
+# To sample, draw a number $u$ between 0 and 1 and take the first token at which the summed probabilities exceed $u$. By
+# hand, for three tokens with logits 2, 1 and 0, and u = 0.8:
 
 # %%
+logits, u = torch.tensor([2.0, 1.0, 0.0]), 0.8
 for temperature in (1.0, 0.7, 0.1):
-    weights = [math.exp(logit / temperature) for logit in (2.0, 1.0, 0.0)]
-    print(f"T = {temperature}: " + "  ".join(f"{weight / sum(weights):.3f}" for weight in weights))
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    token = int(torch.searchsorted(probabilities.cumsum(-1), u))
+    print(f"T = {temperature}: probabilities {[round(p, 3) for p in probabilities.tolist()]}, token {token + 1}")
 
 # %% [markdown]
-# How far may best-of-n be from the policy it samples from? In nats:
+# Ranking n answers and keeping the best is itself a better policy, *best-of-n*, and it stays close to the one it samples
+# from. Closeness is measured by the Kullback-Leibler (KL) divergence
+# $\mathrm{KL}(\pi' \,\|\, \pi) = \mathbb E_{a \sim \pi'} \log \frac{\pi'(a \mid x)}{\pi(a \mid x)}$: how much likelier, in
+# natural-log units (*nats*), the answers of $\pi'$ are under $\pi'$ than under $\pi$. For best-of-n it is at most
+# $\log n - \frac{n-1}{n}$ (paper 3.2):
 
 # %%
-for n in (1, 2, 4, 8, 16):
-    print(f"n = {n:2d}: KL <= {statistics.bon_kl(n):.3f}")
+tables.show([{"n": n, "KL at most (nats)": bon_kl(n)} for n in (1, 2, 4, 8, 16)])
 
 # %% [markdown]
 # ## The code
 #
-# Two backends stand behind one function, `generate`: transformers and vLLM. The prompt goes in as token ids, so BOS is
-# there once. The model stops at the end-of-turn token that it learnt in training. Every prompt has random numbers of its
-# own, from the run's seed and the prompt's id, so a run that was killed repeats itself.
+# Eight answers to two prompts, with the library itself: vLLM where the profile's `generation.backend` asks for it, plain
+# transformers otherwise. Three details matter:
+#
+# * we pass token ids, not text, so the BOS token is not added twice;
+# * generation stops at the end-of-turn token that the model saw in training;
+# * transformers cuts to the 50 likeliest tokens unless `top_k=0` is given.
+#
+# Edit the arguments and run the cell again.
 
 # %%
-print(inspect.getsource(decoding.choose_tokens))
+path, tokenizer = forward.model_path(sft), chat.load_tokenizer(sft, profile.model)
+prompts = prompts_of_iteration(data, 1, profile.iterative)
+two = [row["prompt"] for row in prompts.rows().select(range(2))]
+ids = [chat.encode_prompt(prompt, tokenizer) for prompt in two]
+stops, limit = chat.stop_token_ids(tokenizer), profile.generation.sampling["max_tokens"]
+if profile.generation.backend == "vllm" and importlib.util.find_spec("vllm"):
+    from vllm import LLM, SamplingParams
+
+    longest = profile.generation.max_prompt_tokens + limit
+    llm = LLM(
+        model=path, dtype=profile.model.dtype, max_model_len=longest, enforce_eager=True, gpu_memory_utilization=0.5
+    )
+    params = SamplingParams(n=8, temperature=1.0, top_p=1.0, max_tokens=limit, seed=SEED, stop_token_ids=stops)
+    outputs = llm.generate([{"prompt_token_ids": each} for each in ids], params, use_tqdm=False)
+    answers = [[response.text for response in output.outputs] for output in outputs]
+    llm.llm_engine.engine_core.shutdown()  # its memory is needed below
+else:
+    torch.manual_seed(SEED)
+    model = forward.load_model(path, "causal", profile.model)
+    sampled = [
+        model.generate(
+            torch.tensor([each], device=model.device), attention_mask=torch.ones(1, len(each), device=model.device),
+            do_sample=True, num_return_sequences=8, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit,
+            eos_token_id=stops, pad_token_id=tokenizer.pad_token_id,
+        )[:, len(each) :]
+        for each in ids
+    ]  # fmt: skip
+    answers = [[chat.decode_response(row.tolist(), tokenizer) for row in rows] for rows in sampled]
 
 # %% [markdown]
-# Prompts over the limit are dropped and counted; the n responses are shared evenly among the temperatures.
+# Real prompts can be harmful text, so answers are printed for the simulated world only.
 
 # %%
-print(inspect.getsource(generation.drop_long_prompts))
-print(generation.response_temperatures(run.profile.generation.temperatures, run.profile.generation.responses))
+assert [len(group) for group in answers] == [8, 8]
+if profile.world:
+    tables.show(
+        [{"answer": place + 1, **{two[k][-1]["content"]: answers[k][place] for k in (0, 1)}} for place in range(8)]
+    )
 
 # %% [markdown]
 # ## The full run
+#
+# `generate_responses` makes this call for all prompts of the iteration and adds what a long run needs:
+#
+# * Prompts over `generation.max_prompt_tokens` are dropped and counted.
+# * The n responses are shared evenly among the temperatures.
+# * Finished shards are kept, so a run that was killed goes on from there.
+# * Each prompt has random numbers of its own, drawn from the run's seed and the prompt's id. Batches, shards and restarts
+#   do not change an answer. transformers' `generate` draws from one stream for the whole batch, so on that backend our
+#   own loop picks the tokens, by the rule that you computed by hand above (`online/engines.py`). vLLM takes a seed per
+#   prompt.
 
 # %%
-responses = generate_for_iteration(run, setting, 1, sft)
+responses = generate_responses(
+    sft, prompts, profile.generation, profile.model, run.seed, profile.launch, into=run / "iter1_responses"
+)
 print(responses.rows)
 
 # %% [markdown]
-# Two prompts with all their answers. Some are right, some are not: that spread is what the reward model will use.
-
-# %%
-rows = load_from_disk(str(responses.path / "data"))
-if run.profile.world:  # real prompts can be harmful text: they are not printed
-    for row in rows.select(range(2)):
-        print(row["prompt"][-1]["content"])
-        for text, temperature, reason in zip(row["responses"], row["temperatures"], row["finish_reasons"], strict=True):
-            print(f"  T={temperature}  [{reason}]  {text}")
-
-# %% [markdown]
 # ## Results
+#
+# Compare the settings with the paper's, then look at the last row: how many different answers the reward model will have
+# to choose from.
 
 # %%
-lengths = [length for row in rows for length in row["lengths"]]
-finished = [reason for row in rows for reason in row["finish_reasons"]]
+rows = responses.dataset()
 distinct = [len(set(row["responses"])) for row in rows]
+generation = profile.generation
 table = [
     {"": "prompts", "paper": "20,000", "ours": f"{len(rows):,}"},
-    {"": "responses per prompt", "paper": "8", "ours": str(run.profile.generation.responses)},
-    {"": "temperatures", "paper": "1.0 / 0.7", "ours": " / ".join(map(str, run.profile.generation.temperatures))},
-    {"": "new tokens at most", "paper": "2048", "ours": str(run.profile.generation.max_new_tokens)},
-    {"": "mean length (characters)", "paper": None, "ours": f"{sum(lengths) / len(lengths):.1f}"},
-    {"": "stopped by themselves", "paper": None, "ours": f"{finished.count('stop') / len(finished):.1%}"},
-    {"": "distinct answers per prompt", "paper": None, "ours": f"{sum(distinct) / len(distinct):.2f}"},
+    {"": "responses per prompt", "paper": "8", "ours": str(generation.sampling["n"])},
+    {"": "temperatures", "paper": "1.0 / 0.7", "ours": " / ".join(map(str, generation.temperatures))},
+    {"": "new tokens at most", "paper": "2048", "ours": str(limit)},
+    {"": "mean length (characters)", "paper": None, "ours": f"{responses.metrics['mean_length']:.1f}"},
+    {"": "cut off by the token limit", "paper": None, "ours": f"{responses.metrics['truncation_rate']:.1%}"},
+    {"": "different answers per prompt", "paper": None, "ours": f"{sum(distinct) / len(distinct):.2f}"},
 ]
-display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+tables.show(table, run.caption)
+
+# %% [markdown]
+# A lower temperature gives likelier answers. Whether they are also shorter shows here:
 
 # %%
-plotting.response_lengths(rows["lengths"], rows["temperatures"], caption=tables.world_caption(run.profile))
+figures.response_lengths(rows["lengths"], rows["temperatures"], caption=run.caption)
+
+# %% [markdown]
+# In the tiny world the true reward of every answer is known. The share of prompts with both right and wrong answers is
+# where ranking can teach something:
+
+# %%
+if profile.world:
+    from rlhflow_utils.simulator.gold import World
+
+    world = World(profile.world)
+    right = [[world.is_correct(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in rows]
+    shares = {"all right": [all(each) for each in right], "all wrong": [not any(each) for each in right]}
+    shares["some right, some wrong"] = [any(each) and not all(each) for each in right]
+    tables.show([{"answers to a prompt": name, "share of prompts": sum(each) / len(each)} for name, each in shares.items()],
+                run.caption)  # fmt: skip
 
 # %% [markdown]
 # ## Checks
 
 # %%
-accounted = responses.rows["prompts"]
-assert accounted["rows_in"] == accounted["rows_out"] + sum(accounted["dropped"].values()), "no prompt is lost"
-assert all(len(row["responses"]) == run.profile.generation.responses for row in rows), "n responses for every prompt"
-tokenizer = chat.load_tokenizer(sft.path / "model", run.profile.model)
-stops = set(chat.stop_token_ids(tokenizer))
+assert all(len(row["responses"]) == generation.sampling["n"] for row in rows), "n responses for every prompt"
+counts = responses.rows["prompts"]
+assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values()), "no prompt is lost"
 for row in rows.select(range(min(50, len(rows)))):
-    for ids, reason in zip(row["response_ids"], row["finish_reasons"], strict=True):
-        assert (ids[-1] in stops) == (reason == "stop"), "only a finished response ends with an end-of-turn token"
+    for response, reason in zip(row["response_ids"], row["finish_reasons"], strict=True):
+        assert (response[-1] in stops) == (reason == "stop"), "only a finished response ends with an end-of-turn token"
     if tokenizer.bos_token_id is not None:
-        assert chat.encode_prompt(row["prompt"], tokenizer).count(tokenizer.bos_token_id) == 1, "one BOS before it"
+        assert chat.encode_prompt(row["prompt"], tokenizer).count(tokenizer.bos_token_id) == 1, "one BOS"
 print("all checks hold")
 
 # %% [markdown]
 # ## Where we differ
 #
-# * How the paper combines its two temperatures is not said (its scripts use 1.0). Here each gives half of the responses:
-#   reconstructed.
-# * The released script drops the remainder when it shards prompts over GPUs, and tokenises a rendered text that already
-#   holds BOS, so that BOS is there twice. Tests keep both from coming back.
-# * The token ids that the policy sampled are kept and trained on. Text that is tokenised again can differ.
+# * The paper does not say how it combines its two temperatures (its scripts use 1.0). Here each gives half of the
+#   responses: reconstructed.
+# * The released script loses the remainder when it divides the prompts among GPUs. It also tokenises a rendered text that
+#   already holds BOS, so the model sees BOS twice. Here both are tested against.
+# * We keep the token ids that the policy sampled and train on them. Tokenising the text again can give other ids.
 #
 # ## Summary and exercises
 #
-# We have n answers per prompt, all from the policy itself.
+# *Claim on this run:* sampling at two temperatures gives several different answers per prompt; the table above says how
+# many. *Over seeds:* chapter 11 (claim `bon`) measures how much best-of-n gains, and how far it moves.
 #
-# 1. Set `generation.temperatures` to [0.3]. Predict the number of distinct answers per prompt.
-# 2. Set `generation.responses` to 6 and `generation.temperatures` to [1.0,0.7,0.4,0.1]. Read the error.
-# 3. With vLLM installed, set `generation.backend` to vllm. Which numbers change, and by how much?
+# 1. Set `generation.temperatures` to [0.3]. Predict the number of different answers per prompt.
+# 2. Set `generation.sampling.n` to 6 and `generation.temperatures` to [1.0,0.7,0.4,0.1]. Read the error.
+# 3. Set `top_k=50` in the cell with the library call, as transformers does by default. On a model with 100,000 tokens, what
+#    does this change?
+# 4. With vLLM installed, set `generation.backend` to vllm. Which numbers change, and by how much?
 #
 # **Next:** [08 · Pair building](08_pair_building.ipynb)
 
 # %%
-print(tables.run_line(run))
 run.finish()

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # 08 · Pair building
 #
-# **The claim.** Algorithm 1 lets two policies answer each prompt: a *main agent*, the best policy for the data so far, and
-# an *enhancer*, which explores where the main agent is unsure. In practice both come from one policy: of eight answers
-# the reward model's best and worst are taken, best-of-8 and worst-of-8, which makes their difference, and so the
-# exploration, as large as possible (paper 3.3). Pairs of identical answers say nothing and are dropped. A length penalty (eq. 8) can keep the policy from
-# learning that longer is better.
+# **The claim.** Of eight answers to a prompt, the paper takes the best and the worst as ranked by the reward model
+# (3.3). This maximises the reward gap, which the paper uses as a stand-in for exploration. Pairs of identical answers are
+# dropped. A length penalty (eq. 8) can keep the policy from learning that longer is better.
+#
+# After this chapter you can turn sampled answers into DPO pairs, and you know how much better than chance the chosen
+# answers are.
 #
 # **You need** chapter 07.
 
@@ -16,168 +17,203 @@ SEED = 0
 OVERRIDES = {}
 
 # %%
-import inspect
 from dataclasses import asdict
 
-from datasets import load_from_disk
-from IPython.display import Markdown, display
-
-from rlhflow_utils.evaluation import statistics
-from rlhflow_utils.guide import figures as plotting
-from rlhflow_utils.guide import tables
-from rlhflow_utils.guide.stage import open_run
-from rlhflow_utils.online import pair_building
-from rlhflow_utils.online.iterative_dpo import Setting, build_pairs_for_iteration, score_for_iteration
-from rlhflow_utils.simulator.gold import World
+from rlhflow_utils.evaluation.statistics import bootstrap_mean
+from rlhflow_utils.guide import figures, tables
+from rlhflow_utils.guide.run import open_run
+from rlhflow_utils.online.iterative_dpo import rank
+from rlhflow_utils.online.pair_building import build_preference_pairs
 
 run = open_run("08_pair_building", PROFILE, RUN_DIR, SEED, OVERRIDES)
-data, sft = run.folder("01_preference_data"), run.folder("02_sft")
-setting = Setting(sft, run.folder(f"03_bt_{run.profile.data.main_mixture}"), data)
-responses = run.folder("07_iter1_responses")
+profile, responses = run.profile, run["iter1_responses"]
+settings, kind = profile.pair_building, "bt" if profile.pair_building.ranker == "reward_model" else "pm"
+ranker = run[f"{kind}_{profile.data.main_mixture}"]
 
 # %% [markdown]
 # ## The idea
 #
-# Rank the answers by the penalised reward (eq. 8), with $|a|$ in characters:
+# Rank the answers by the penalised reward (eq. 8), where $|a|$ is the length in characters and λ the penalty:
 #
 # $$\tilde r(x, a) = r(x, a) - \lambda |a|.$$
 #
-# By hand: three answers with rewards 2.0, 1.9 and −1.0 and lengths 400, 100 and 50. Without a penalty the first is best;
-# with λ = 0.001 the second is.
+# By hand: three answers with rewards 2.0, 1.9 and −1.0 and lengths 400, 100 and 50. Without a penalty the first is best.
+# With λ = 0.001 the second is.
 
 # %%
 rewards, lengths = [2.0, 1.9, -1.0], [400, 100, 50]
 for penalty in (0.0, 0.001):
     penalised = [reward - penalty * length for reward, length in zip(rewards, lengths, strict=True)]
-    print(f"lambda = {penalty}: {[round(value, 3) for value in penalised]} -> best is answer {penalised.index(max(penalised)) + 1}")
-
-# %% [markdown]
-# ## The code
-
-# %%
-print(inspect.getsource(pair_building.build_pair))
+    print(
+        f"lambda = {penalty}: {[round(value, 3) for value in penalised]}, best: answer {penalised.index(max(penalised)) + 1}"
+    )
 
 # %% [markdown]
 # ## The full run: scores
 #
-# The reward model scores every answer. Conversations are sorted by length and batched by tokens; none is cut.
+# The model that `pair_building.ranker` names gives every answer a number. A reward model scores each answer on its own. A
+# preference model compares the answers pair by pair, and an answer's score is its mean probability of being the better one.
 
 # %%
-scores = score_for_iteration(run, setting, 1, responses)
-rows = load_from_disk(str(scores.path / "data"))
-penalty = run.profile.pair_building.length_penalty
-if run.profile.world:
-    row = rows[0]
-    penalised = pair_building.penalised_rewards(row["rewards"], row["responses"], penalty)
-    print(f"{row['prompt'][-1]['content']}   (r - {penalty} |a|, then r)")
-    for value, reward, text in sorted(zip(penalised, row["rewards"], row["responses"], strict=True), reverse=True):
-        print(f"  {value:+.2f}  {reward:+.2f}  {text}")
+scores = rank(run, ranker, responses, into=run / "iter1_scores")
+rows = scores.dataset()
+print(f"{settings.ranker}: {scores.metrics}")
+
+# %% [markdown]
+# ## The code
+#
+# The whole rule of the paper fits into one function. It returns the indices of the chosen and the rejected answer, or None
+# where the best and the worst do not differ.
+
+
+# %%
+def best_and_worst(texts: list[str], rewards: list[float], length_penalty: float) -> tuple[int, int] | None:
+    penalised = [reward - length_penalty * len(text) for reward, text in zip(rewards, texts, strict=True)]
+    best, worst = penalised.index(max(penalised)), penalised.index(min(penalised))
+    differ = texts[best] != texts[worst] and penalised[best] != penalised[worst]
+    return (best, worst) if differ else None
+
+
+# %% [markdown]
+# On the eight answers to one prompt, sorted by the penalised reward. The first row becomes the chosen answer, the last one
+# the rejected answer. (Real prompts can be harmful text, so only the simulated world's are printed.)
+
+# %%
+row = next(row for row in rows if len(set(row["responses"])) > 2)
+print("chosen and rejected:", best_and_worst(row["responses"], row["rewards"], settings.length_penalty))
+if profile.world:
+    print("prompt:", row["prompt"][-1]["content"])
+    table = [
+        {"index": index, "answer": text, "reward": reward, "penalised": reward - settings.length_penalty * len(text)}
+        for index, (text, reward) in enumerate(zip(row["responses"], row["rewards"], strict=True))
+    ]
+    tables.show(sorted(table, key=lambda entry: -entry["penalised"]), run.caption)
 
 # %% [markdown]
 # ## The full run: pairs
+#
+# `build_preference_pairs` applies the profile's rule to every prompt. It keeps the token ids that the policy sampled, and
+# counts the prompts that give no pair.
 
 # %%
-pairs = build_pairs_for_iteration(run, setting, 1, scores)
+pairs = build_preference_pairs(scores, settings, run.seed, into=run / "iter1_pairs")
 print(pairs.rows["prompts"])
 
 # %% [markdown]
-# A rule is worth what it adds to chance. Beside best-against-worst stand its rivals on the same scores: best against a
-# random other answer, and two answers at random.
+# We compare best-versus-worst with two baselines on the same scores: the best against another answer at random, and two
+# answers at random in the order of their rewards.
 
 # %%
-rivals = {
-    strategy: build_pairs_for_iteration(
-        run.with_overrides({"pair_building.strategy": strategy}), setting, 1, scores, name=f"08_iter1_pairs_{strategy}"
+built = {settings.strategy: pairs} | {
+    strategy: build_preference_pairs(
+        scores, settings.model_copy(update={"strategy": strategy}), run.seed, into=run / f"iter1_pairs_{strategy}"
     )
     for strategy in ("best_vs_random", "random")
+    if strategy != settings.strategy
 }
-built = {run.profile.pair_building.strategy: pairs, **rivals}
-sets = {strategy: load_from_disk(str(folder.path / "data")) for strategy, folder in built.items()}
+sets = {strategy: artifact.dataset() for strategy, artifact in built.items()}
 
 # %% [markdown]
 # ## Results
 
 # %%
-table = []
-for strategy, folder in built.items():
-    kept, account = sets[strategy], folder.rows["prompts"]
-    gaps = [row["chosen_score"] - row["rejected_score"] for row in kept]
-    change = [len(row["chosen"][0]["content"]) - len(row["rejected"][0]["content"]) for row in kept]
-    table.append(
-        {"strategy": strategy, "pairs": len(kept), "dropped": str(account["dropped"]),
-         "mean gap, raw": sum(gaps) / len(gaps), "mean gap, penalised": folder.metrics[f"08.{folder.path.name[3:]}.mean_penalised_margin"],
-         "mean length change (characters)": sum(change) / len(change)}
-    )  # fmt: skip
-display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+table = [
+    {"strategy": strategy.replace("_", " "), "pairs": made.metrics["pairs"], "dropped": str(made.rows["prompts"]["dropped"]),
+     "mean gap, raw reward": made.metrics["mean_margin"], "mean gap, penalised": made.metrics["mean_penalised_margin"],
+     "mean length change": made.metrics["mean_chosen_length"] - made.metrics["mean_rejected_length"]}
+    for strategy, made in built.items()
+]  # fmt: skip
+tables.show(table, run.caption)
 
 # %% [markdown]
-# What is the ranking worth in truth? Where the gold reward is known: the average answer, the ones that best against worst
-# chose and rejected (by the penalised reward), the one that the raw reward puts first, and the best that a perfect judge
-# would find.
+# How good are the selected answers by the gold reward? The table goes from the rejected answers to the best that a perfect
+# judge would find. "First by raw reward" is what the ranker would choose without a length penalty.
 
 # %%
-if run.profile.world:
-    gold = World(run.profile.world)
+if profile.world:
+    from rlhflow_utils.simulator.gold import World
+
+    gold = World(profile.world)
     truth = [[gold.reward(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in rows]
-    first = [values[rewards.index(max(rewards))] for values, rewards in zip(truth, rows["rewards"], strict=True)]
-    kept = sets[run.profile.pair_building.strategy]
-    sides = {side: [gold.reward(row["prompt"][-1]["content"], row[side][0]["content"]) for row in kept] for side in ("chosen", "rejected")}
-    picks = {"all answers": [sum(values) / len(values) for values in truth], "chosen": sides["chosen"],
-             "rejected": sides["rejected"], "first by raw reward": first,
-             "a perfect judge's first": [max(values) for values in truth]}  # fmt: skip
-    spread = (run.profile.evaluation.bootstrap_samples, run.profile.evaluation.confidence, SEED)
-    means = {name: statistics.bootstrap_mean(values, *spread) for name, values in picks.items()}
-    table = [{"answer": name, "mean gold reward": mean.value, "95 % interval": tables.interval(asdict(mean)), "n": mean.n} for name, mean in means.items()]
-    display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+    picks = {
+        side: [gold.reward(pair["prompt"][-1]["content"], pair[side][0]["content"]) for pair in sets[settings.strategy]]
+        for side in ("rejected", "chosen")
+    }
+    picks["all answers"] = [sum(values) / len(values) for values in truth]
+    picks["first by raw reward"] = [
+        values[row["rewards"].index(max(row["rewards"]))] for values, row in zip(truth, rows, strict=True)
+    ]
+    picks["a perfect judge's first"] = [max(values) for values in truth]
+    spread = (profile.evaluation.bootstrap_samples, profile.evaluation.confidence, SEED)
+    means = {name: asdict(bootstrap_mean(values, *spread)) for name, values in picks.items()}
+    tables.show(
+        [{"answers": name, "mean gold reward (95 % interval)": tables.with_interval(mean), "n": mean["n"]}
+         for name, mean in sorted(means.items(), key=lambda item: item[1]["value"])], run.caption,
+    )  # fmt: skip
 
 # %% [markdown]
-# The gaps of the raw reward. With a length penalty some are negative: there the shorter answer was chosen although the RM
-# liked the longer one better.
+# Next, the gaps of the raw reward. Below zero the length penalty decided: the shorter answer was chosen although the ranker
+# gave the longer one more. Best-versus-worst should lie furthest to the right.
 
 # %%
-plotting.reward_gap_histogram(
-    {name: [row["chosen_score"] - row["rejected_score"] for row in kept] for name, kept in sets.items()},
-    caption=tables.world_caption(run.profile),
+figures.reward_gap_histogram(
+    {name: [pair["chosen_score"] - pair["rejected_score"] for pair in kept] for name, kept in sets.items()},
+    caption=run.caption,
 )
 
+# %% [markdown]
+# And what do the pairs teach about length? If chosen answers were mostly longer, DPO would learn to write longer ones.
+
 # %%
-plotting.pair_length_change(
-    {name: [len(row["chosen"][0]["content"]) - len(row["rejected"][0]["content"]) for row in kept] for name, kept in sets.items()},
-    caption=tables.world_caption(run.profile),
+figures.pair_length_change(
+    {
+        name: [len(pair["chosen"][0]["content"]) - len(pair["rejected"][0]["content"]) for pair in kept]
+        for name, kept in sets.items()
+    },
+    caption=run.caption,
 )
 
 # %% [markdown]
 # ## Checks
+#
+# The function above gives the same pairs as the package, for every prompt.
 
 # %%
-for strategy, folder in built.items():
-    account = folder.rows["prompts"]
-    assert account["rows_in"] == account["rows_out"] + sum(account["dropped"].values()), "every prompt is accounted for"
-    assert all(row["chosen"] != row["rejected"] for row in sets[strategy]), "no pair of identical answers"
-assert all(row["chosen_penalised"] >= row["rejected_penalised"] for row in sets[run.profile.pair_building.strategy])
+if settings.strategy == "best_vs_worst":
+    chosen = {pair["prompt_id"]: (pair["chosen_ids"], pair["rejected_ids"]) for pair in pairs.dataset()}
+    for row in rows:
+        found = best_and_worst(row["responses"], row["rewards"], settings.length_penalty)
+        ours = found and tuple(row["response_ids"][index] for index in found)
+        assert ours == chosen.get(row["prompt_id"]), "the rule of this chapter is the rule of the package"
+for strategy, made in built.items():
+    counts = made.rows["prompts"]
+    assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values()), "every prompt is accounted for"
+    assert all(pair["chosen"] != pair["rejected"] for pair in sets[strategy]), "no pair of identical answers"
+    assert all(pair["chosen_penalised"] > pair["rejected_penalised"] for pair in sets[strategy])
 print("all checks hold")
 
 # %% [markdown]
 # ## Where we differ
 #
-# * The released script picks pairs by the penalised reward and then orders them by the raw one: the penalty is undone.
-#   Here the penalised order stands.
+# * The released script selects with the penalised reward but then labels with the raw reward, which cancels the penalty.
+#   We keep the penalised order.
 # * Its `random` strategies are not random. Here they are, with a seed per prompt.
-# * Ties and identical pairs are counted by reason; there they vanish.
+# * It drops ties and identical pairs without counting them. We count them by reason.
 # * An answer that ran into the token limit gets no end-of-turn token: the policy did not end it.
 #
 # ## Summary and exercises
 #
-# One pair for each prompt: the best and the worst of n answers by the penalised reward, unless they tie or are the same
-# text. On `tiny` the chosen answers are better than the average one, and not as good as a perfect judge's.
+# *Claim on this run:* the chosen answers are better than the average answer by the gold reward, and not as good as a
+# perfect judge's; the table above has the numbers. *Over seeds:* chapter 11 compares best-versus-worst with the two
+# baselines.
 #
 # 1. Set `pair_building.length_penalty` to 0.01. Predict the mean length change.
-# 2. Which share of prompts would be dropped with n = 2? Derive it from the rows above, then set
-#    `generation.responses` to 2.
-# 3. Why is best against worst a larger step away from π₀ than best against random?
+# 2. Which share of prompts would be dropped with n = 2? Derive it from the rows above, then set `generation.sampling.n`
+#    to 2.
+# 3. Set `pair_building.ranker` to preference_model. In which rows of the table of gold rewards do you expect a change?
+# 4. Why is best-versus-worst a larger step away from π₀ than best-versus-random?
 #
 # **Next:** [09 · Iterative DPO](09_iterative_dpo.ipynb)
 
 # %%
-print(tables.run_line(run))
 run.finish()
