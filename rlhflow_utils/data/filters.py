@@ -1,6 +1,6 @@
-"""Filter rules, in a fixed order; the first that fails names the reason, under which `funnel` counts it.
+"""Filter rules, in a fixed order; the first that fails names the reason, which becomes the pair's fate.
 
-Two kinds of rule. `RULES` look at one pair alone. `PairMemory` compares a pair with those kept before it, from the
+Two kinds of rule. `RULES` look at one pair alone. `Deduplicator` compares a pair with those kept before it, from the
 same source: sources are filtered apart, so that what one mixture keeps does not depend on the sources of another.
 
 Each rule says whether it is *sourced* (stated by the paper or the authors' dataset cards) or *reconstructed* (needed
@@ -23,6 +23,7 @@ from rlhflow_utils.models.chat import Message, prompt_key
 if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import DecontaminationSettings, FilterSettings
 
+DROPPED = "dropped: "  # how the fate of a dropped row begins
 # U+200B..U+200D, U+2060 and U+FEFF take no space on the page and survive str.strip().
 ZERO_WIDTH = re.compile("[\u200b-\u200d\u2060\ufeff]")
 ROLE_TAG = re.compile(r"\b(?:Human|Assistant):|^[ \t]*User:", re.MULTILINE)
@@ -167,37 +168,21 @@ def _is_meaningless(text: str, shortest: int) -> bool:
     return is_scrap and len(text) < shortest and text.lower() not in SHORT_WORDS
 
 
-RULES: dict[str, Rule] = {
-    "no_pair": no_pair,
-    "non_string_content": non_string_content,
-    "empty_turn": empty_turn,
-    "zero_width": zero_width,
-    "broken_alternation": broken_alternation,
-    "unequal_context": unequal_context,
-    "role_tag_in_turn": role_tag_in_turn,
-    "identical_responses": identical_responses,
-    "no_label": no_label,
-    "contradicted_label": contradicted_label,
-    "tie": tie,
-    "small_margin": small_margin,
-    "meaningless": meaningless,
-}
+_RULES = (
+    no_pair, non_string_content, empty_turn, zero_width, broken_alternation, unequal_context, role_tag_in_turn,
+    identical_responses, no_label, contradicted_label, tie, small_margin, meaningless,
+)  # fmt: skip
+RULES: dict[str, Rule] = {rule.__name__: rule for rule in _RULES}
 
 
 def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str | None:
     """Name of the first rule that the pair fails, or None."""
-    for name, rule in RULES.items():
-        if rule(pair, settings, source):
-            return name
-    return None
+    return next((name for name, rule in RULES.items() if rule(pair, settings, source)), None)
 
 
 def is_too_long(tokens: tuple[int, int, int], settings: FilterSettings) -> bool:
     """Reason ``too_long``: prompt and answer exceed `max_tokens` on one side. Reconstructed: the paper
-    trains with `max_length` (2.2) and does not say what becomes of longer pairs.
-
-    Args:
-        tokens: lengths of prompt, chosen and rejected, without the chat template's own tokens.
+    trains with `max_length` (2.2) and does not say what becomes of longer pairs. `tokens`: prompt, chosen, rejected.
     """
     prompt, chosen, rejected = tokens
     return prompt + max(chosen, rejected) > settings.max_tokens
@@ -220,58 +205,48 @@ def _normal(text: str) -> str:
     return " ".join(text.split())
 
 
-class PairMemory:
-    """The rules that need the pairs kept before. It holds hashes, not texts; one object per source."""
+class Deduplicator:
+    """The rules that need the pairs kept before; one object per source. It holds hashes, not texts."""
 
     def __init__(self, max_pairs_per_prompt: int | None) -> None:
         self._limit = max_pairs_per_prompt
         self._seen: set[int] = set()
-        self.pairs_of_prompt: Counter[str] = Counter()
+        self._pairs_of_prompt: Counter[str] = Counter()
 
     def failure(self, key: str, hashes: tuple[int, int]) -> str | None:
-        """Reason to drop the pair, or None, in which case it is remembered as kept.
+        """Reason to drop a pair of this `prompt_key` and these `pair_hashes`, or None: then it is remembered as kept.
 
-        - ``duplicate_pair``: the same prompt and answers were kept before. Reconstructed.
-        - ``swapped_duplicate``: they were kept with the opposite label; the first stays. Reconstructed.
-        - ``too_many_pairs``: the prompt has its number of pairs. Sourced for SHP (at most 5, its card).
-
-        Args:
-            key: `prompt_key` of the prompt.
-            hashes: `pair_hashes` of the pair.
+        ``duplicate_pair``: the same prompt and answers were kept before. ``swapped_duplicate``: with the opposite
+        label; the first stays. ``too_many_pairs``: the prompt has its number of pairs (SHP: at most 5, its card).
         """
         straight, swapped = hashes
         if straight in self._seen:
             return "duplicate_pair"
         if swapped in self._seen:
             return "swapped_duplicate"
-        if self._limit is not None and self.pairs_of_prompt[key] >= self._limit:
+        if self._limit is not None and self._pairs_of_prompt[key] >= self._limit:
             return "too_many_pairs"
         self._seen.add(straight)
-        self.pairs_of_prompt[key] += 1
+        self._pairs_of_prompt[key] += 1
         return None
 
 
 # --- prompts and conversations ------------------------------------------------------------------------------------
 
 
-def prompt_failure(prompt: list[Message]) -> str | None:
-    """The structural rules, on a prompt alone."""
-    return first_structural_failure(prompt, [])
-
-
 def conversation_failure(conversation: Conversation) -> str | None:
     """The structural rules on a conversation to imitate, which must end in an assistant turn."""
+    messages = conversation.messages
     if conversation.evidence:
         return conversation.evidence
-    messages = conversation.messages
     if not messages or messages[-1]["role"] != "assistant":
         return "broken_alternation"
-    return first_structural_failure(messages[:-1], [messages[-1]["content"]])
+    return prompt_failure(messages[:-1], [messages[-1]["content"]])
 
 
-def first_structural_failure(prompt: list[Message], answers: list[Any]) -> str | None:
-    """`non_string_content`, `empty_turn`, `zero_width`, `broken_alternation`, in that order."""
-    contents: list[Any] = [message["content"] for message in prompt] + answers
+def prompt_failure(prompt: list[Message], answers: Sequence[Any] = ()) -> str | None:
+    """The structural rules on a prompt: not a string, empty, zero-width, or roles that do not alternate."""
+    contents: list[Any] = [*(message["content"] for message in prompt), *answers]
     if not all(is_text(content) for content in contents):
         return "non_string_content"
     if any(is_empty(content) for content in contents):
@@ -281,10 +256,12 @@ def first_structural_failure(prompt: list[Message], answers: list[Any]) -> str |
     return None if alternates(prompt) else "broken_alternation"
 
 
-def opening_key(prompt: list[Message]) -> str:
+def first_turn_key(prompt: Sequence[Message]) -> str:
     """`prompt_key` of the first user turn: splits go by it, so that no two of them share the start of a dialogue."""
     return prompt_key([next(message for message in prompt if message["role"] == "user")])
 
+
+# --- decontamination ----------------------------------------------------------------------------------------------
 
 WORD = re.compile(r"\w+|[-+*/=<>%^]")  # operators are words: "a + 1" is not "a * 1"
 EXCERPT = 200  # characters of the shared words that a match shows
@@ -292,30 +269,21 @@ EXCERPT = 200  # characters of the shared words that a match shows
 
 @dataclass(frozen=True)
 class Match:
-    """A training row and the evaluation prompt it repeats.
-
-    Attributes:
-        flow, source, row_id: the training row, as in ``dropped.jsonl``.
-        reason: ``evaluation_overlap`` or ``ngram_overlap``.
-        evaluation_id: ``<source>:<position>`` of the evaluation prompt.
-        overlap: share of the evaluation prompt's words that lie in shared n-grams.
-        shared: the shared words, cut short.
-    """
+    """A training row (as in ``dropped.jsonl``) and the evaluation prompt it repeats."""
 
     flow: str
     source: str
     row_id: str
-    reason: str
-    evaluation_id: str
-    overlap: float
-    shared: str
+    reason: str  # `evaluation_overlap`: they open alike; `ngram_overlap`: they share long runs of words
+    evaluation_id: str  # ``<source>:<position>``
+    overlap: float  # share of the evaluation prompt's words that lie in shared n-grams
+    shared: str  # the shared words, cut short
 
 
 class NgramIndex:
-    """Word n-grams of the evaluation prompts.
+    """Word n-grams of the evaluation prompts; case, punctuation and layout do not count.
 
-    Words are runs of letters and digits, and operators, case folded, so that punctuation and layout do not count. An
-    opening turn of fewer than `size` words is one n-gram of its own length, and only a turn that consists of these
+    An opening turn of fewer than `size` words is one n-gram of its own length, and only a turn that consists of these
     words alone has it: inside a longer turn a short question is chance. Short later turns ("thank you") do not count.
     """
 
@@ -364,36 +332,31 @@ class HeldOut:
     """The evaluation prompts, what trains compared with them, and the matches found so far."""
 
     def __init__(self, settings: DecontaminationSettings) -> None:
-        self.openings: dict[str, str] = {}
         self.matches: list[Match] = []
+        self._first_turns: dict[str, str] = {}
         self._index = NgramIndex(settings.ngram, settings.min_overlap)
-        self._last: tuple[Sequence[Message] | None, tuple[str, float, str] | None] = (None, None)
+        self._last: tuple[Any, tuple[str, float, str] | None] = (None, None)
 
     def add(self, prompts: Iterable[tuple[str, Sequence[Message]]]) -> None:
         """Hold these (evaluation id, prompt) out."""
         for evaluation_id, prompt in prompts:
-            self.openings.setdefault(opening_key(list(prompt)), evaluation_id)
+            self._first_turns.setdefault(first_turn_key(prompt), evaluation_id)
             self._index.add(evaluation_id, prompt)
 
-    def reason(self, flow: str, source: str, row_id: str, prompt: Sequence[Message]) -> str | None:
+    def contamination(self, flow: str, source: str, row_id: str, prompt: Sequence[Message]) -> str | None:
         """Reason to drop a training row with this (well-formed) prompt, or None; a match is remembered."""
-        evaluation_id = self.openings.get(opening_key(list(prompt)))
+        evaluation_id = self._first_turns.get(first_turn_key(prompt))
         if evaluation_id is not None:
             first = next(turn["content"] for turn in prompt if turn["role"] == "user")
             match = Match(flow, source, row_id, "evaluation_overlap", evaluation_id, 1.0, first[:EXCERPT])
         else:
-            found = self._find(prompt)
-            if found is None:
+            if prompt != self._last[0]:  # pairs of one prompt follow each other: one search serves them all
+                self._last = (prompt, self._index.find(prompt))
+            if (found := self._last[1]) is None:
                 return None
             match = Match(flow, source, row_id, "ngram_overlap", found[0], round(found[1], 3), found[2])
         self.matches.append(match)
         return match.reason
-
-    def _find(self, prompt: Sequence[Message]) -> tuple[str, float, str] | None:
-        # Pairs of one prompt follow each other (six from four scored answers): one search serves them all.
-        if prompt != self._last[0]:
-            self._last = (prompt, self._index.find(prompt))
-        return self._last[1]
 
     def to_json(self) -> list[dict[str, Any]]:
         """Every match, in the order in which they were found."""

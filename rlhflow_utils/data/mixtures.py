@@ -1,8 +1,8 @@
 """Chapter 01: native rows become preference pairs, split by prompt and mixed; SFT rows and prompts beside them.
 
-The paper's mixtures are built from filtered sources (2.1). Added here, and stated nowhere in the paper: held-out pairs,
-and that no prompt crosses from one split into another. A pair's split is a hash of its first user turn, so that it is
-the same in every run, for every seed, and for every source in which the prompt occurs.
+Everything is read off one table of candidate pairs with the column `fate`: a split (`train`, `test`, ...) or
+`dropped: <reason>`. Added to the paper's recipe (2.1): held-out pairs, and that no prompt crosses from one split into
+another. A pair's split is a hash of its first user turn, so it is the same in every run, seed and source.
 """
 
 from __future__ import annotations
@@ -10,331 +10,141 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shutil
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rlhflow_utils.data.filters import (
-    HeldOut,
-    PairMemory,
-    conversation_failure,
-    first_failure,
-    is_too_long,
-    opening_key,
-    pair_hashes,
-    prompt_failure,
-)
-from rlhflow_utils.data.overview import (
-    SourceLengths,
-    TokenLength,
-    measure,
-    prompt_map,
-    table1_of,
-    token_lengths,
-    word_lengths,
-)
-from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError
+from rlhflow_utils.data import filters
+from rlhflow_utils.data.filters import DROPPED, Deduplicator, HeldOut, first_turn_key
+from rlhflow_utils.data.overview import TokenLength, prompt_map, table1, token_length
+from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, Root, SourceError
 from rlhflow_utils.data.sources import convert, native_rows, read_conversations, read_prompts
-from rlhflow_utils.guide.stage import write_json
-from rlhflow_utils.models.chat import Message, load_tokenizer, prompt_key
+from rlhflow_utils.guide.settings import DataSettings, FilterSettings, ModelSettings, PartitionSettings, SourceSettings
+from rlhflow_utils.guide.stage import Rows, Summary, seed_for, stage, write_json
+from rlhflow_utils.models.chat import prompt_key
+from rlhflow_utils.models.forward import Model
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pandas as pd
     from datasets import Dataset
 
-    from rlhflow_utils.guide.settings import (
-        DataSettings,
-        FilterSettings,
-        ModelSettings,
-        PartitionSettings,
-        SourceSettings,
-    )
-    from rlhflow_utils.guide.stage import Stage
-
-
-@dataclass
-class Funnel:
-    """Rows in, dropped by reason, and out, per source.
-
-    `enter` counts what was read; `drop` and `keep` count what became of it. `check` compares the two.
-    """
-
-    rows_in: Counter[str] = field(default_factory=Counter)
-    rows_out: Counter[str] = field(default_factory=Counter)
-    dropped: dict[str, Counter[str]] = field(default_factory=dict)
-    dropped_rows: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def enter(self, source: str, rows: int = 1) -> None:
-        """Count rows read from a source."""
-        self.rows_in[source] += rows
-
-    def drop(self, source: str, row_id: str, reason: str) -> None:
-        """Count one row out, and list it."""
-        self.dropped.setdefault(source, Counter())[reason] += 1
-        self.dropped_rows.append((source, row_id, reason))
-
-    def keep(self, source: str, rows: int = 1) -> None:
-        """Count rows kept."""
-        self.rows_out[source] += rows
-
-    def by_reason(self) -> dict[str, int]:
-        """Rows dropped by reason, over all sources."""
-        return dict(sum(self.dropped.values(), Counter()))
-
-    def check(self) -> None:
-        """Raise ValueError where a source's rows do not add up."""
-        for source in {*self.rows_in, *self.rows_out, *self.dropped}:
-            lost = sum(self.dropped.get(source, Counter()).values())
-            if self.rows_in[source] != self.rows_out[source] + lost:
-                raise ValueError(
-                    f"funnel of {source}: {self.rows_in[source]} rows in, {self.rows_out[source]} out, {lost} dropped"
-                )
-
-    def to_json(self) -> dict[str, Any]:
-        """``{source: {rows_in, dropped: {reason: rows}, rows_out}}``."""
-        return {
-            source: {
-                "rows_in": count,
-                "dropped": dict(sorted(self.dropped.get(source, Counter()).items())),
-                "rows_out": self.rows_out[source],
-            }
-            for source, count in self.rows_in.items()
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], dropped_rows: Iterable[tuple[str, str, str]] = ()) -> Funnel:
-        """The funnel that `to_json` wrote; the list of dropped rows is kept apart from it."""
-        return cls(
-            rows_in=Counter({source: row["rows_in"] for source, row in content.items()}),
-            rows_out=Counter({source: row["rows_out"] for source, row in content.items()}),
-            dropped={source: Counter(row["dropped"]) for source, row in content.items()},
-            dropped_rows=list(dropped_rows),
-        )
-
-
+Row = dict[str, Any]
+SPLITS = ("test", "sft", "prompts", "judge", "train")
+TRAINS = ("sft", "judge", "train", "offline")  # their texts enter a loss: no evaluation prompt may be among them
+STANDARD = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score", "source", "row_id")
 CHUNK = 500  # native rows
-EXCERPT = 200  # characters of an example
+EXCERPT = 120  # characters
+MAP_PROMPTS = 1500  # points of the prompt map
+TURNS, TEXT, COUNT, SCORE, FLAG = "turns", "string", "int32", "float64", "bool"  # kinds of columns
+PAIRS = {
+    "source": TEXT, "row_id": TEXT, "offline": FLAG, "fate": TEXT, "chosen_score": SCORE, "rejected_score": SCORE,
+    "prompt_length": COUNT, "chosen_length": COUNT, "rejected_length": COUNT, "chosen_longer": FLAG,
+    "prompt_id": TEXT, "first_turn": TEXT, "prompt_excerpt": TEXT, "chosen_excerpt": TEXT, "rejected_excerpt": TEXT,
+}  # fmt: skip
+PROMPTS = {"prompt_id": TEXT, "prompt": TURNS, "source": TEXT, "row_id": TEXT, "first_turn": TEXT, "fate": TEXT}
+SFT = {"messages": TURNS, "source": TEXT, "row_id": TEXT, "fate": TEXT}
 
 
-@dataclass(frozen=True)
-class Measuring:
-    """What lengths are counted with: a tokenizer's folder or id, or words where there is none.
+@stage
+def build_preference_data(
+    settings: DataSettings, root: Root, tokenizer: Model | None, model: ModelSettings, seed: int, *, into: Path
+) -> Summary:
+    """Everything that chapter 01 leaves for the others.
 
-    `name` is what a reader is told: no path of this machine.
-    """
-
-    tokenizer: str | None
-    settings: ModelSettings | None = None
-    name: str | None = None
-
-    @property
-    def unit(self) -> str:
-        return "tokens" if self.tokenizer else "words"
-
-    @cached_property
-    def token_length(self) -> TokenLength:
-        """The function from texts to lengths; the tokenizer is loaded once."""
-        return token_lengths(load_tokenizer(self.tokenizer, self.settings)) if self.tokenizer else word_lengths
-
-
-@dataclass(slots=True)
-class Judged:
-    """A candidate that the rules on one pair have seen. `reason` is None where it passed, and then the rest is set."""
-
-    row_id: str
-    reason: str | None
-    pair: Candidate
-    key: str = ""
-    opening: str = ""
-    hashes: tuple[int, int] = (0, 0)
-    lengths: tuple[int, int, int] = (0, 0, 0)
-
-
-@dataclass
-class SourcePairs:
-    """The kept pairs of one source: on disk, with what the splits need in memory (one entry per row of the file)."""
-
-    name: str
-    path: Path
-    native_rows: int = 0
-    row_ids: list[str] = field(default_factory=list)
-    openings: list[str] = field(default_factory=list)
-    chosen_is_longer: list[bool] = field(default_factory=list)
-    lengths: SourceLengths = field(default_factory=SourceLengths)
-    examples: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def load(self) -> Dataset:
-        """The standard rows, memory-mapped."""
-        import datasets
-
-        return datasets.Dataset.from_file(str(self.path))
-
-
-class ArrowSink:
-    """Streams rows to an Arrow file that `datasets.Dataset.from_file` maps."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        import pyarrow as pa
-
-        self._arrow, self._schema, self._rows = pa, schema, list[Mapping[str, Any]]()
-        self._writer = pa.ipc.new_stream(str(path), schema)
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row."""
-        self._rows.append(row)
-        if len(self._rows) >= 1000:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            columns = [_column([row[field.name] for row in self._rows], field.type) for field in self._schema]
-            self._writer.write_batch(self._arrow.RecordBatch.from_arrays(columns, schema=self._schema))
-            self._rows.clear()
-
-    def __enter__(self) -> ArrowSink:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._flush()
-        self._writer.close()
-
-
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """An Arrow column; lists of turns are laid out by hand, which is several times faster than Arrow's inference."""
-    import pyarrow as pa
-
-    if kind != messages_type():
-        return pa.array(values, kind)
-    offsets = list(itertools.accumulate((len(turns) for turns in values), initial=0))
-    turns = [turn for value in values for turn in value]
-    columns = [pa.array([turn[name] for turn in turns], pa.string()) for name in ("role", "content")]
-    structs = pa.StructArray.from_arrays(columns, fields=list(kind.value_type))
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)
-
-
-def messages_type() -> pa.DataType:
-    """Arrow type of a list of turns."""
-    import pyarrow as pa
-
-    return pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
-
-
-def pair_schema() -> pa.Schema:
-    """Arrow schema of the standard preference row."""
-    import pyarrow as pa
-
-    turns = messages_type()
-    return pa.schema({
-        "prompt": turns, "chosen": turns, "rejected": turns, "chosen_score": pa.float64(),
-        "rejected_score": pa.float64(), "source": pa.string(), "row_id": pa.string(),
-    })  # fmt: skip
-
-
-def standard_row(pair: Candidate, source: str) -> dict[str, Any]:
-    """A kept pair in the standard preference format."""
-    return {
-        "prompt": pair.prompt,
-        "chosen": [{"role": "assistant", "content": pair.chosen}],
-        "rejected": [{"role": "assistant", "content": pair.rejected}],
-        "chosen_score": pair.chosen_score,
-        "rejected_score": pair.rejected_score,
-        "source": source,
-        "row_id": pair.row_id,
-    }
-
-
-def judge_rows(
-    rows: Sequence[tuple[str, Row]], source: SourceSettings, settings: FilterSettings, token_length: TokenLength
-) -> list[Judged]:
-    """Convert native rows and apply every rule that looks at one pair alone.
-
-    `max_tokens` is not enforced where lengths are counted in words.
-    """
-    strategy = settings.kwise_pairs.get(source.name, "all_pairs")
-    records = (record for row_id, row in rows for record in convert(source, row_id, row, strategy))
-    judged = [_judge(source, settings, record) for record in records]
-    passed = [item for item in judged if item.reason is None]
-    lengths = measure([(j.pair.prompt, j.pair.chosen, j.pair.rejected) for j in passed], token_length)
-    for item, length in zip(passed, lengths, strict=True):
-        item.lengths = length
-        if token_length is not word_lengths and is_too_long(length, settings):
-            item.reason = "too_long"
-    return judged
-
-
-def _judge(source: SourceSettings, settings: FilterSettings, record: Any) -> Judged:
-    if not isinstance(record, Candidate):
-        raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no preference pairs")
-    reason = first_failure(record, settings, source.name)
-    if reason is not None:
-        return Judged(record.row_id, reason, record)
-    key = prompt_key(record.prompt)
-    opening = key if len(record.prompt) == 1 else opening_key(record.prompt)
-    return Judged(record.row_id, None, record, key, opening, pair_hashes(key, record.chosen, record.rejected))
-
-
-def filter_source(
-    source: SourceSettings,
-    root: Path | None,
-    settings: FilterSettings,
-    measuring: Measuring,
-    path: Path,
-    funnel: Funnel,
-    workers: int = 1,
-) -> SourcePairs:
-    """Convert and filter one source.
-
-    Args:
-        source: the source, and `root` the folder of its local files (None: the hub).
-        settings: numbers of the rules.
-        measuring: tokenizer for lengths.
-        path: Arrow file to write the kept pairs to, as standard rows.
-        funnel: counts what is read and dropped; what is kept is counted by the caller, who may drop more.
-        workers: processes that convert and judge.
+    Datasets: one per mixture, `test`, `judge` (where its share is above 0), `sft`, `prompts`, `evaluation_prompts`,
+    `offline` (where there is an offline source) and `pairs`, the table of all candidate pairs. Files: `table1.json`,
+    `decontamination.json`, `prompt_map.json`, and `dropped.jsonl`, every dropped row with its reason. Without a
+    tokenizer lengths are words, and `max_tokens` is not enforced.
 
     Raises:
-        SourceError: the source cannot be read.
+        ValueError: a source cannot be read, or a mixture or the prompts come out empty.
     """
-    result = SourcePairs(source.name, path)
-    memory = PairMemory(settings.max_pairs_per_prompt.get(source.name))
-    with ArrowSink(path, pair_schema()) as sink:
-        for item in _judged(source, root, settings, measuring, workers, result):
-            funnel.enter(source.name)
-            reason = item.reason or memory.failure(item.key, item.hashes)
-            _remember_example(result, item, reason)
-            if reason is not None:
-                funnel.drop(source.name, item.row_id, reason)
-                continue
-            sink.add(standard_row(item.pair, source.name))
-            _remember(result, item)
-    return result
+    import pandas as pd
+
+    shutil.rmtree(into)  # a killed run starts anew: it takes seconds to minutes
+    into.mkdir()
+    work = into / "work"
+    turns = {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS}
+    pairs = _table(candidates(settings, root, tokenizer, model), {**PAIRS, **turns}, work / "pairs")
+    frame = pairs.select_columns([name for name in PAIRS if not name.endswith("excerpt")]).to_pandas()
+    prompts, evaluation, held_out = _write_prompts(settings, root, pairs, frame, seed, into)
+    _drop_contaminated(pairs, frame, frame.fate.isin(TRAINS), "pairs", held_out)
+    wanted = {"test": True, "judge": settings.partition.judge > 0, "offline": settings.offline_source is not None}
+    for name in (name for name, is_wanted in wanted.items() if is_wanted):
+        _rows_of(pairs, frame, name).save_to_disk(into / name)
+    sft = _table(sft_rows(settings, root, _rows_of(pairs, frame, "sft"), held_out), SFT, work / "sft")
+    tables = {
+        "pairs": frame[~frame.offline], "offline": frame[frame.offline], "sft": _light(sft, "messages"),
+        "prompts": prompts, "evaluation_prompts": evaluation,
+    }  # fmt: skip
+    sft.remove_columns("fate").select(_positions(tables["sft"].fate == "sft")).save_to_disk(into / "sft")
+    mixed = _write_mixtures(settings, pairs, frame, seed, into)
+    columns = [name for name in PAIRS if name != "fate"]
+    pairs.select_columns(columns).add_column("fate", frame.fate.tolist()).save_to_disk(into / "pairs")
+    names = [source.name for source in settings.preference_sources]
+    write_json(into / "table1.json", table1(tables["pairs"], names, *_unit(tokenizer)))
+    write_json(into / "decontamination.json", held_out.to_json())
+    write_json(into / "prompt_map.json", _map_of(pairs, frame, seed))
+    dropped = pd.concat(
+        [table.assign(flow=name)[["flow", "source", "row_id", "fate"]] for name, table in tables.items()]
+    )
+    dropped[dropped.fate.str.startswith(DROPPED)].to_json(into / "dropped.jsonl", orient="records", lines=True)
+    shutil.rmtree(work)
+    rows = {f"{name} {source}": counted for name, table in tables.items() for source, counted in count(table).items()}
+    splits = {f"{name}_pairs": int((tables["pairs"].fate == name).sum()) for name in SPLITS}
+    return Summary(rows | mixed.rows, {**splits, **mixed.metrics})
 
 
-def _judged(
-    source: SourceSettings,
-    root: Path | None,
-    settings: FilterSettings,
-    measuring: Measuring,
-    workers: int,
-    result: SourcePairs,
-) -> Iterator[Judged]:
-    chunks = _chunks(native_rows(source, root), result)
+def _unit(tokenizer: Model | None) -> tuple[str, str | None]:
+    """What lengths are counted in, as a reader is told: no path of this machine."""
+    if tokenizer is None:
+        return "words", None
+    return "tokens", tokenizer if isinstance(tokenizer, str) else "this run's base model"
+
+
+def count(table: pd.DataFrame) -> dict[str, Rows]:
+    """Source -> rows in, out and dropped by reason, from the column `fate`."""
+    counts = {}
+    for source, fates in table.groupby("source", sort=False).fate:
+        dropped = fates[fates.str.startswith(DROPPED)].str.removeprefix(DROPPED).value_counts().sort_index()
+        counts[str(source)] = Rows(len(fates), int((~fates.str.startswith(DROPPED)).sum()), dropped.to_dict())
+    return counts
+
+
+# --- the table of candidate pairs ---------------------------------------------------------------------------------
+
+
+def candidates(settings: DataSettings, root: Root, tokenizer: Model | None, model: ModelSettings) -> Iterator[Row]:
+    """One row for each candidate pair of the preference sources and the offline source, in the order of the files."""
+    for source in [*settings.preference_sources, *filter(None, [settings.offline_source])]:
+        is_offline = source is settings.offline_source
+        deduplicator = Deduplicator(settings.filters.max_pairs_per_prompt.get(source.name))
+        for row in judged_rows(source, root, settings.filters, (tokenizer, model), settings.workers):
+            reason = row.pop("reason") or deduplicator.failure(row["prompt_id"], row.pop("hashes"))
+            if reason:
+                row |= {"prompt": [], "chosen": [], "rejected": []}  # what a dropped row holds may fit no column
+            split = "offline" if is_offline else None if reason else split_of(row["first_turn"], settings.partition)
+            yield row | {"offline": is_offline, "fate": f"{DROPPED}{reason}" if reason else split}
+
+
+def judged_rows(
+    source: SourceSettings, root: Root, settings: FilterSettings, measure: tuple[Any, ...], workers: int
+) -> Iterator[Row]:
+    """Candidates of a source with the verdict of every rule that looks at one pair alone (`reason`; None: passed)."""
+    rows = native_rows(source, root)
+    chunks = iter(lambda: list(itertools.islice(rows, CHUNK)), [])
     if workers == 1:
+        length = token_length(*measure)
         for chunk in chunks:
-            yield from judge_rows(chunk, source, settings, measuring.token_length)
+            yield from judge(chunk, source, settings, length)
         return
-    setup = (source, settings, Measuring(measuring.tokenizer, measuring.settings))  # without the loaded tokenizer
+    setup = (source, settings, measure)
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_set_up_worker, initargs=setup) as pool:
-        waiting: deque[Future[list[Judged]]] = deque()
+        waiting: deque[Future[list[Row]]] = deque()
         for chunk in chunks:
             waiting.append(pool.submit(_judge_in_worker, chunk))
             if len(waiting) > 2 * workers:  # a bounded window: a pool's own map would read the whole source ahead
@@ -343,119 +153,107 @@ def _judged(
             yield from waiting.popleft().result()
 
 
-_WORKER: list[Any] = []  # of a worker process: source, settings and the loaded tokenizer
+_WORKER: list[Any] = []  # of a worker process: source, settings, and the function that measures
 
 
-def _set_up_worker(source: SourceSettings, settings: FilterSettings, measuring: Measuring) -> None:
-    _WORKER[:] = [source, settings, measuring.token_length]
+def _set_up_worker(source: SourceSettings, settings: FilterSettings, measure: tuple[Any, ...]) -> None:
+    _WORKER[:] = [source, settings, token_length(*measure)]
 
 
-def _judge_in_worker(rows: list[tuple[str, Row]]) -> list[Judged]:
-    return judge_rows(rows, *_WORKER)
+def _judge_in_worker(rows: list[tuple[str, Row]]) -> list[Row]:
+    return judge(rows, *_WORKER)
 
 
-def _chunks(rows: Iterable[tuple[str, Row]], result: SourcePairs) -> Iterator[list[tuple[str, Row]]]:
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, CHUNK)):
-        result.native_rows += len(chunk)
-        yield chunk
+def judge(
+    native: Iterable[tuple[str, Row]], source: SourceSettings, settings: FilterSettings, length: TokenLength | None
+) -> list[Row]:
+    """Convert native rows, apply every rule that looks at one pair alone, and measure what passed."""
+    strategy = settings.kwise_pairs.get(source.name, "all_pairs")
+    pairs = [pair for row_id, row in native for pair in convert(source, row_id, row, strategy)]
+    rows = [_table_row(pair, source, settings) for pair in pairs]
+    texts = [[_joined(row["prompt"]), *(row[side][0]["content"] for side in ("chosen", "rejected"))]
+             for row in rows if row["reason"] is None]  # fmt: skip
+    flat = [text for three in texts for text in three]
+    lengths = iter(length(flat) if length else [len(text.split()) for text in flat])
+    for row in (row for row in rows if row["reason"] is None):
+        three = (next(lengths), next(lengths), next(lengths))
+        row["prompt_length"], row["chosen_length"], row["rejected_length"] = three
+        if length and filters.is_too_long(three, settings):
+            row["reason"] = "too_long"
+    return rows
 
 
-def _remember(result: SourcePairs, item: Judged) -> None:
-    longer = len(item.pair.chosen) > len(item.pair.rejected)
-    result.row_ids.append(item.row_id)
-    result.openings.append(item.opening)
-    result.chosen_is_longer.append(longer)
-    result.lengths.add(item.key, item.lengths, longer)
-
-
-def _remember_example(result: SourcePairs, item: Judged, reason: str | None) -> None:
-    """Keep the first pair of each fate, cut short, for the chapter to show."""
-    if (fate := reason or "kept") not in result.examples:
-        last = item.pair.prompt[-1]["content"] if item.pair.prompt else ""
-        result.examples[fate] = {
-            "row_id": item.row_id,
-            **{name: _excerpt(text) for name, text in
-               (("prompt", last), ("chosen", item.pair.chosen), ("rejected", item.pair.rejected))},
-            "chosen_score": item.pair.chosen_score,
-            "rejected_score": item.pair.rejected_score,
+def _table_row(pair: Any, source: SourceSettings, settings: FilterSettings) -> Row:
+    if not isinstance(pair, Candidate):
+        raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no preference pairs")
+    last = pair.prompt[-1]["content"] if pair.prompt else ""
+    row: Row = dict.fromkeys((*PAIRS, "hashes")) | {
+        "source": source.name, "row_id": pair.row_id, "reason": filters.first_failure(pair, settings, source.name),
+        "chosen_score": pair.chosen_score, "rejected_score": pair.rejected_score, "prompt_excerpt": _excerpt(last),
+        "chosen_excerpt": _excerpt(pair.chosen), "rejected_excerpt": _excerpt(pair.rejected),
+    }  # fmt: skip
+    if row["reason"] is None:
+        key = prompt_key(pair.prompt)
+        row |= {
+            "prompt": pair.prompt, "chosen": _answer(pair.chosen), "rejected": _answer(pair.rejected),
+            "chosen_longer": len(pair.chosen) > len(pair.rejected), "prompt_id": key,
+            "first_turn": key if len(pair.prompt) == 1 else first_turn_key(pair.prompt),
+            "hashes": filters.pair_hashes(key, pair.chosen, pair.rejected),
         }  # fmt: skip
+    return row
+
+
+def _answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _joined(prompt: Sequence[dict[str, str]]) -> str:
+    return "\n".join(message["content"] for message in prompt)
 
 
 def _excerpt(content: Any) -> str:
     # As JSON, so that an empty string, a zero-width space and the boolean true can be told apart.
-    text = json.dumps(content)
+    text = json.dumps(content[:EXCERPT] if isinstance(content, str) else content)
     return text if len(text) <= EXCERPT else text[: EXCERPT - 2] + '…"'
 
 
-Row = Mapping[str, Any]
+def split_of(first_turn: str, shares: PartitionSettings) -> str:
+    """The split of a pair, from the key of its first user turn (16 hex digits, read as a number in [0, 1))."""
+    position, edge = int(first_turn, 16) / 16 ** len(first_turn), 0.0
+    for name in SPLITS[:-1]:
+        edge += float(getattr(shares, name))
+        if position < edge:
+            return name
+    return "train"
 
 
-@dataclass
-class PromptTable:
-    """Distinct prompts on disk; `openings`, `sources` and `row_ids` have one entry per row of the file."""
-
-    path: Path
-    openings: list[str] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    row_ids: list[str] = field(default_factory=list)
-
-    def load(self) -> Dataset:
-        """Rows ``prompt_id, prompt, source``, memory-mapped."""
-        import datasets
-
-        return datasets.Dataset.from_file(str(self.path))
+# --- what is written ----------------------------------------------------------------------------------------------
 
 
-def prompt_schema() -> pa.Schema:
-    """Arrow schema of a prompt row; `prompt_id` is `chat.prompt_key`."""
-    import pyarrow as pa
+def _table(rows: Iterable[Row], columns: dict[str, str], folder: Path) -> Dataset:
+    """The rows as a dataset on disk, memory-mapped."""
+    from datasets import Dataset, Features, List, Value
+    from datasets.exceptions import DatasetGenerationError
 
-    return pa.schema({"prompt_id": pa.string(), "prompt": messages_type(), "source": pa.string()})
-
-
-def sft_schema() -> pa.Schema:
-    """Arrow schema of an SFT row."""
-    import pyarrow as pa
-
-    return pa.schema({"messages": messages_type(), "source": pa.string(), "row_id": pa.string()})
-
-
-def prompts_of_sources(sources: Iterable[SourceSettings], root: Path | None) -> Iterator[tuple[str, Prompt]]:
-    """(source name, prompt) of every prompt of several sources."""
-    for source in sources:
-        for prompt in read_prompts(source, root):
-            yield source.name, prompt
+    turns = List({"role": Value("string"), "content": Value("string")})
+    features = Features({name: turns if kind == TURNS else Value(kind) for name, kind in columns.items()})
+    try:
+        return Dataset.from_generator(lambda: iter(rows), features, cache_dir=str(folder), fingerprint=folder.name)
+    except DatasetGenerationError as error:
+        raise error.__cause__ or error from None
 
 
-def prompts_of_pairs(rows: Iterable[Row]) -> Iterator[tuple[str, Prompt]]:
-    """(source name, prompt) of standard preference rows."""
-    for row in rows:
-        yield row["source"], Prompt(row["row_id"], row["prompt"])
+def _light(table: Dataset, *heavy: str) -> pd.DataFrame:
+    return table.remove_columns(list(heavy)).to_pandas()
 
 
-def write_prompts(prompts: Iterable[tuple[str, Prompt]], path: Path, funnel: Funnel) -> PromptTable:
-    """Write the distinct, well-formed prompts to an Arrow file.
+def _positions(mask: Any) -> list[int]:
+    return [int(i) for i in mask.to_numpy().nonzero()[0]]
 
-    Dropped: the structural reasons of `filters`, and ``repeated_prompt``. What is kept is not yet counted as such.
-    """
-    table, seen = PromptTable(path), set[str]()
-    with ArrowSink(path, prompt_schema()) as sink:
-        for source, record in prompts:
-            funnel.enter(source)
-            reason = prompt_failure(record.prompt)
-            key = "" if reason else prompt_key(record.prompt)
-            if reason is None and key in seen:
-                reason = "repeated_prompt"
-            if reason is not None:
-                funnel.drop(source, record.row_id, reason)
-                continue
-            seen.add(key)
-            sink.add({"prompt_id": key, "prompt": record.prompt, "source": source})
-            table.openings.append(opening_key(record.prompt))
-            table.sources.append(source)
-            table.row_ids.append(record.row_id)
-    return table
+
+def _rows_of(pairs: Dataset, frame: pd.DataFrame, split: str) -> Dataset:
+    """Standard rows of one split."""
+    return pairs.select_columns(list(STANDARD)).select(_positions(frame.fate == split))
 
 
 def seeded_order(keys: Sequence[str], seed: int) -> list[int]:
@@ -463,370 +261,115 @@ def seeded_order(keys: Sequence[str], seed: int) -> list[int]:
     return sorted(range(len(keys)), key=lambda i: (hashlib.sha256(f"{seed}:{keys[i]}".encode()).digest(), i))
 
 
-def choose_evaluation(table: PromptTable, count: int, seed: int) -> list[int]:
-    """Positions of at most `count` prompts, drawn by the seed, ascending."""
-    return sorted(seeded_order(table.openings, seed)[:count])
+def prompts_of_sources(sources: Iterable[SourceSettings], root: Root) -> Iterator[tuple[str, Prompt]]:
+    """(source name, prompt) of every prompt of several sources."""
+    return ((source.name, prompt) for source in sources for prompt in read_prompts(source, root))
 
 
-def keep_chosen(table: PromptTable, chosen: Iterable[int], funnel: Funnel) -> None:
-    """Count a table of evaluation prompts: those not chosen are dropped as ``subsample``."""
-    kept = set(chosen)
-    for i, source in enumerate(table.sources):
-        if i in kept:
-            funnel.keep(source)
-        else:
-            funnel.drop(source, table.row_ids[i], "subsample")
+def prompt_rows(prompts: Iterable[tuple[str, Prompt]]) -> Iterator[Row]:
+    """Rows of prompts; dropped are the structural reasons of `filters` and ``repeated_prompt``."""
+    seen: set[str] = set()
+    for source, record in prompts:
+        reason = filters.prompt_failure(record.prompt)
+        key = "" if reason else prompt_key(record.prompt)
+        reason = reason or ("repeated_prompt" if key in seen else None)
+        seen.add(key)
+        yield {"prompt_id": key, "prompt": [] if reason else record.prompt, "source": source, "row_id": record.row_id,
+               "first_turn": None if reason else first_turn_key(record.prompt),
+               "fate": f"{DROPPED}{reason}" if reason else "prompts"}  # fmt: skip
 
 
-def drop_overlap(table: PromptTable, moved: Iterable[int], held_out: HeldOut, funnel: Funnel) -> list[int]:
-    """Positions of the prompts for generation.
-
-    Args:
-        table: all prompts.
-        moved: positions that became evaluation prompts; they leave as ``used_for_evaluation``.
-        held_out: the evaluation prompts; what repeats one of them leaves under the reason it gives.
-        funnel: counts the rows of this table.
-    """
-    taken, kept = set(moved), []
-    for i, row in enumerate(table.load()):
-        source, row_id = table.sources[i], table.row_ids[i]
-        reason = "used_for_evaluation" if i in taken else held_out.reason("prompts", source, row_id, row["prompt"])
-        if reason is None:
-            funnel.keep(source)
-            kept.append(i)
-        else:
-            funnel.drop(source, row_id, reason)
-    return kept
-
-
-def write_sft(
-    sources: Iterable[SourceSettings],
-    root: Path | None,
-    pairs: Iterable[Row],
-    held_out: HeldOut,
-    path: Path,
-    funnel: Funnel,
-) -> Dataset:
-    """Write SFT rows: the conversations of `sources`, then the chosen answers of `pairs`.
-
-    Dropped: the structural reasons of `filters`; those of `held_out` for conversations that repeat an evaluation
-    prompt; ``repeated_answer`` for chosen answers that several pairs of a prompt share (rows of `sources` are taken as
-    often as they occur).
-    """
-    import datasets
-
-    seen: set[tuple[str, str]] = set()
-    with ArrowSink(path, sft_schema()) as sink:
-        for name, record, from_pair in _conversations(sources, root, pairs):
-            funnel.enter(name)
-            reason = conversation_failure(record)
-            if reason is None:
-                reason = held_out.reason("sft", name, record.row_id, record.messages[:-1])
-            if reason is None and from_pair:
-                identity = (prompt_key(record.messages[:-1]), record.messages[-1]["content"])
-                reason = "repeated_answer" if identity in seen else None
-                seen.add(identity)
-            if reason is not None:
-                funnel.drop(name, record.row_id, reason)
-                continue
-            funnel.keep(name)
-            sink.add({"messages": record.messages, "source": name, "row_id": record.row_id})
-    return datasets.Dataset.from_file(str(path))
-
-
-def _conversations(
-    sources: Iterable[SourceSettings], root: Path | None, pairs: Iterable[Row]
-) -> Iterator[tuple[str, Conversation, bool]]:
-    for source in sources:
-        for record in read_conversations(source, root):
-            yield source.name, record, False
-    for row in pairs:
-        messages: list[Message] = [*row["prompt"], *row["chosen"]]
-        yield row["source"], Conversation(row["row_id"], messages), True
-
-
-MAP_PROMPTS = 1500  # points of the prompt map
-PARTITIONS = ("test", "sft", "prompts", "judge", "train")
-TRAINS = ("sft", "judge", "train")  # partitions whose texts enter a loss: evaluation prompts must not be among them
-
-
-def partition_of(opening: str, shares: PartitionSettings) -> str:
-    """Partition of a pair, from `filters.opening_key` of its prompt (16 hex digits, taken as a number in [0, 1))."""
-    position = int(opening, 16) / 16 ** len(opening)
-    edge = 0.0
-    for name in PARTITIONS[:-1]:
-        edge += float(getattr(shares, name))
-        if position < edge:
-            return name
-    return "train"
-
-
-@dataclass
-class Splits:
-    """Which pairs of each source go where: source name -> partition -> ascending positions in its file."""
-
-    sources: list[SourcePairs]
-    positions: dict[str, dict[str, list[int]]]
-
-    def dataset(self, partition: str, names: Iterable[str] | None = None) -> Dataset:
-        """Standard rows of one partition, over all sources or the named ones."""
-        return _join(self.sources, {name: self.positions[name][partition] for name in names or self.positions})
-
-
-def _join(sources: Sequence[SourcePairs], positions: dict[str, list[int]]) -> Dataset:
-    import datasets
-
-    parts = [source.load().select(positions[source.name]) for source in sources if source.name in positions]
-    return datasets.concatenate_datasets(parts)
-
-
-def split_pairs(sources: Sequence[SourcePairs], shares: PartitionSettings) -> Splits:
-    """Assign every kept pair to a partition."""
-    positions: dict[str, dict[str, list[int]]] = {}
-    for source in sources:
-        places: dict[str, list[int]] = {name: [] for name in PARTITIONS}
-        for i, opening in enumerate(source.openings):
-            places[partition_of(opening, shares)].append(i)
-        positions[source.name] = places
-    return Splits(list(sources), positions)
-
-
-def decontaminate(splits: Splits, held_out: HeldOut, funnel: Funnel) -> None:
-    """Take pairs that repeat an evaluation prompt out of what trains, and count every pair of `splits`."""
-    for source in splits.sources:
-        places = splits.positions[source.name]
-        for name in PARTITIONS:
-            if name in TRAINS:
-                places[name] = keep_apart(source, places[name], held_out, funnel, "pairs")
-            funnel.keep(source.name, len(places[name]))
-
-
-def keep_apart(
-    source: SourcePairs, positions: Sequence[int], held_out: HeldOut, funnel: Funnel, flow: str
-) -> list[int]:
-    """Those positions of a source whose prompts repeat no evaluation prompt; the others are dropped and counted."""
-    if not positions:
-        return []
-    kept = []
-    for i, row in zip(positions, source.load().select_columns("prompt").select(positions), strict=True):
-        reason = held_out.reason(flow, source.name, source.row_ids[i], row["prompt"])
-        if reason is None:
-            kept.append(i)
-        else:
-            funnel.drop(source.name, source.row_ids[i], reason)
-    return kept
-
-
-def build_preference_data(stage: Stage) -> None:
-    """Stage: everything that chapter 01 leaves for the others.
-
-    Reads profile sections `data` and `model`; inputs `root` (folder of the source files; else `data.root`, else the
-    hub) and `base` (a stage with `model/`, whose tokenizer measures lengths; else the one of `model.base`; else lengths
-    are words and `max_tokens` is not enforced). Writes a Dataset per mixture, `test`, `judge` (where its share is above
-    0), `sft`, `prompts`, `evaluation_prompts`, `nectar` (where there is an offline source), and `funnel.json`,
-    `table1.json`, `decontamination.json`, `prompt_map.json`, `dropped.jsonl`, `examples.json`.
-
-    Raises:
-        ValueError: a source cannot be read, or a mixture or the prompts come out empty.
-    """
-    settings = stage.profile.data
-    root = stage.inputs.get("root") or (Path(settings.root) if settings.root else None)
-    work = stage.out / "work"
-    shutil.rmtree(work, ignore_errors=True)  # this stage starts anew after a kill: it takes seconds to minutes
-    work.mkdir(parents=True)
-    flows = {name: Funnel() for name in ("pairs", "prompts", "evaluation_prompts", "sft", "nectar")}
-    measuring = _measuring(stage)
-    sources = _filter_all(settings, root, measuring, work, flows["pairs"])
-    splits = split_pairs(sources, settings.partition)
-    held_out = _write_prompt_sets(stage, settings, root, splits, work, flows)
-    decontaminate(splits, held_out, flows["pairs"])
-    for name in ("test", "judge"):
-        if name == "test" or settings.partition.judge > 0:
-            _save(stage, name, splits.dataset(name))
-    sft = write_sft(settings.sft_sources, root, splits.dataset("sft"), held_out, work / "sft.arrow", flows["sft"])
-    _save(stage, "sft", sft)
-    mixtures = _write_mixtures(stage, settings, splits)
-    _write_nectar(stage, measuring, root, work, held_out, flows["nectar"])
-    write_json(stage.out / "decontamination.json", held_out.to_json())
-    write_json(stage.out / "prompt_map.json", _prompt_map(splits, stage.seed))
-    _report(stage, sources, splits, flows, mixtures, measuring)
-    shutil.rmtree(work)
-
-
-def _measuring(stage: Stage) -> Measuring:
-    if "base" in stage.inputs:
-        folder = stage.inputs["base"]
-        path = str(folder / "model" if (folder / "model").is_dir() else folder)
-        return Measuring(path, stage.profile.model, "this run's base model")
-    return Measuring(stage.profile.model.base, stage.profile.model, stage.profile.model.base)
-
-
-def _filter_all(
-    settings: DataSettings, root: Path | None, measuring: Measuring, work: Path, funnel: Funnel
-) -> list[SourcePairs]:
-    found = []
-    for number, source in enumerate(settings.preference_sources):
-        path = work / f"pairs-{number}.arrow"
-        found.append(filter_source(source, root, settings.filters, measuring, path, funnel, settings.workers))
-        lost = sum(funnel.dropped.get(source.name, Counter()).values())
-        print(f"{source.name}: {funnel.rows_in[source.name]} pairs, {lost} dropped", flush=True)
-    return found
-
-
-def _write_prompt_sets(
-    stage: Stage, settings: DataSettings, root: Path | None, splits: Splits, work: Path, flows: dict[str, Funnel]
-) -> HeldOut:
-    """Write `prompts` and `evaluation_prompts`; return what is held out."""
-
-    def all_prompts() -> Any:
-        yield from prompts_of_sources(settings.prompt_sources, root)
-        yield from prompts_of_pairs(splits.dataset("prompts"))
-
-    table = write_prompts(all_prompts(), work / "prompts.arrow", flows["prompts"])
-    evaluation, is_separate = table, bool(settings.evaluation_prompt_sources)
-    if is_separate:
-        held = prompts_of_sources(settings.evaluation_prompt_sources, root)
-        evaluation = write_prompts(held, work / "evaluation.arrow", flows["evaluation_prompts"])
-    chosen = choose_evaluation(evaluation, settings.evaluation_prompts, stage.seed)
-    if is_separate:
-        keep_chosen(evaluation, chosen, flows["evaluation_prompts"])
-    held_out = _held_out(settings, root, evaluation, chosen)
-    kept = drop_overlap(table, () if is_separate else chosen, held_out, flows["prompts"])
-    _save_prompts(stage, "prompts", table, kept)
-    _save_prompts(stage, "evaluation_prompts", evaluation, chosen)
-    return held_out
-
-
-def _held_out(settings: DataSettings, root: Path | None, evaluation: PromptTable, chosen: list[int]) -> HeldOut:
-    """The run's evaluation prompts and the benchmarks of `data.decontamination.sources`."""
+def _write_prompts(
+    settings: DataSettings, root: Root, pairs: Dataset, frame: pd.DataFrame, seed: int, into: Path
+) -> tuple[pd.DataFrame, pd.DataFrame, HeldOut]:
+    """Write `prompts` and `evaluation_prompts`; returns the fates of both, and what is held out."""
+    of_pairs = ((row["source"], Prompt(row["row_id"], row["prompt"])) for row in _rows_of(pairs, frame, "prompts"))
+    found = itertools.chain(prompts_of_sources(settings.prompt_sources, root), of_pairs)
+    table = held = _table(prompt_rows(found), PROMPTS, into / "work" / "prompts")
+    prompts = evaluation = _light(table, "prompt")
+    if settings.evaluation_prompt_sources:
+        found = itertools.chain(prompts_of_sources(settings.evaluation_prompt_sources, root))
+        held = _table(prompt_rows(found), PROMPTS, into / "work" / "evaluation_prompts")
+        evaluation = _light(held, "prompt")
+    usable = _positions(evaluation.fate == "prompts")
+    order = seeded_order([evaluation.first_turn[i] for i in usable], seed)
+    chosen = sorted(usable[i] for i in order[: settings.evaluation_prompts])
     held_out = HeldOut(settings.decontamination)
-    if chosen:
-        rows = evaluation.load().select(chosen)
-        held_out.add((f"evaluation_prompts:{i}", row["prompt"]) for i, row in enumerate(rows))
+    held_out.add((f"evaluation_prompts:{i}", row["prompt"]) for i, row in enumerate(held.select(chosen)))
     benchmarks = prompts_of_sources(settings.decontamination.sources, root)
     held_out.add((f"{name}:{prompt.row_id}", prompt.prompt) for name, prompt in benchmarks)
-    return held_out
+    if settings.evaluation_prompt_sources:
+        evaluation.loc[sorted(set(usable) - set(chosen)), "fate"] = f"{DROPPED}subsample"
+    else:
+        prompts.loc[chosen, "fate"] = f"{DROPPED}used_for_evaluation"
+        evaluation = prompts.iloc[:0]
+    _drop_contaminated(table, prompts, prompts.fate == "prompts", "prompts", held_out)
+    for name, rows, positions in (
+        ("prompts", table, _positions(prompts.fate == "prompts")), ("evaluation_prompts", held, chosen)
+    ):  # fmt: skip
+        if not positions:
+            raise ValueError(
+                f"{name} is empty: {len(table)} prompts were read; raise data.partition.prompts, "
+                "add prompt_sources, or lower data.evaluation_prompts"
+            )
+        rows.select_columns(["prompt_id", "prompt", "source"]).select(positions).save_to_disk(into / name)
+    return prompts, evaluation, held_out
 
 
-def _save_prompts(stage: Stage, name: str, table: PromptTable, positions: list[int]) -> None:
-    if not positions:
-        raise ValueError(
-            f"{name} is empty: {len(table.openings)} prompts were read; raise data.partition.prompts, "
-            "add prompt_sources, or lower data.evaluation_prompts"
-        )
-    _save(stage, name, table.load().select(positions))
+def _drop_contaminated(table: Dataset, frame: pd.DataFrame, mask: Any, flow: str, held_out: HeldOut) -> None:
+    """Change the fate of the rows under `mask` that repeat an evaluation prompt."""
+    positions = _positions(mask)
+    for i, row in zip(positions, table.select_columns(["source", "row_id", "prompt"]).select(positions), strict=True):
+        if reason := held_out.contamination(flow, row["source"], row["row_id"], row["prompt"]):
+            frame.loc[i, "fate"] = f"{DROPPED}{reason}"
 
 
-def _write_mixtures(stage: Stage, settings: DataSettings, splits: Splits) -> dict[str, Any]:
-    counts = {}
-    for number, (mixture, members) in enumerate(settings.mixtures.items()):
-        positions = {name: splits.positions[name]["train"] for name in members}
-        total = sum(len(held) for held in positions.values())
-        if settings.max_pairs_per_mixture is not None and total > settings.max_pairs_per_mixture:
-            positions = subsample(positions, settings.max_pairs_per_mixture, stage.seed + number)
-        kept = sum(len(held) for held in positions.values())
-        if not kept:
-            raise ValueError(f"mixture {mixture!r} is empty: no pair of {members} is left to train on; see funnel.json")
-        dropped = {"subsample": total - kept} if total > kept else {}
-        stage.account(f"mixture {mixture}", total, kept, dropped)
-        _save(stage, mixture, _join(splits.sources, positions))
-        by_source = {name: len(held) for name, held in positions.items()}
-        counts[mixture] = {"rows_in": total, "dropped": dropped, "rows_out": kept, "sources": by_source}
-        stage.metric(f"01.{mixture}.pairs", kept)
-        stage.metric(f"01.{mixture}.length_agreement", _agreement(splits.sources, positions))
-    return counts
+def sft_rows(settings: DataSettings, root: Root, pairs: Iterable[Row], held_out: HeldOut) -> Iterator[Row]:
+    """Rows to imitate: the conversations of `sft_sources`, as often as they occur, then the chosen answers of `pairs`.
+
+    Of the pairs of one prompt that share their chosen answer all but the first are dropped as ``repeated_answer``.
+    """
+    of_sources = ((source.name, record, False) for source in settings.sft_sources
+                  for record in read_conversations(source, root))  # fmt: skip
+    of_pairs = ((row["source"], Conversation(row["row_id"], [*row["prompt"], *row["chosen"]]), True) for row in pairs)
+    seen: set[tuple[str, str]] = set()
+    for source, record, is_pair in itertools.chain(of_sources, of_pairs):
+        messages = record.messages
+        reason = filters.conversation_failure(record)
+        if reason is None:
+            reason = held_out.contamination("sft", source, record.row_id, messages[:-1])
+        if reason is None and is_pair:
+            identity = (prompt_key(messages[:-1]), messages[-1]["content"])
+            reason = "repeated_answer" if identity in seen else None
+            seen.add(identity)
+        yield {"messages": [] if reason else messages, "source": source, "row_id": record.row_id,
+               "fate": f"{DROPPED}{reason}" if reason else "sft"}  # fmt: skip
 
 
-def subsample(positions: dict[str, list[int]], count: int, seed: int) -> dict[str, list[int]]:
-    """A uniform draw of `count` positions over all sources, ascending within each."""
-    flat = [(name, i) for name, held in positions.items() for i in held]
-    picked = np.random.default_rng(seed).choice(len(flat), size=count, replace=False)
-    drawn: dict[str, list[int]] = {name: [] for name in positions}
-    for index in sorted(picked):
-        name, i = flat[index]
-        drawn[name].append(i)
-    return drawn
+def _write_mixtures(settings: DataSettings, pairs: Dataset, frame: pd.DataFrame, seed: int, into: Path) -> Summary:
+    rows: dict[str, Rows] = {}
+    metrics: dict[str, float] = {}
+    for mixture, members in settings.mixtures.items():
+        members_rows = frame[(frame.fate == "train") & frame.source.isin(members)]
+        most, total = settings.max_pairs_per_mixture, len(members_rows)
+        if most is not None and total > most:
+            members_rows = members_rows.sample(most, random_state=seed_for(seed, mixture)).sort_index()
+        if members_rows.empty:
+            raise ValueError(
+                f"mixture {mixture!r} is empty: no pair of {members} is left to train on; why is in {into / 'pairs'}"
+            )
+        pairs.select_columns(list(STANDARD)).select(members_rows.index.tolist()).save_to_disk(into / mixture)
+        kept = len(members_rows)
+        rows[f"mixture {mixture}"] = Rows(total, kept, {"subsample": total - kept} if total > kept else {})
+        metrics[f"{mixture}_pairs"] = kept
+        metrics[f"{mixture}_chosen_longer_rate"] = round(float(members_rows.chosen_longer.astype(bool).mean()), 4)
+    return Summary(rows, metrics)
 
 
-def _agreement(sources: Sequence[SourcePairs], positions: dict[str, list[int]]) -> float:
-    longer = [s.chosen_is_longer[i] for s in sources if s.name in positions for i in positions[s.name]]
-    return round(sum(longer) / len(longer), 4)
-
-
-def _write_nectar(
-    stage: Stage, measuring: Measuring, root: Path | None, work: Path, held_out: HeldOut, funnel: Funnel
-) -> None:
-    settings = stage.profile.data
-    source = settings.offline_source
-    if source is None:
-        return
-    path = work / "nectar.arrow"
-    pairs = filter_source(source, root, settings.filters, measuring, path, funnel, settings.workers)
-    kept = keep_apart(pairs, range(len(pairs.openings)), held_out, funnel, "nectar")
-    funnel.keep(source.name, len(kept))
-    _save(stage, "nectar", pairs.load().select(kept))
-
-
-def _prompt_map(splits: Splits, seed: int) -> list[dict[str, Any]]:
-    """Fig. 7 over at most `MAP_PROMPTS` prompts, as many from each source, each opening once."""
-    prompts: list[tuple[str, str]] = []
-    for source in splits.sources:
-        held = list({source.openings[i]: i for i in reversed(splits.positions[source.name]["train"])}.values())
-        drawn = sorted(seeded_order([source.row_ids[i] for i in held], seed)[: MAP_PROMPTS // len(splits.sources)])
-        if drawn:
-            rows = source.load().select_columns("prompt").select([held[i] for i in drawn])
-            prompts += [(source.name, row["prompt"][-1]["content"]) for row in rows]
-    try:
-        return prompt_map(prompts, seed)
-    except ValueError:
-        return []  # a handful of hand-written prompts: nothing to draw
-
-
-def _report(
-    stage: Stage,
-    sources: list[SourcePairs],
-    splits: Splits,
-    flows: dict[str, Funnel],
-    mixtures: dict[str, Any],
-    measuring: Measuring,
-) -> None:
-    """Check that every flow adds up, and write the counts."""
-    for flow, funnel in flows.items():
-        funnel.check()
-        for name, row in funnel.to_json().items():
-            stage.account(f"{flow} {name}", row["rows_in"], row["rows_out"], row["dropped"])
-    pairs = flows["pairs"].to_json()
-    for source in sources:
-        places = splits.positions[source.name]
-        pairs.setdefault(source.name, {"rows_in": 0, "dropped": {}, "rows_out": 0})
-        pairs[source.name] |= {
-            "native_rows": source.native_rows, "partitions": {name: len(held) for name, held in places.items()}
-        }  # fmt: skip
-    counts = {name: funnel.to_json() for name, funnel in flows.items()} | {"pairs": pairs, "mixtures": mixtures}
-    write_json(stage.out / "funnel.json", counts)
-    table = table1_of({s.name: s.lengths for s in sources}, measuring.unit, measuring.name)
-    write_json(stage.out / "table1.json", table)
-    write_json(stage.out / "examples.json", {source.name: source.examples for source in sources})
-    _write_dropped(stage.out / "dropped.jsonl", flows)
-    for flow, funnel in flows.items():
-        prefix = "01" if flow == "pairs" else f"01.{flow}"
-        stage.metric(f"{prefix}.rows_in", funnel.rows_in.total())
-        stage.metric(f"{prefix}.rows_out", funnel.rows_out.total())
-    for name in PARTITIONS:
-        stage.metric(f"01.pairs.{name}", sum(len(places[name]) for places in splits.positions.values()))
-
-
-def _write_dropped(path: Path, flows: dict[str, Funnel]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for flow, funnel in flows.items():
-            for source, row_id, reason in funnel.dropped_rows:
-                line = {"flow": flow, "source": source, "row_id": row_id, "reason": reason}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
-
-
-def _save(stage: Stage, name: str, dataset: Dataset) -> None:
-    folder = stage.out / name
-    shutil.rmtree(folder, ignore_errors=True)
-    dataset.save_to_disk(str(folder))
+def _map_of(pairs: Dataset, frame: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
+    """Fig. 7 over at most `MAP_PROMPTS` training prompts, as many from each source, each first turn once."""
+    train = frame[frame.fate == "train"].sample(frac=1, random_state=seed_for(seed, "prompt map"))
+    train = train.drop_duplicates(["source", "first_turn"])
+    drawn = train.groupby("source").head(MAP_PROMPTS // train.source.nunique()).sort_index() if len(train) else train
+    rows = pairs.select_columns(["source", "prompt"]).select(drawn.index.tolist())
+    return prompt_map([(row["source"], row["prompt"][-1]["content"]) for row in rows], seed)

@@ -13,8 +13,7 @@ from rlhflow_utils.data.reading import (
     Candidate,
     FieldError,
     Row,
-    Scored,
-    from_dialogues,
+    ScoredResponses,
     get,
     get_list,
     get_messages,
@@ -32,46 +31,53 @@ PairStrategy = Literal["all_pairs", "best_vs_random", "best_vs_worst"]
 # --- pairs of scored answers --------------------------------------------------------------------------------------
 
 
-def make_pairs(scored: Scored, strategy: PairStrategy) -> list[Candidate]:
-    """Candidates from one row of scored answers, the higher scored as chosen.
+def make_pairs(scored: ScoredResponses, strategy: PairStrategy) -> list[Candidate]:
+    """Candidates from one row of scored answers, the higher scored as chosen; row ids end in ``#<i>v<j>``, from 1.
 
-    Args:
-        scored: K answers and their scores.
-        strategy: ``all_pairs``: K (K - 1) / 2 candidates. ``best_vs_random``: the best against one other, drawn by a
-            hash of the row id, so that every run draws alike. ``best_vs_worst``: the best against the worst. A missing
-            score counts as the worst; of equal ones the first listed is the better.
-
-    Returns:
-        Candidates whose row ids end in ``#<i>v<j>``, positions counted from 1. Fewer than two answers give one
-        candidate with the evidence ``no_pair``, so that the row is counted.
+    ``all_pairs``: K (K - 1) / 2 of them. ``best_vs_worst``: one. ``best_vs_random``: the best against one other, drawn
+    by a hash of the row id, so that every run draws alike. A missing score counts as the worst; of equal ones the first
+    listed is the better. Fewer than two answers give one candidate with the evidence ``no_pair``.
     """
-    if len(scored.answers) < 2:
+    count, scores = len(scored.answers), scored.scores
+    if count < 2:
         return [Candidate(scored.row_id, scored.prompt, "", "", evidence="no_pair")]
-    return [_pair(scored, i, j) for i, j in _positions(scored, strategy)]
-
-
-def _positions(scored: Scored, strategy: PairStrategy) -> list[tuple[int, int]]:
-    count = len(scored.answers)
-    if strategy == "all_pairs":
-        return list(itertools.combinations(range(count), 2))
-    best, *others = sorted(range(count), key=lambda i: -_rankable(scored.scores[i]))
-    if strategy == "best_vs_worst":
-        return [(best, others[-1])]
+    best, *others = sorted(range(count), key=lambda i: _worst_last(scores[i]))
     draw = int(hashlib.sha256(scored.row_id.encode()).hexdigest(), 16) % len(others)
-    return [(best, others[draw])]
+    positions = {
+        "all_pairs": list(itertools.combinations(range(count), 2)),
+        "best_vs_worst": [(best, others[-1])],
+        "best_vs_random": [(best, others[draw])],
+    }[strategy]
+    pairs = []
+    for i, j in positions:
+        first, second = scores[i], scores[j]
+        winner, loser = (j, i) if first is not None and second is not None and second > first else (i, j)
+        pair = Candidate(
+            f"{scored.row_id}#{i + 1}v{j + 1}", scored.prompt, scored.answers[winner], scored.answers[loser]
+        )
+        pairs.append(_rated(pair, scores[winner], scores[loser]))
+    return pairs
 
 
-def _rankable(score: float | None) -> float:
-    return float("-inf") if score is None else score
+def _worst_last(score: float | None) -> float:
+    return float("inf") if score is None else -score
 
 
-def _pair(scored: Scored, i: int, j: int) -> Candidate:
-    first, second = scored.scores[i], scored.scores[j]
-    winner, loser = (j, i) if first is not None and second is not None and second > first else (i, j)
-    evidence = "no_label" if first is None or second is None else None
+def _rated(pair: Candidate, chosen: Any, rejected: Any) -> Candidate:
+    pair.chosen_score, pair.rejected_score = number(chosen), number(rejected)
+    if (pair.chosen_score is None or pair.rejected_score is None) and pair.evidence is None:
+        pair.evidence = "no_label"
+    return pair
+
+
+def _from_dialogues(row_id: str, chosen: list[Message], rejected: list[Message], transcript: bool = False) -> Candidate:
+    """A pair given as two whole dialogues: the last turns are the answers, what precedes them the contexts."""
+    if not chosen or not rejected:
+        return Candidate(row_id, chosen[:-1], "", "", evidence="no_pair", transcript=transcript)
+    ends_well = chosen[-1]["role"] == rejected[-1]["role"] == "assistant"
     return Candidate(
-        f"{scored.row_id}#{i + 1}v{j + 1}", scored.prompt, scored.answers[winner], scored.answers[loser],
-        chosen_score=scored.scores[winner], rejected_score=scored.scores[loser], evidence=evidence,
+        row_id, chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], rejected_prompt=rejected[:-1],
+        evidence=None if ends_well else "broken_alternation", transcript=transcript,
     )  # fmt: skip
 
 
@@ -85,22 +91,22 @@ def group_helpsteer(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]
         yield members[0][0], {"prompt": get(members[0][1], "prompt"), "rows": [row for _, row in members]}
 
 
-def helpsteer(row_id: str, row: Row) -> list[Scored]:
+def helpsteer(row_id: str, row: Row) -> list[ScoredResponses]:
     """nvidia/HelpSteer, grouped by prompt: scored by mean(helpfulness, correctness) (the authors' early README)."""
     members = get_list(row, "rows")
     scores = [_mean(number(get(m, "helpfulness")), number(get(m, "correctness"))) for m in members]
-    return [Scored(row_id, user_turn(get(row, "prompt")), [get(m, "response") for m in members], scores)]
+    return [ScoredResponses(row_id, user_turn(get(row, "prompt")), [get(m, "response") for m in members], scores)]
 
 
-def ultrafeedback(row_id: str, row: Row) -> list[Scored]:
+def ultrafeedback(row_id: str, row: Row) -> list[ScoredResponses]:
     """openbmb/UltraFeedback: completions scored by ``fine-grained_score`` (the authors' dataset card)."""
     completions = get_list(row, "completions")
     scores = [number(get(completion, "fine-grained_score")) for completion in completions]
     answers = [get(completion, "response") for completion in completions]
-    return [Scored(row_id, user_turn(get(row, "instruction")), answers, scores)]
+    return [ScoredResponses(row_id, user_turn(get(row, "instruction")), answers, scores)]
 
 
-def code_ultrafeedback(row_id: str, row: Row) -> list[Scored]:
+def code_ultrafeedback(row_id: str, row: Row) -> list[ScoredResponses]:
     """coseal/CodeUltraFeedback: ratings are strings and are compared as numbers.
 
     Annotations belong to responses by the model's name; the two lists need not be in one order.
@@ -111,7 +117,9 @@ def code_ultrafeedback(row_id: str, row: Row) -> list[Scored]:
     if missing:
         raise FieldError(f"field 'annotations' has no entry for the models {missing} of 'responses'")
     scores = [ratings[str(get(r, "model"))] for r in responses]
-    return [Scored(row_id, user_turn(get(row, "instruction")), [get(r, "response") for r in responses], scores)]
+    return [
+        ScoredResponses(row_id, user_turn(get(row, "instruction")), [get(r, "response") for r in responses], scores)
+    ]
 
 
 def fine_grained_rlhf(row_id: str, row: Row) -> list[Candidate]:
@@ -211,7 +219,7 @@ def orca(row_id: str, row: Row) -> list[Candidate]:
 def capybara(row_id: str, row: Row) -> list[Candidate]:
     """argilla/distilabel-capybara-dpo-7k-binarized: two whole dialogues that differ in the last turn."""
     get(row, "conversation")  # the set's own copy of the context; its absence means another schema
-    pair = from_dialogues(row_id, get_messages(row, "chosen"), get_messages(row, "rejected"))
+    pair = _from_dialogues(row_id, get_messages(row, "chosen"), get_messages(row, "rejected"))
     return [_rated(pair, get(row, "rating_chosen"), get(row, "rating_rejected"))]
 
 
@@ -231,7 +239,7 @@ def ultrafeedback_binarized(row_id: str, row: Row) -> list[Candidate]:
     """UltraFeedback, two answers a row: message lists and scores (hub), or strings, with the scores in ``metadata``."""
     scores = get(row, "metadata") if "metadata" in row else row
     if isinstance(get(row, "chosen"), list):
-        pair = from_dialogues(row_id, get_messages(row, "chosen"), get_messages(row, "rejected"))
+        pair = _from_dialogues(row_id, get_messages(row, "chosen"), get_messages(row, "rejected"))
     else:
         pair = Candidate(row_id, user_turn(get(row, "prompt")), get(row, "chosen"), get(row, "rejected"))
     return [_rated(pair, get(scores, "score_chosen"), get(scores, "score_rejected"))]
@@ -239,7 +247,7 @@ def ultrafeedback_binarized(row_id: str, row: Row) -> list[Candidate]:
 
 def rlhflow_standard(row_id: str, row: Row) -> list[Candidate]:
     """RLHFlow's ``*-standard`` sets and hendrydong/preference_700K: two dialogues; scores may be null or text."""
-    pair = from_dialogues(row_id, get_messages(row, "chosen"), get_messages(row, "rejected"))
+    pair = _from_dialogues(row_id, get_messages(row, "chosen"), get_messages(row, "rejected"))
     chosen, rejected = row.get("chosen_score"), row.get("rejected_score")
     return [pair if chosen is None and rejected is None else _rated(pair, chosen, rejected)]
 
@@ -264,13 +272,6 @@ def pandalm(row_id: str, row: Row) -> list[Candidate]:
     return [pair]
 
 
-def _rated(pair: Candidate, chosen: Any, rejected: Any) -> Candidate:
-    pair.chosen_score, pair.rejected_score = number(chosen), number(rejected)
-    if (pair.chosen_score is None or pair.rejected_score is None) and pair.evidence is None:
-        pair.evidence = "no_label"
-    return pair
-
-
 # Only a tag after a blank line opens a turn: "Human:" is also typed inside turns.
 TURN = re.compile(r"(?:\A|\n)\n(Human|Assistant):[ \t]*")
 
@@ -289,50 +290,28 @@ def hh_rlhf(row_id: str, row: Row) -> list[Candidate]:
     sides = get(row, "chosen"), get(row, "rejected")
     if not all(isinstance(side, str) for side in sides):
         return [_unparsed(row_id, *sides)]
-    shared = _shared_context(*sides)
-    if shared is not None:
-        return [Candidate(row_id, *shared, rejected_prompt=shared[0], transcript=True)]
     chosen, rejected = (parse_transcript(side) for side in sides)
     if chosen is None or rejected is None:
         return [_unparsed(row_id, *sides)]
-    return [from_dialogues(row_id, chosen, rejected, transcript=True)]
-
-
-def _shared_context(chosen: str, rejected: str) -> tuple[list[Message], str, str] | None:
-    """Context and the two answers where all before the last answer is the same text; else None.
-
-    Nine rows in ten are like that, and their context is then parsed once instead of twice.
-    """
-    (context, _, answer), (other, _, other_answer) = (side.rpartition("\n\nAssistant:") for side in (chosen, rejected))
-    if context != other or "\n\nHuman:" in answer or "\n\nHuman:" in other_answer:
-        return None
-    turns = parse_transcript(context) if context else None
-    return None if turns is None else (turns, answer.strip(), other_answer.strip())
+    return [_from_dialogues(row_id, chosen, rejected, transcript=True)]
 
 
 def _unparsed(row_id: str, chosen: Any, rejected: Any) -> Candidate:
     return Candidate(row_id, [], chosen, rejected, evidence="broken_alternation", transcript=True)
 
 
-def nectar(row_id: str, row: Row) -> list[Candidate | Scored]:
+def nectar(row_id: str, row: Row) -> list[Candidate | ScoredResponses]:
     """berkeley-nest/Nectar: seven answers ranked 1 (best) to 7, here in the order of their ranks.
 
     Scores are minus the ranks.
     """
-    answers = get_list(row, "answers")
-    scored = sorted(((_minus(number(get(a, "rank"))), get(a, "answer")) for a in answers), key=_worst_last)
+    ranks = [(number(get(answer, "rank")), get(answer, "answer")) for answer in get_list(row, "answers")]
+    scored = [(None if rank is None else -rank, answer) for rank, answer in ranks]
+    scored.sort(key=lambda item: _worst_last(item[0]))
     text = get(row, "prompt")
     prompt = parse_transcript(text) if isinstance(text, str) else None
     if prompt is None:
         return [_unparsed(row_id, text, text)]
     if prompt[-1] == {"role": "assistant", "content": ""}:
         prompt.pop()  # the generation prompt at the end
-    return [Scored(row_id, prompt, [answer for _, answer in scored], [score for score, _ in scored])]
-
-
-def _minus(rank: float | None) -> float | None:
-    return None if rank is None else -rank
-
-
-def _worst_last(item: tuple[float | None, Any]) -> float:
-    return float("inf") if item[0] is None else -item[0]
+    return [ScoredResponses(row_id, prompt, [answer for _, answer in scored], [score for score, _ in scored])]

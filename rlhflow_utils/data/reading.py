@@ -1,4 +1,4 @@
-"""Native rows, from local files or the hub, with the ids by which every later count names them."""
+"""Native rows, from local files or the hub, and the records that converters make of them."""
 
 from __future__ import annotations
 
@@ -15,47 +15,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
+from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.chat import Message
 
 if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import SourceSettings
 
 Row = dict[str, Any]
+Root = Artifact | Path | None  # where local files lie: the simulated world, a folder, or None for the hub
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 class FieldError(ValueError):
-    """A native row lacks a field or holds one that cannot be read; `read_records` adds source and row."""
+    """A native row lacks a field, or the field cannot be read; `sources.convert` adds source and row."""
+
+
+class SourceError(ValueError):
+    """A source cannot be read; the message is one line with the source, the place and the fix."""
+
+
+# --- records ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Candidate:
-    """A preference pair before filtering.
+    """A preference pair before filtering."""
 
-    Attributes:
-        row_id: native row id, with ``#...`` naming the pair where one native row gives several.
-        prompt: context of the chosen answer.
-        chosen, rejected: the answers; anything but a string is left as it is, for the filters to count.
-        chosen_score, rejected_score: the native scores, where the schema has them.
-        rejected_prompt: context of the rejected answer where the native row states one of its own.
-        evidence: reason the native labels give against the pair: ``tie``, ``contradicted_label``, ``no_label``,
-            ``no_pair``, ``broken_alternation``.
-        score_ratio: higher score over lower (SHP).
-        transcript: the turns were cut out of one string, so that a role tag inside a turn is a suspect cut.
-        extra: native fields that a reader of this schema wants (a benchmark's subset).
-    """
-
-    row_id: str
-    prompt: list[Message]
-    chosen: Any
+    row_id: str  # the native row's, with `#1v2` where the native row gives several pairs
+    prompt: list[Message]  # context of the chosen answer
+    chosen: Any  # a string; anything else is left as it is, for the filters to count
     rejected: Any
-    chosen_score: float | None = None
+    chosen_score: float | None = None  # the native scores, where the schema has them
     rejected_score: float | None = None
-    rejected_prompt: list[Message] | None = None
-    evidence: str | None = None
-    score_ratio: float | None = None
-    transcript: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
+    rejected_prompt: list[Message] | None = None  # context of the rejected answer, where the row states its own
+    evidence: str | None = None  # the reason that the native labels give against the pair: `tie`, `no_label`, ...
+    score_ratio: float | None = None  # higher score over lower (SHP)
+    transcript: bool = False  # the turns were cut out of one string: a role tag inside a turn is a suspect cut
+    extra: dict[str, Any] = field(default_factory=dict)  # what a benchmark's reader wants (the subset)
 
     def contents(self) -> list[Any]:
         """Every turn's content; a second context that equals the first is not repeated."""
@@ -66,15 +62,8 @@ class Candidate:
 
 
 @dataclass(slots=True)
-class Scored:
-    """Several scored answers to one prompt, before pairs are made of them.
-
-    Attributes:
-        row_id: native row id.
-        prompt: the context of all answers.
-        answers: the answers; anything but a string is left as it is.
-        scores: higher is better; None where the native score cannot be read.
-    """
+class ScoredResponses:
+    """Several scored answers to one prompt; higher is better, None is a score that cannot be read."""
 
     row_id: str
     prompt: list[Message]
@@ -108,15 +97,11 @@ class Text:
     text: str
 
 
-Record = Candidate | Scored | Conversation | Prompt | Text
+# --- fields -------------------------------------------------------------------------------------------------------
 
 
 def get(row: Row, path: str) -> Any:
-    """The value at a dotted path such as ``info.post``.
-
-    Raises:
-        FieldError: no such field; the message lists the fields there are.
-    """
+    """The value at a dotted path such as ``info.post``; raises FieldError, which lists the fields there are."""
     node: Any = row
     for part in path.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -131,20 +116,17 @@ def get(row: Row, path: str) -> Any:
 def get_list(row: Row, path: str) -> list[Any]:
     """The list at a path; null counts as an empty one."""
     value = get(row, path)
-    if value is None:
-        return []
-    if not isinstance(value, (list, tuple)):
+    if value is not None and not isinstance(value, (list, tuple)):
         raise FieldError(f"field {path!r} must be a list, found {type(value).__name__}")
-    return list(value)
+    return list(value or [])
 
 
 def get_one_of(row: Row, path: str, allowed: Sequence[Any]) -> Any:
     """A label that must be one of a few values (``True`` is not 1 here)."""
     value = get(row, path)
-    for item in allowed:
-        if type(item) is type(value) and item == value:
-            return value
-    raise FieldError(f"field {path!r} must be one of {list(allowed)}, found {value!r}")
+    if not any(type(item) is type(value) and item == value for item in allowed):
+        raise FieldError(f"field {path!r} must be one of {list(allowed)}, found {value!r}")
+    return value
 
 
 def get_text(row: Row, path: str) -> str:
@@ -179,56 +161,41 @@ def user_turn(content: Any) -> list[Message]:
 
 def get_messages(row: Row, path: str, role_key: str = "role", content_key: str = "content") -> list[Message]:
     """A list of turns with the roles ``system``, ``user`` and ``assistant`` (sharegpt's names are translated)."""
-    return [_message(turn, path, role_key, content_key) for turn in get_list(row, path)]
+    turns = []
+    for turn in get_list(row, path):
+        if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
+            raise FieldError(
+                f"field {path!r} must hold turns with {role_key!r} and {content_key!r}, found {str(turn)[:80]!r}"
+            )
+        role = ROLES.get(str(turn[role_key]))
+        if role is None:
+            raise FieldError(f"field {path!r} has the unknown role {turn[role_key]!r}; known: {sorted(ROLES)}")
+        turns.append({"role": role, "content": turn[content_key]})
+    return turns
 
 
-def _message(turn: Any, path: str, role_key: str, content_key: str) -> Message:
-    if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
-        raise FieldError(
-            f"field {path!r} must hold turns with {role_key!r} and {content_key!r}, found {str(turn)[:80]!r}"
-        )
-    role = ROLES.get(str(turn[role_key]))
-    if role is None:
-        raise FieldError(f"field {path!r} has the unknown role {turn[role_key]!r}; known: {sorted(ROLES)}")
-    return {"role": role, "content": turn[content_key]}
+# --- files and the hub --------------------------------------------------------------------------------------------
 
-
-def from_dialogues(row_id: str, chosen: list[Message], rejected: list[Message], **evidence: Any) -> Candidate:
-    """A pair given as two whole dialogues: the last turns are the answers, what precedes them the contexts."""
-    if not chosen or not rejected:
-        return Candidate(row_id, chosen[:-1], "", "", **{**evidence, "evidence": "no_pair"})
-    if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
-        evidence["evidence"] = "broken_alternation"
-    return Candidate(
-        row_id, chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], rejected_prompt=rejected[:-1], **evidence
-    )
-
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # ValueError: JSON, UTF-8; RecursionError: JSON nested thousands deep; OverflowError: a date out of range.
 BROKEN_FILE = (OSError, EOFError, zlib.error, ValueError, csv.Error, RecursionError, OverflowError)
 
 
-class SourceError(ValueError):
-    """A source cannot be read; the message is one line with the source, the place and the fix."""
+def folder_of(root: Root) -> Path | None:
+    """The folder of local files; None for the hub."""
+    return root.path if isinstance(root, Artifact) else root
 
 
-def load_rows(source: SourceSettings, root: Path | None) -> Iterator[tuple[str, Row]]:
-    """Native rows with their ids.
+def load_rows(source: SourceSettings, root: Root) -> Iterator[tuple[str, Row]]:
+    """Native rows with their ids: ``<file stem>:<0-based position>``, on the hub ``<split>:<position>``.
 
-    Args:
-        source: where the rows are. With a `root`, `source.files` are globs under it; without one, the hub is read
-            (and `source.files`, where given, names files of the hub repository).
-        root: folder of local files.
-
-    Yields:
-        (row id, native row). The id is ``<file stem>:<0-based position>``, on the hub ``<split>:<position>``.
+    With a `root`, `source.files` are globs under it; without one they name files of the hub repository.
 
     Raises:
         SourceError: a file or the hub cannot be read.
     """
-    if root is not None and source.files is not None:
-        for path, stem in _local_files(source, root):
+    folder = folder_of(root)
+    if folder is not None and source.files is not None:
+        for path, stem in _local_files(source, folder):
             for index, row in enumerate(_file_rows(source, path)):
                 yield f"{stem}:{index}", row
     elif source.hub_id is not None:
@@ -237,38 +204,33 @@ def load_rows(source: SourceSettings, root: Path | None) -> Iterator[tuple[str, 
         raise SourceError(f"source {source.name!r} has no hub_id and no local files: set data.root and its `files`")
 
 
-def _local_files(source: SourceSettings, root: Path) -> list[tuple[Path, str]]:
-    if not root.is_dir():
-        raise SourceError(f"source {source.name!r}: data.root {root} is not a folder; point it at the local files")
+def _local_files(source: SourceSettings, folder: Path) -> list[tuple[Path, str]]:
+    if not folder.is_dir():
+        raise SourceError(f"source {source.name!r}: data.root {folder} is not a folder; point it at the local files")
     paths: list[Path] = []
     for pattern in source.files or []:
-        found = sorted(root.glob(pattern))
+        found = sorted(folder.glob(pattern))
         if not found:
             raise SourceError(
-                f"source {source.name!r}: no file {pattern!r} under {root}; set data.root or correct `files`"
+                f"source {source.name!r}: no file {pattern!r} under {folder}; set data.root or correct `files`"
             )
         paths.extend(found)
-    stems = Counter(_stem(path) for path in paths)
+    stems = Counter(_plain(path).stem for path in paths)
     # Two files of one name (train.jsonl in two folders) would share row ids: name the folder too.
-    return [(p, _stem(p) if stems[_stem(p)] == 1 else p.relative_to(root).as_posix()) for p in paths]
+    return [(p, s if stems[s := _plain(p).stem] == 1 else p.relative_to(folder).as_posix()) for p in paths]
 
 
-def _format(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix
-
-
-def _stem(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).stem
+def _plain(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".gz"))
 
 
 def _file_rows(source: SourceSettings, path: Path) -> Iterator[Row]:
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    reader = readers.get(_format(path))
+    reader = READERS.get(_plain(path).suffix)
     if reader is None:
-        raise SourceError(f"source {source.name!r}: {path.name} ends in none of {SUFFIXES} (each also with .gz)")
+        raise SourceError(f"source {source.name!r}: {path.name} ends in none of {tuple(READERS)} (each also with .gz)")
     done = 0
     try:
-        with _open(path) as stream:
+        with cast("IO[bytes]", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")) as stream:
             for row in reader(stream):
                 if not isinstance(row, dict):
                     raise ValueError(f"expected an object with fields, found {type(row).__name__}")
@@ -283,14 +245,10 @@ def _file_rows(source: SourceSettings, path: Path) -> Iterator[Row]:
         )
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
-
-
 def _jsonl(stream: IO[bytes]) -> Iterator[Any]:
     # Bytes split at "\n" alone: str.splitlines would also cut at U+2028 and form feeds inside a text.
-    for number, line in enumerate(stream):
-        text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+    for index, line in enumerate(stream):
+        text = line.decode("utf-8-sig" if index == 0 else "utf-8")
         if text.strip():
             yield json.loads(text)
 
@@ -330,6 +288,11 @@ def _parquet(stream: IO[bytes]) -> Iterator[Any]:
         raise ValueError(str(error)) from error
 
 
+READERS: dict[str, Callable[[IO[bytes]], Iterator[Any]]] = {
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet
+}  # fmt: skip
+
+
 def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Row]]:
     import datasets
 
@@ -356,31 +319,19 @@ Parsed = TypeVar("Parsed")
 
 
 def read_rows(path: Path, parse: Callable[[Any], Parsed]) -> list[Parsed]:
-    """Every row of a benchmark's file, parsed.
-
-    Args:
-        path: ``.jsonl``, or ``.json`` with one list.
-        parse: takes what is needed from a row, by key and index.
+    """Every row of a benchmark's ``.jsonl`` or ``.json`` file; `parse` takes what is needed, by key and index.
 
     Raises:
-        FileNotFoundError: no such file.
         SourceError: a row is not JSON, or lacks what `parse` takes from it.
     """
     parsed: list[Parsed] = []
     try:
-        for row in _raw_rows(path):
-            parsed.append(parse(row))
+        with path.open("rb") as stream:
+            for row in READERS[path.suffix](stream):
+                parsed.append(parse(row))
     except (ValueError, LookupError, TypeError) as error:
         problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise SourceError(
             f"{path}: row {len(parsed) + 1} is not as the benchmark publishes it ({problem}); fetch the file again"
         ) from error
     return parsed
-
-
-def _raw_rows(path: Path) -> Iterator[Any]:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        yield from json.loads(text)
-    else:  # Not splitlines: a text may hold other characters that Python takes for line ends.
-        yield from (json.loads(line) for line in text.split("\n") if line.strip())

@@ -1,27 +1,34 @@
 """Converters from each source's native schema to records; what is kept is decided by `filters`.
 
-`CONVERTERS` is the list of known schemas. To add one, write a function ``(row id, native row) -> records`` in the
-module of its family and name it here.
+To add a preference source, write one function in `preferences.py`, name it in `CONVERTERS` below, and name the source
+in a profile. For example, one answer a row pair with ratings from 1 to 5 (the higher rating is chosen, equal ratings
+are dropped as ``tie``)::
+
+    def my_ratings(row_id: str, row: Row) -> list[ScoredResponses]:
+        answers = [get(row, "answer_a"), get(row, "answer_b")]
+        scores = [number(get(row, "rating_a")), number(get(row, "rating_b"))]
+        return [ScoredResponses(row_id, user_turn(get(row, "question")), answers, scores)]
+
+and in the profile, under ``data``: ``preference_sources: - {name: Mine, schema: my_ratings, files: [mine.jsonl]}``
+(`hub_id` instead of `files` for the hub), the name in a mixture, and, where wanted, the smallest gap between ratings
+that counts: ``filters.min_score_margin: {Mine: 1.0}``. `get` names a missing field; texts are passed on unchecked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhflow_utils.data import preferences as kwise
-from rlhflow_utils.data import preferences as pairwise
-from rlhflow_utils.data import preferences as transcripts
+from rlhflow_utils.data import preferences
 from rlhflow_utils.data.preferences import PairStrategy, make_pairs
 from rlhflow_utils.data.reading import (
     Candidate,
     Conversation,
     FieldError,
     Prompt,
-    Record,
+    Root,
     Row,
-    Scored,
+    ScoredResponses,
     SourceError,
     Text,
     get,
@@ -37,6 +44,7 @@ from rlhflow_utils.models.chat import Message
 if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import SourceSettings
 
+Record = Candidate | Conversation | Prompt | Text
 LLMBAR_SUBSETS = {
     "natural": "llmbar-natural",
     "adversarial_neighbor": "llmbar-adver-neighbor",
@@ -148,56 +156,24 @@ def text(row_id: str, row: Row) -> list[Text]:
     return [Text(row_id, get_text(row, "text"))]
 
 
-__all__ = [
-    "CONVERTERS", "Candidate", "Conversation", "PairStrategy", "Prompt", "SourceError", "Text", "as_conversation",
-    "as_prompt", "convert", "load_rows", "load_texts", "native_rows", "read_candidates", "read_conversations",
-    "read_prompts", "read_texts",
-]  # fmt: skip
-
 Converter = Callable[[str, Row], list[Any]]
-
-CONVERTERS: dict[str, Converter] = {
-    # pairs
-    "hh_rlhf": transcripts.hh_rlhf,
-    "shp": pairwise.shp,
-    "helpsteer": kwise.helpsteer,
-    "pku_safe_rlhf": pairwise.pku_safe_rlhf,
-    "ultrafeedback": kwise.ultrafeedback,
-    "ultrafeedback_binarized": pairwise.ultrafeedback_binarized,
-    "ultrainteract": pairwise.ultrainteract,
-    "code_ultrafeedback": kwise.code_ultrafeedback,
-    "argilla_math": pairwise.argilla_math,
-    "orca": pairwise.orca,
-    "capybara": pairwise.capybara,
-    "summarize_from_feedback": pairwise.summarize_from_feedback,
-    "nectar": transcripts.nectar,
-    "rlhflow_standard": pairwise.rlhflow_standard,
-    "llama_factory_dpo": pairwise.llama_factory_dpo,
-    "pandalm": pairwise.pandalm,
-    "fine_grained_rlhf": kwise.fine_grained_rlhf,
-    # pairs that evaluate reward models
-    "reward_bench": reward_bench,
-    "llmbar": llmbar,
-    "humanevalpack": humanevalpack,
-    "xstest": xstest,
-    # conversations, prompts, texts
-    "sft_messages": sft_messages,
-    "llama_factory_kto": llama_factory_kto,
-    "gsm8k": gsm8k,
-    "prompt_collection": prompt_collection,
-    "instructions": instructions,
-    "exact_match": exact_match,
-    "text": text,
-}
-
+_PAIRS: tuple[Converter, ...] = (
+    preferences.hh_rlhf, preferences.shp, preferences.helpsteer, preferences.pku_safe_rlhf, preferences.ultrafeedback,
+    preferences.ultrafeedback_binarized, preferences.ultrainteract, preferences.code_ultrafeedback,
+    preferences.argilla_math, preferences.orca, preferences.capybara, preferences.summarize_from_feedback,
+    preferences.nectar, preferences.rlhflow_standard, preferences.llama_factory_dpo, preferences.pandalm,
+    preferences.fine_grained_rlhf,
+)  # fmt: skip
+_BENCHMARKS: tuple[Converter, ...] = (reward_bench, llmbar, humanevalpack, xstest)
+_OTHERS: tuple[Converter, ...] = (
+    sft_messages, llama_factory_kto, gsm8k, prompt_collection, instructions, exact_match, text
+)  # fmt: skip
+CONVERTERS: dict[str, Converter] = {each.__name__: each for each in (*_PAIRS, *_BENCHMARKS, *_OTHERS)}
 # Schemas in which several native rows belong together: they are joined before conversion.
-JOINED: dict[str, Callable[[Iterator[tuple[str, Row]]], Iterator[tuple[str, Row]]]] = {
-    "helpsteer": kwise.group_helpsteer,
-    "xstest": join_xstest,
-}
+JOINED = {"helpsteer": preferences.group_helpsteer, "xstest": join_xstest}
 
 
-def native_rows(source: SourceSettings, root: Path | None) -> Iterator[tuple[str, Row]]:
+def native_rows(source: SourceSettings, root: Root) -> Iterator[tuple[str, Row]]:
     """Native rows with their ids, joined where the schema spreads one example over several.
 
     Raises:
@@ -207,98 +183,63 @@ def native_rows(source: SourceSettings, root: Path | None) -> Iterator[tuple[str
         known = ", ".join(CONVERTERS)
         raise SourceError(f"source {source.name!r}: unknown schema {source.schema_name!r}; known: {known}")
     rows = load_rows(source, root)
-    join = JOINED.get(source.schema_name)
-    if join is None:
-        yield from rows
-        return
     try:
-        yield from join(rows)
+        yield from JOINED[source.schema_name](rows) if source.schema_name in JOINED else rows
     except FieldError as error:
         raise SourceError(f"source {source.name!r}, schema {source.schema_name}: {error}") from error
 
 
-def convert(
-    source: SourceSettings, row_id: str, row: Row, strategy: PairStrategy = "all_pairs"
-) -> list[Candidate | Conversation | Prompt | Text]:
-    """Records of one native row.
-
-    Args:
-        source: names the schema.
-        row_id: id of the row, from `native_rows`.
-        row: the native row.
-        strategy: which pairs are made where the row scores several answers (`kwise.make_pairs`).
+def convert(source: SourceSettings, row_id: str, row: Row, strategy: PairStrategy = "all_pairs") -> list[Record]:
+    """Records of one native row; `strategy` says which pairs several scored answers give (`make_pairs`).
 
     Raises:
         SourceError: a field is missing or unreadable; the message names source, row and field.
     """
     try:
-        records: list[Record] = CONVERTERS[source.schema_name](row_id, row)
-        return [
-            pair
-            for record in records
-            for pair in (make_pairs(record, strategy) if isinstance(record, Scored) else [record])
-        ]
+        records = CONVERTERS[source.schema_name](row_id, row)
+        pairs = [make_pairs(each, strategy) if isinstance(each, ScoredResponses) else [each] for each in records]
     except FieldError as error:
         raise SourceError(f"source {source.name!r}, schema {source.schema_name}, row {row_id}: {error}") from error
+    return [pair for group in pairs for pair in group]
 
 
-def read_records(source: SourceSettings, root: Path | None) -> Iterator[Candidate | Conversation | Prompt | Text]:
-    """All records of a source, in file order."""
+def read_records(source: SourceSettings, root: Root, *kinds: type, what: str = "records") -> Iterator[Any]:
+    """All records of a source, in file order; raises SourceError where one is of none of the `kinds`."""
     for row_id, row in native_rows(source, root):
-        yield from convert(source, row_id, row)
+        for record in convert(source, row_id, row):
+            if kinds and not isinstance(record, kinds):
+                raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no {what}")
+            yield record
 
 
-def read_candidates(source: SourceSettings, root: Path | None) -> Iterator[Candidate]:
+def read_candidates(source: SourceSettings, root: Root) -> Iterator[Candidate]:
     """Pairs of a source, unfiltered (those whose `evidence` is ``no_pair`` hold empty answers)."""
-    for record in read_records(source, root):
-        if not isinstance(record, Candidate):
-            raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no preference pairs")
+    yield from read_records(source, root, Candidate, what="preference pairs")
+
+
+def read_conversations(source: SourceSettings, root: Root) -> Iterator[Conversation]:
+    """Conversations to imitate; of a preference source, the prompts with their chosen answers."""
+    for record in read_records(source, root, Candidate, Conversation, what="conversations"):
+        if isinstance(record, Candidate):
+            answer: Message = {"role": "assistant", "content": record.chosen}
+            record = Conversation(record.row_id, [*record.prompt, answer])
         yield record
 
 
-def read_conversations(source: SourceSettings, root: Path | None) -> Iterator[Conversation]:
-    """Conversations to imitate; of a preference source, the prompts with their chosen answers."""
-    for record in read_records(source, root):
-        if not isinstance(record, (Candidate, Conversation)):
-            raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no conversations")
-        yield as_conversation(record)
-
-
-def read_prompts(source: SourceSettings, root: Path | None) -> Iterator[Prompt]:
+def read_prompts(source: SourceSettings, root: Root) -> Iterator[Prompt]:
     """Prompts; of a conversation, all turns before the last; of a pair, its prompt."""
-    for record in read_records(source, root):
-        if isinstance(record, Text):
-            raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no prompts")
-        yield as_prompt(record)
-
-
-def read_texts(source: SourceSettings, root: Path | None) -> Iterator[Text]:
-    """Documents; of a conversation, its turns one below the other."""
-    for record in read_records(source, root):
-        if isinstance(record, Text):
+    for record in read_records(source, root, Candidate, Conversation, Prompt, what="prompts"):
+        if isinstance(record, Prompt):
             yield record
-        elif isinstance(record, Conversation):
-            yield Text(record.row_id, "\n".join(message["content"] for message in record.messages))
         else:
-            raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no texts")
+            turns = record.prompt if isinstance(record, Candidate) else record.messages[:-1]
+            yield Prompt(record.row_id, turns)
 
 
-def load_texts(sources: Iterable[SourceSettings], root: Path | None) -> list[str]:
-    """All documents of several sources, in order, in memory."""
-    return [record.text for source in sources for record in read_texts(source, root)]
-
-
-def as_conversation(record: Candidate | Conversation) -> Conversation:
-    """A pair as the conversation that ends in its chosen answer."""
-    if isinstance(record, Conversation):
-        return record
-    answer: Message = {"role": "assistant", "content": record.chosen}
-    return Conversation(record.row_id, [*record.prompt, answer])
-
-
-def as_prompt(record: Candidate | Conversation | Prompt) -> Prompt:
-    """The prompt of any record that has one."""
-    if isinstance(record, Prompt):
-        return record
-    turns = record.prompt if isinstance(record, Candidate) else record.messages[:-1]
-    return Prompt(record.row_id, turns)
+def load_texts(sources: Iterable[SourceSettings], root: Root) -> list[str]:
+    """All documents of several sources, in memory; of a conversation, its turns one below the other."""
+    return [
+        record.text if isinstance(record, Text) else "\n".join(message["content"] for message in record.messages)
+        for source in sources
+        for record in read_records(source, root, Text, Conversation, what="texts")
+    ]
