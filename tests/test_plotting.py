@@ -106,7 +106,6 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     ),
     "policy_bars": (lambda: plotting.policy_bars(POLICIES, "c"), "Highest gold win rate: iterative, 0.7"),
     "win_rate_against_length": (lambda: plotting.win_rate_against_length(POINTS, "c"), "SFT, 50.0 % with 60"),
-    "chapter_times": (lambda: plotting.chapter_times({"00": 30.0, "09": 90.0}, "c"), "2.0 minutes; 09 took 75 %"),
 }
 
 

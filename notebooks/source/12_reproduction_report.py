@@ -119,7 +119,8 @@ tables.show(
 
 # %%
 seconds = tables.chapter_seconds(run.folder)
-plotting.chapter_times(seconds, run["sft"].manifest["device"]) if seconds else None
+device = run["sft"].manifest["device"]
+tables.show([{"chapter": name, "seconds": round(value)} for name, value in seconds.items()], f"On {device}.")
 
 # %%
 tables.show(tables.provenance_rows([*policies, *judges]))

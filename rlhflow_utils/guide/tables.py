@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+
 from rlhflow_utils.guide.stage import PROJECT, Artifact
 
 RESULTS = PROJECT / "results"
@@ -19,70 +21,20 @@ Row = dict[str, Any]
 Summary = Mapping[str, Any]  # `<folder>.<metric>` -> value, as in summary.json
 Estimates = Mapping[str, Mapping[str, float]]  # setting -> value, ci_low, ci_high
 
-# --- the paper's results ------------------------------------------------------------------------------------------
-# Table 1 stands in `data/overview.py`, beside the code that measures ours.
+# --- the paper: its results and its recipe (paper.yaml says where each number stands) --------------------------------
 
-SECTIONS = ("chat", "chat_hard", "safety", "reasoning")
-# RewardBench, LLaMA-3-8B (README of RLHFlow/RLHF-Reward-Modeling): per cent. Prompting is below both in every section
-# (paper 2.3); its own numbers could not be established.
-REWARDBENCH: dict[str, dict[str, float | None]] = {
-    "prompting": dict.fromkeys(SECTIONS),
-    "bt": {"chat": 99.4, "chat_hard": 65.1, "safety": 87.8, "reasoning": 86.4},
-    "pm": {"chat": 98.3, "chat_hard": 65.8, "safety": 89.7, "reasoning": 94.7},
-}
-# Figure 5: mean over prompts of the Pearson correlation between length and reward.
-LENGTH_BIAS = {"UltraRM-13B": 0.19, "BT RM, mix2": 0.06}
-# Table 4: length-controlled AlpacaEval-2 (%), MT-Bench (1-10), Arena-Hard (%).
-CHAT_BENCHMARKS = {
-    "SFT": (10.2, 7.69, 5.6),
-    "offline DPO": (22.5, 8.17, 22.4),
-    "iterative DPO": (37.2, 8.46, 29.1),
-    "LLaMA-3-8B-it": (22.9, 8.16, 20.6),
-}
-ACADEMIC_TASKS = ("gsm8k", "mmlu", "humaneval", "truthfulqa", "arc", "mbpp")
-# Table 5: GSM-8K 8-shot, MMLU 5, HumanEval 0, TruthfulQA 0, ARC 25, MBPP 0 (%).
-ACADEMIC = {
-    "SFT": (74.2, 64.7, 65.2, 53.4, 61.4, 62.3),
-    "offline DPO": (79.8, 64.5, 63.4, 61.8, 65.2, 60.3),
-    "iterative DPO": (80.7, 65.3, 64.6, 60.4, 64.3, 60.8),
-    "LLaMA-3-8B-it": (79.6, 66.0, 61.6, 43.9, 59.5, 61.1),
-}
-# Table 6: LC AlpacaEval-2 (%), Arena-Hard (%), mean length (no unit is named); its academic columns are not here.
-ABLATIONS = {
-    "ours": (37.2, 29.1, 656),
-    "concise (lambda = 0.001)": (41.9, 22.1, 382),
-    "with UltraRM-13B": (20.7, 24.3, 745),
-}
-
-# --- the paper's recipe, under the keys of a profile ----------------------------------------------------------------
-
-COSINE = {"lr_scheduler_type": "cosine", "warmup_steps": 0.03}
-# LLaMA-3-8B, with what the released scripts add (max_length of RM and DPO, weight_decay, beta). Fields of `trainer`,
-# and our own keys of the section.
-PAPER: dict[str, dict[str, Any]] = {
-    "sft": {**COSINE, "learning_rate": 2e-5, "num_train_epochs": 1, "global_batch_size": 32, "max_length": 8192,
-            "packing": True},
-    "reward_model": {**COSINE, "learning_rate": 2e-6, "num_train_epochs": 1, "global_batch_size": 512,
-                     "max_length": 4096, "weight_decay": 0.001},
-    "preference_model": {**COSINE, "learning_rate": 5e-6, "num_train_epochs": 1, "global_batch_size": 128,
-                         "max_length": 3072, "packing": True},
-    "dpo": {**COSINE, "learning_rate": 5e-7, "num_train_epochs": 2, "global_batch_size": 128, "max_length": 2048,
-            "beta": 0.1, "loss_type": ["sigmoid"], "label_smoothing": 0.0, "reference": "sft"},
-    "offline_dpo": {"learning_rate": 5e-7, "num_train_epochs": 1, "global_batch_size": 128,
-                    "lr_scheduler_type": "cosine"},
-    "iterative": {"iterations": 3, "prompts_per_iteration": 20000},
-    "generation": {"n": 8, "temperatures": [1.0, 0.7], "top_p": 1.0, "max_tokens": 2048, "max_prompt_tokens": 1000},
-}  # fmt: skip
-PAPER_GEMMA = {
-    "reward_model": {"learning_rate": 1e-5, "global_batch_size": 256},
-    "preference_model": {"learning_rate": 1e-5},
-}
+PAPER = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text(encoding="utf-8"))
+REWARDBENCH: dict[str, dict[str, float | None]] = PAPER["rewardbench"]  # method -> section -> per cent
+LENGTH_BIAS: dict[str, float] = PAPER["length_bias"]
+CHAT_BENCHMARKS: dict[str, list[float]] = PAPER["chat_benchmarks"]  # policy -> LC AlpacaEval-2, MT-Bench, Arena-Hard
+ACADEMIC: dict[str, dict[str, float]] = PAPER["academic"]  # policy -> task -> per cent
+ABLATIONS: dict[str, list[float]] = PAPER["ablations"]  # row of Table 6 -> LC AlpacaEval-2, Arena-Hard, length
 
 
 def paper_settings(section: str, model: str | None) -> dict[str, Any]:
     """The paper's settings of a profile's section: LLaMA-3-8B's, with Gemma's own where the model is one."""
-    gemma = PAPER_GEMMA.get(section, {}) if "gemma" in (model or "") else {}
-    return {**PAPER.get(section, {}), **gemma}
+    gemma = PAPER["recipe_gemma"].get(section, {}) if "gemma" in (model or "") else {}
+    return {**PAPER["recipe"].get(section, {}), **gemma}
 
 
 def comparison_table(ours: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
@@ -209,7 +161,7 @@ def judge_rows(summary: Summary, main_mixture: str) -> list[Row]:
         ("BT, mix1", "bt_mix1", "bt_mix1_test", "length_bias_mix1"),
         (f"PM, {main_mixture}", "pm", f"pm_{main_mixture}_test", ""),
     ):
-        parts = {part: f"rewardbench_{benchmark}.{part}" for part in (*SECTIONS, "overall")}
+        parts = {part: f"rewardbench_{benchmark}.{part}" for part in (*REWARDBENCH["bt"], "overall")}
         parts |= {"held-out pairs": f"{test}.accuracy", "correlation of length and reward": f"{bias}.mean_pearson"}
         rows.append({"judge": label, **{name: with_interval(estimate(summary, key)) for name, key in parts.items()}})
     return rows
@@ -297,7 +249,7 @@ def table_5(results: Mapping[str, Summary]) -> list[Row]:
     """The academic suite, per cent, and below it the untouched skill that stands for it in the simulated world."""
     lines = []
     for name, policy in POLICIES.items():
-        for task, printed in zip(ACADEMIC_TASKS, ACADEMIC[name], strict=True):
+        for task, printed in ACADEMIC[name].items():
             tasks = {key: row.get("academic", {}).get(policy, {}).get("tasks", {}) for key, row in results.items()}
             found = {
                 f"{profile}: lm-eval, {scores[task]['shots']} shots, n = {scores[task]['n']}": scores[task]

@@ -164,17 +164,3 @@ def win_rate_against_length(points: Mapping[str, Mapping[str, Estimate]], captio
     wins, characters = 100 * points[best]["win_rate"]["value"], points[best]["mean_length"]["value"]
     title = f"Highest win rate: {best}, {wins:.1f} % with {characters:.0f} characters per answer"
     return finish(figure, title, caption)
-
-
-def chapter_times(seconds: Mapping[str, float], caption: str = "") -> Figure:
-    """Wall seconds of each chapter."""
-    figure, [axes] = new_figure(height=1.2 + 0.26 * len(seconds))
-    bars = axes.barh(list(seconds), list(seconds.values()), color=BLUE, height=0.7)
-    axes.bar_label(bars, [f"{value:.0f} s" for value in seconds.values()], padding=3, fontsize=8)
-    axes.invert_yaxis()
-    axes.grid(axis="x")
-    axes.margins(x=0.1)
-    axes.set(xlabel="wall time (s)")
-    total, slowest = sum(seconds.values()), max(seconds, key=lambda name: seconds[name])
-    span = f"Chapters {min(seconds)[:2]} to {max(seconds)[:2]} took {total / 60:.1f} minutes"
-    return finish(figure, f"{span}; {slowest} took {100 * seconds[slowest] / max(total, 1e-9):.0f} % of them", caption)
