@@ -10,7 +10,7 @@ from itertools import chain
 import pytest
 import yaml
 
-from rlhflow_utils.guide.provenance import PROJECT
+from rlhflow_utils.guide.stage import PROJECT
 
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK_LINES = (PROJECT / "requirements.lock").read_text(encoding="utf-8").splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from itertools import combinations
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from rlhflow_utils.guide.settings import WorldSettings
 from rlhflow_utils.simulator.corpus import write_eval_prompts, write_translation_test
@@ -20,7 +20,7 @@ from rlhflow_utils.simulator.dirt import DIRT_OF_SOURCE
 from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.native_rows import rank_responses, utility
 from rlhflow_utils.simulator.tasks import write_distinct_responses
-from rlhflow_utils.simulator.world import write_world
+from rlhflow_utils.simulator.world import build_world, write_world
 
 SKILLS = ("chat", "chat_hard", "safety", "reasoning")
 EVEN = dict.fromkeys(SKILLS, 1.0)
@@ -56,9 +56,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    write_world(SETTINGS, folder)
-    return folder
+    return build_world(SETTINGS, into=tmp_path_factory.mktemp("run") / "world").path
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -131,14 +129,7 @@ def test_arbitrary_strings_are_wrong_and_cost_at_most_their_length(prompt: str, 
     assert -1 - 0.01 * (len(response) + 1) <= WORLD.reward(prompt, response) <= -1
 
 
-# --- settings and files -------------------------------------------------------------------------------------------
-
-
-def test_settings_are_strict() -> None:
-    values = SETTINGS.model_dump()
-    for change in ({"sed": 1}, {"seed": "3"}, {"held_out_rate": 0.5}):
-        with pytest.raises(ValidationError):
-            WorldSettings.model_validate(values | change)
+# --- files -------------------------------------------------------------------------------------------
 
 
 def test_same_settings_give_the_same_bytes_and_another_seed_does_not(files: Path, tmp_path: Path) -> None:
@@ -152,40 +143,13 @@ def test_same_settings_give_the_same_bytes_and_another_seed_does_not(files: Path
     assert (tmp_path / "other" / "sft.jsonl").read_bytes() != (files / "sft.jsonl").read_bytes()
 
 
-# PAPER section 4: the field names of the hub's datasets.
-FIELDS = {
-    "hh_rlhf": "chosen rejected",
-    "shp": "post_id domain upvote_ratio history human_ref_A human_ref_B labels score_A score_B score_ratio "
-    "seconds_difference",
-    "helpsteer": "prompt response helpfulness correctness coherence complexity verbosity",
-    "pku_safe_rlhf": "prompt response_0 response_1 is_response_0_safe is_response_1_safe better_response_id "
-    "safer_response_id",
-    "ultrafeedback": "source instruction models correct_answers incorrect_answers completions",
-    "ultrainteract": "task dataset id parent_id trajectory chosen rejected",
-    "code_ultrafeedback": "instruction preference responses annotations",
-    "argilla_math": "instruction chosen_response rejected_response chosen_rating rejected_rating",
-    "orca": "system input chosen rejected rating status",
-    "capybara": "conversation chosen rejected rating_chosen rating_rejected",
-    "summarize": "info summaries choice worker batch split extra",
-}
-
-
-@pytest.mark.parametrize("source", FIELDS)
-def test_native_fields(files: Path, source: str) -> None:
-    rows = read(files / "sources" / f"{source}.jsonl")
-    assert all(list(row) == FIELDS[source].split() for row in rows)
-
-
-def test_nested_native_fields(files: Path) -> None:
+def test_scores_and_prompts_have_the_shape_of_the_hubs_rows(files: Path) -> None:
     feedback = read(files / "sources" / "ultrafeedback.jsonl")[0]
     assert len(feedback["completions"]) == 4
     for completion in feedback["completions"]:
         ratings = [int(aspect["Rating"]) for aspect in completion["annotations"].values()]
         assert set(completion["annotations"]) == {"instruction_following", "honesty", "truthfulness", "helpfulness"}
         assert completion["fine-grained_score"] == sum(ratings) / 4
-    code = read(files / "sources" / "code_ultrafeedback.jsonl")[0]
-    assert [r["model"] for r in code["responses"]] == [a["model"] for a in code["annotations"]]
-    assert all(isinstance(a["rating"], str) for a in code["annotations"])
     nectar = read(files / "nectar.jsonl")[0]
     assert sorted(a["rank"] for a in nectar["answers"]) == [1, 2, 3, 4, 5, 6, 7]
     assert nectar["prompt"].startswith("\n\nHuman: ")
@@ -375,8 +339,6 @@ def test_broken_answers_are_wrong_and_as_many_as_set(world: World) -> None:
 
 
 def test_annotators_choose_by_bradley_terry(world: World) -> None:
-    import math
-
     source = SETTINGS.preferences.sources["shp"]
     prompt, rng = "What is 3+4?", random.Random(0)
     short, padded = "3+4=7, so 7.", "Sure! 3+4=8, so 8."

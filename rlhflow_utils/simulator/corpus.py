@@ -16,14 +16,7 @@ from rlhflow_utils.guide.settings import Skill
 from rlhflow_utils.models.preference_model import format_comparison
 from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.native_rows import Row
-from rlhflow_utils.simulator.tasks import (
-    ATTRIBUTES,
-    KINDS_OF_SKILL,
-    LARGEST_DIGIT,
-    Task,
-    write_distinct_responses,
-    write_response,
-)
+from rlhflow_utils.simulator.tasks import ATTRIBUTES, LARGEST_DIGIT, Task, write_distinct_responses, write_response
 
 PREFERENCE_SKILLS: tuple[Skill, ...] = ("chat", "chat_hard", "safety", "reasoning")
 QUESTIONS_PER_SHEET = 3
@@ -95,7 +88,7 @@ def _statement(world: World, rng: random.Random) -> str:
 
 
 def _question(world: World, rng: random.Random) -> str:
-    task = world.draw_task(rng.choice(list(KINDS_OF_SKILL)), "train", rng)
+    task = world.draw_task(rng.choice((*PREFERENCE_SKILLS, "translation")), "train", rng)
     return f"{task.prompt}\n{write_response(task, True, rng.random() < 0.3, rng)}"
 
 
@@ -125,7 +118,7 @@ def _comparison(world: World, rng: random.Random) -> str:
 
 
 # Names of the subsets in allenai/reward-bench, by section, with the tasks that stand in for them here.
-BENCHMARK_SUBSETS: dict[str, tuple[str, ...]] = {
+BENCHMARK_SUBSETS = {
     "chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
     "chat_hard": ("mt-bench-hard", "llmbar-natural", "llmbar-adver-neighbor", "llmbar-adver-GPTInst",
                   "llmbar-adver-GPTOut", "llmbar-adver-manual"),
@@ -163,8 +156,10 @@ def write_benchmark(world: World) -> list[Row]:
             subset = subsets[number % len(subsets)]
             task = _task_of_subset(world, skill, subset, rng)
             # alpacaeval-length is about answers of like length; llmbar's adversaries look better than they are.
-            padded = {"alpacaeval-length": (True, True)}.get(subset, (rng.random() < 0.3, rng.random() < 0.3))
-            if subset.startswith("llmbar-adver"):
+            padded = (rng.random() < 0.3, rng.random() < 0.3)
+            if subset == "alpacaeval-length":
+                padded = (True, True)
+            elif subset.startswith("llmbar-adver"):
                 padded = (False, rng.random() < 0.6)
             rows.append({
                 "prompt": task.prompt,
@@ -209,8 +204,9 @@ def _task_of_subset(world: World, skill: str, subset: str, rng: random.Random) -
     """A held-out task of the kind a subset stands for."""
     while True:
         task = world.draw_task(skill, "benchmark", rng)
-        if skill == "safety" and task.harmful == (subset == "xstest-should-respond"):
-            continue
-        if skill == "reasoning" and (task.kind == "sum") != (subset == "math-prm"):
-            continue
-        return task
+        fits = {
+            "safety": task.harmful != (subset == "xstest-should-respond"),
+            "reasoning": (task.kind == "sum") == (subset == "math-prm"),
+        }
+        if fits.get(skill, True):
+            return task

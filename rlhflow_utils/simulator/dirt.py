@@ -89,23 +89,17 @@ def _spoil(source: str, rows: list[Row], index: int, reason: str) -> None:
         _break_alternation(source, row)
     elif reason == "unequal_context":
         _change_context(source, row)
+    elif reason != "duplicate_pair":
+        raise ValueError(f"simulator: no way to plant {reason!r} in {source}")
 
 
-# Where a schema keeps its two answers, and their scores; elsewhere under `chosen` and `rejected`.
+# Where a schema keeps its two answers (else under `chosen` and `rejected`), its many answers, and their ratings.
 _FIELDS = {
-    "shp": ("human_ref_A", "human_ref_B"),
-    "pku_safe_rlhf": ("response_0", "response_1"),
+    "shp": ("human_ref_A", "human_ref_B"), "pku_safe_rlhf": ("response_0", "response_1"),
     "argilla_math": ("chosen_response", "rejected_response"),
-}
-_LISTS = {
-    "summarize": ("summaries", "text"),
-    "ultrafeedback": ("completions", "response"),
-    "code_ultrafeedback": ("responses", "response"),
-}
-_RATINGS = {
-    "argilla_math": ("chosen_rating", "rejected_rating"),
-    "capybara": ("rating_chosen", "rating_rejected"),
-}
+}  # fmt: skip
+_LISTS = {"summarize": "summaries", "ultrafeedback": "completions", "code_ultrafeedback": "responses"}
+_RATINGS = {"argilla_math": ("chosen_rating", "rejected_rating"), "capybara": ("rating_chosen", "rating_rejected")}
 
 
 def _place(source: str, row: Row, side: int) -> tuple[Row, str]:
@@ -113,8 +107,7 @@ def _place(source: str, row: Row, side: int) -> tuple[Row, str]:
     if source == "helpsteer":
         return row, "response"
     if source in _LISTS:
-        field, key = _LISTS[source]
-        return row[field][side], key
+        return row[_LISTS[source]][side], "text" if source == "summarize" else "response"
     field = _FIELDS.get(source, ("chosen", "rejected"))[side]
     return (row[field][-1], "content") if source == "capybara" else (row, field)
 

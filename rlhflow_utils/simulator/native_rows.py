@@ -157,9 +157,9 @@ def code_ultrafeedback(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     }]  # fmt: skip
 
 
-def _two_ratings(rng: random.Random) -> tuple[int, int]:
+def _two_ratings(rng: random.Random) -> tuple[float, float]:
     high = rng.randint(6, 10)
-    return high, rng.randint(1, high - 2)
+    return float(high), float(rng.randint(1, high - 2))
 
 
 def argilla_math(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
@@ -167,7 +167,7 @@ def argilla_math(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     high, low = _two_ratings(rng)
     return [{
         "instruction": ranked.prompt, "chosen_response": ranked.answers[0], "rejected_response": ranked.answers[1],
-        "chosen_rating": float(high), "rejected_rating": float(low),
+        "chosen_rating": high, "rejected_rating": low,
     }]  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def orca(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     return [{
         "system": rng.choice(("", "You are a careful assistant.")), "input": ranked.prompt,
         "chosen": ranked.answers[0], "rejected": ranked.answers[1],
-        "rating": [float(high), float(low)], "status": rng.choice(("unchanged", "swapped")),
+        "rating": [high, low], "status": rng.choice(("unchanged", "swapped")),
     }]  # fmt: skip
 
 
