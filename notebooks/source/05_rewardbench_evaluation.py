@@ -161,7 +161,7 @@ tables.show(table, run.caption)
 # ## Checks
 
 # %%
-first = pd.read_json(benchmarks["bt"].path / "pairs.jsonl", lines=True).iloc[0]
+first = pd.read_json(benchmarks["bt"].path / "pairs.jsonl", lines=True, dtype={"row_id": str}).iloc[0]
 if first["row_id"] == rows[0]["row_id"]:  # not dropped as too long
     assert abs(first["chosen"] - by_hand[0]) < 0.05, "the stage computes what the cell above does (bfloat16 rounds)"
 for result in results.values():
