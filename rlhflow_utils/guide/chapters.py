@@ -36,6 +36,7 @@ METADATA = {
 PROGRESS = (STAGE_LINE, "  step ", "generation: ")  # output lines that the terminal shows too
 SKIPPED = re.compile(rf"{STAGE_LINE}.*(unchanged|skipped)")
 KERNEL_SECONDS = 300  # a kernel may take so long to start: on a loaded machine, 60 (the default) is too short
+PUBLISHED = {"read_results": tables.RESULTS, "read_records": tables.RESULTS / "claims"}  # reader -> what it reads
 WHERE = ("OVERRIDES", "RUN_DIR")  # parameters that a chapter's currency does not depend on: sections count by content
 
 
@@ -163,7 +164,7 @@ def _run_chapter(notebook: Path, values: Mapping[str, Any], profile: Profile, fo
     """Execute a chapter and complete its record; returns the seconds it took."""
     record_file = folder / "chapters" / f"{notebook.stem}.json"
     record_file.unlink(missing_ok=True)
-    started = time.time()
+    started, key = time.time(), chapter_key(notebook, values, profile)
     _execute(notebook, folder / "notebooks" / notebook.name, dict(values))
     if not record_file.is_file():
         raise ChapterError(f"{notebook.stem}: the last cell must call run.finish(); add it")
@@ -171,7 +172,7 @@ def _run_chapter(notebook: Path, values: Mapping[str, Any], profile: Profile, fo
     seconds = time.time() - started
     # Time of a fresh run: add the recorded time of the stages that were skipped.
     cost = round(seconds + record.pop("saved_seconds"), 1)
-    record |= {"key": chapter_key(notebook, values, profile), "profile": profile.name, "wall_seconds": cost}
+    record |= {"key": key, "profile": profile.name, "wall_seconds": cost}
     write_json(record_file, record)
     write_summary(folder)
     return seconds
@@ -240,12 +241,13 @@ def chapter_is_current(
 
 
 def chapter_key(notebook: Path, values: Mapping[str, Any], profile: Profile) -> str:
-    """Hash of a chapter's code, the modules it imports, its parameters, and the profile sections that it reads."""
+    """Hash of a chapter's code, the modules it imports, its parameters, and the sections and results that it reads."""
     code = code_of(notebook)
     modules = {name: stage.hash_code(name) for name in sorted(stage.package_imports(code))}
     parameters = {name: value for name, value in values.items() if name not in WHERE}
     sections = {name: stage.describe(getattr(profile, name)) for name in sorted(sections_read(ast.parse(code)))}
-    return stage.hash_value([stage.hash_source(code), modules, parameters, sections])
+    published = [stage.hash_path(folder) for name, folder in PUBLISHED.items() if name in code and folder.is_dir()]
+    return stage.hash_value([stage.hash_source(code), modules, parameters, sections, published])
 
 
 def code_of(notebook: Path) -> str:
@@ -311,8 +313,7 @@ def sync() -> None:
     import nbformat
 
     for source in sorted(SOURCES.glob("[0-9][0-9]_*.py")):
-        target = NOTEBOOKS / f"{source.stem}.ipynb"
-        wanted = read_source(source)
+        target, wanted = NOTEBOOKS / f"{source.stem}.ipynb", read_source(source)
         if not target.is_file() or cells_of(nbformat.read(target, as_version=4)) != cells_of(wanted):
             nbformat.write(clean(wanted), target)
             print(f"notebooks/{target.name} rebuilt from its source")
@@ -326,16 +327,12 @@ def publish(run_dir: str) -> None:
     """
     import nbformat
 
-    for source in sorted(SOURCES.glob("[0-9][0-9]_*.py")):
-        executed = PROJECT / run_dir / "notebooks" / f"{source.stem}.ipynb"
-        if not executed.is_file():
-            continue
+    for executed in sorted((PROJECT / run_dir / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         notebook = clean(nbformat.read(executed, as_version=4))
-        if cells_of(notebook) != cells_of(read_source(source)):
+        if cells_of(notebook) != cells_of(read_source(SOURCES / f"{executed.stem}.py")):
             raise RuntimeError(f"{run_dir}/notebooks/{executed.name} is not the current chapter: run the guide again")
-        for path in (str(PROJECT), str(Path.home())):
-            if path in nbformat.writes(notebook):
-                raise RuntimeError(f"{executed.name} shows the path {path}: print paths relative to the project")
+        if named := [path for path in (str(PROJECT), str(Path.home())) if path in nbformat.writes(notebook)]:
+            raise RuntimeError(f"{executed.name} shows the path {named[0]}: print paths relative to the project")
         nbformat.write(notebook, NOTEBOOKS / executed.name)
 
 
@@ -396,37 +393,34 @@ def small_picture(encoded: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def publish_results(run_dir: str) -> Path:
+def publish_results(run_dir: str) -> None:
     """Copy a run's summary and provenance to `results/<profile>/`; where the judge knows the truth, into the README.
 
     Raises:
         RuntimeError: the run is not finished.
     """
-    folder = PROJECT / run_dir
-    last, sft = folder / "chapters" / "12_reproduction_report.json", read_artifact(folder / "sft")
-    if not (last.is_file() and sft):
+    last = PROJECT / run_dir / "chapters" / "12_reproduction_report.json"
+    if not last.is_file():
         raise RuntimeError(f"{run_dir} is not a finished run: run the guide first")
     profile = load_profile(json.loads(last.read_text(encoding="utf-8"))["profile"])
-    facts = {key: sft.manifest[key] for key in ("python", "versions", "commit", "dirty", "device")}
-    facts |= {"profile": profile.name, "judge": profile.evaluation.judge, "mixture": profile.data.main_mixture}
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    write_json(tables.RESULTS / profile.name / "summary.json", {"provenance": facts, "summary": summary})
-    if profile.evaluation.judge == "gold":
-        _win_rate_figure(Run("results", profile, folder), summary).savefig(
-            tables.RESULTS / profile.name / "win_rate.png", dpi=110
-        )
+    run, target, judge = (
+        Run(last.stem, profile, PROJECT / run_dir),
+        tables.RESULTS / profile.name,
+        profile.evaluation.judge,
+    )
+    facts = {key: run["sft"].manifest[key] for key in ("python", "versions", "commit", "dirty", "device")}
+    facts |= {"profile": profile.name, "judge": judge, "mixture": profile.data.main_mixture}
+    summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+    write_json(target / "summary.json", {"provenance": facts, "summary": summary})
+    if judge == "gold":
+        from rlhflow_utils.guide.figures import policies
+
+        found = [run[f"iter{k}_evaluation"].read_json("results.json") for k in tables.iterations(summary)]
+        offline = run["offline_dpo_evaluation"].read_json("results.json")["estimates"]["win_rate"]
+        rates = [result["estimates"]["win_rate"] for result in found]
+        figure = policies.win_rate_over_iterations(rates, judge, {"offline DPO": offline}, f"{run.caption} One seed.")
+        figure.savefig(target / "win_rate.png", dpi=110)
         replace_block("results", readme_block(summary, facts))
-    return tables.RESULTS / profile.name
-
-
-def _win_rate_figure(run: Run, summary: Mapping[str, Any]) -> Any:
-    from rlhflow_utils.guide import figures
-
-    judge, n = run.profile.evaluation.judge, run["sft_evaluation"].rows["prompts"]["rows_out"]
-    places = [f"iter{k}_evaluation" for k in tables.iterations(summary)]
-    rates = [{**tables.estimate(summary, f"{place}.{judge}_win_rate_vs_sft"), "n": n} for place in places]
-    offline = {"offline DPO": tables.estimate(summary, f"offline_dpo_evaluation.{judge}_win_rate_vs_sft")}
-    return figures.win_rate_over_iterations(rates, judge, offline, f"{run.caption} One seed.")
 
 
 def readme_block(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

@@ -56,8 +56,7 @@ def length_distributions(lengths: Lengths, unit: str = "tokens", caption: str = 
         )  # fmt: skip
     axes.set_yticks(range(len(lengths)), list(lengths))
     axes.invert_yaxis()
-    axes.grid(axis="x")
-    axes.set(xlabel=f"length of the answer ({unit}); box: quartiles, whiskers: 5 to 95 %, dot: mean")
+    style.dress(axes, "x", xlabel=f"length of the answer ({unit}); box: quartiles, whiskers: 5 to 95 %, dot: mean")
     style.legend_right(axes)
     longer = sum(np.mean(row["chosen"]) > np.mean(row["rejected"]) for row in lengths.values())
     return finish(figure, f"Chosen answers are longer on average in {longer} of {len(lengths)} sources", caption)
@@ -95,8 +94,7 @@ def length_agreement(lengths: Lengths, caption: str = "") -> Figure:
     axes.barh(sources, shares - 50, left=50, color=colours, alpha=0.75)
     axes.errorbar(shares, sources, xerr=errors, fmt="none", ecolor=DARK, capsize=2, lw=1)
     axes.axvline(50, color=DARK, lw=1)
-    axes.set(xlim=(0, 100), xlabel="chosen answer has more characters (%), equal: ½; whiskers: 95 %")
-    axes.grid(axis="x")
+    style.dress(axes, "x", xlim=(0, 100), xlabel="chosen answer has more characters (%), equal: ½; whiskers: 95 %")
     axes.tick_params(axis="y", length=0)
     longer, shorter = int((shares - errors > 50).sum()), int((shares + errors < 50).sum())
     title = f"Labels lean to the longer answer in {longer} of {len(sources)} bars, to the shorter in {shorter}"
@@ -142,8 +140,7 @@ def loss_curves(
         falling = falling and bool(means[-1] < means[0])
     if baseline is not None:
         axes.axhline(baseline, color=GREY, lw=1, ls="--", label=baseline_label or f"{baseline:.3f}")
-    axes.grid(axis="y")
-    axes.set(xlabel="optimiser step", ylabel="loss (nats); thick: running mean over 4 % of the steps")
+    style.dress(axes, "y", xlabel="optimiser step", ylabel="loss (nats); thick: running mean over 4 % of the steps")
     axes.legend()
     return finish(
         figure, "The training loss falls" if falling else "The training loss does not fall in every run", caption
@@ -185,11 +182,9 @@ def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], capt
         axes.errorbar(predicted, observed, [observed - low, high - observed], lw=1.4, capsize=2, label=name, **look)
         below.plot(predicted, table["count"], lw=1.2, **look)
         errors.append(f"{name} {np.average(np.abs(predicted - observed), weights=table['count']):.3f}")
-    axes.grid()
-    axes.set(ylabel="observed frequency; bars: 95 %", xlim=(0, 1), ylim=(-0.03, 1.03))
+    style.dress(axes, "both", ylabel="observed frequency; bars: 95 %", xlim=(0, 1), ylim=(-0.03, 1.03))
     axes.legend(loc="upper left")
-    below.grid(axis="y")
-    below.set(xlabel="predicted P(first answer preferred)", ylabel="pairs, both orders", ylim=(0, None))
+    style.dress(below, "y", xlabel="predicted P(first answer preferred)", ylabel="pairs, both orders", ylim=(0, None))
     return finish(figure, f"Calibration: mean gap between prediction and outcome {', '.join(errors)}", caption)
 
 
@@ -208,25 +203,23 @@ def rewardbench_bars(
     width = 0.8 / len(results)
     diamond: dict[str, Any] = {"color": "white", "markeredgecolor": DARK, "ms": 5.5, "zorder": 5}
     for index, (name, sections) in enumerate(results.items()):
-        colour = style.colour_of(name, index)
-        axes.bar([np.nan], [np.nan], color=colour, label=METHOD_NAMES.get(name, name))  # for the legend
-        for place, section in enumerate(SECTION_NAMES):
-            x = place + (index - (len(results) - 1) / 2) * width
-            score, stated = sections.get(section), (paper or {}).get(name, {}).get(section)
-            if score is None:
-                axes.text(x, 1, "no rows", rotation=90, ha="center", va="bottom", fontsize=8, color=GREY)
-            else:
-                shown = style.percent(score)
-                axes.bar(x, shown["value"], 0.92 * width, color=colour)
-                axes.errorbar(x, shown["value"], style.error_bar(shown), color=DARK, lw=1, capsize=2)
-            if stated is not None:
-                axes.plot(x, stated, "D", **diamond)
+        places = {part: k + (index - (len(results) - 1) / 2) * width for k, part in enumerate(SECTION_NAMES)}
+        shown = {part: style.percent(score) for part in places if (score := sections.get(part))}
+        label, colour = METHOD_NAMES.get(name, name), style.colour_of(name, index)
+        at, values = [places[part] for part in shown], [score["value"] for score in shown.values()]
+        axes.bar(at, values, 0.92 * width, color=colour, label=label)
+        errors = np.hstack([[[], []], *[style.error_bar(score) for score in shown.values()]])
+        axes.errorbar(at, values, errors, color=DARK, lw=1, capsize=2, ls="none")
+        for part in set(places) - set(shown):
+            axes.text(places[part], 1, "no rows", rotation=90, ha="center", va="bottom", fontsize=8, color=GREY)
+        stated = {part: value for part, value in (paper or {}).get(name, {}).items() if value is not None}
+        axes.plot([places[part] for part in stated], list(stated.values()), "D", **diamond)
     if paper:
         axes.plot([], [], "D", label="the authors (LLaMA-3-8B)", **diamond)
-    axes.axhline(50, color=GREY, lw=1, ls="--")
-    axes.grid(axis="y")
+    style.dress(
+        axes, "y", half="y", xlim=(-0.5, len(SECTION_NAMES) - 0.5), ylim=(0, 104), ylabel="accuracy (%); whiskers: 95 %"
+    )
     axes.set_xticks(range(len(SECTION_NAMES)), list(SECTION_NAMES.values()))
-    axes.set(xlim=(-0.5, len(SECTION_NAMES) - 0.5), ylim=(0, 104), ylabel="accuracy (%); whiskers: 95 %")
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.14), ncols=len(results) + 1)
     overall = {METHOD_NAMES.get(name, name): score for name, row in results.items() if (score := row.get("overall"))}
     listed = ", ".join(f"{name} {100 * score['value']:.1f} %" for name, score in overall.items())
@@ -241,15 +234,11 @@ def rewardbench_subsets(results: Mapping[str, Mapping[str, Estimate]], caption: 
     for index, (name, row) in enumerate(results.items()):
         shown = {subset: style.percent(score) for subset, score in row.items()}
         places = [subsets.index(subset) + (index - (len(results) - 1) / 2) * height for subset in shown]
-        values = [score["value"] for score in shown.values()]
-        colour = style.colour_of(name, index)
-        axes.barh(places, values, 0.92 * height, color=colour, label=METHOD_NAMES.get(name, name))
-        errors = np.hstack([style.error_bar(score) for score in shown.values()])
-        axes.errorbar(values, places, xerr=errors, color=DARK, lw=0.8, capsize=1.5, ls="none")
-    axes.axvline(50, color=GREY, lw=1, ls="--")
+        label, colour = METHOD_NAMES.get(name, name), style.colour_of(name, index)
+        style.lying_bars(axes, places, list(shown.values()), colour, height=0.92 * height, label=label)
     axes.set_yticks(range(len(subsets)), subsets)
-    axes.grid(axis="x")
-    axes.set(xlim=(0, 101), ylim=(len(subsets) - 0.4, -0.6), xlabel="accuracy (%), whiskers: 95 %; dashed: coin flip")
+    label = "accuracy (%), whiskers: 95 %; dashed: coin flip"
+    style.dress(axes, "x", half="x", xlim=(0, 101), ylim=(len(subsets) - 0.4, -0.6), xlabel=label)
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(results))
     return finish(figure, "RewardBench by subset", caption)
 

@@ -88,11 +88,9 @@ def win_rate_over_iterations(
         axes.errorbar(
             place, shown["value"], style.error_bar(shown), label=name, color=colour, marker="s", capsize=3, ls="none"
         )
-    axes.axhline(50, color=GREY, lw=1, ls="--")
     axes.set_xticks(steps, ["SFT", *[f"iteration {step}" for step in steps[1:]]])
-    axes.grid(axis="y")
     axes.margins(y=0.15)
-    axes.set(ylabel=f"win rate against SFT (%)\njudge: {judge.replace('_', ' ')}")
+    style.dress(axes, "y", half="y", ylabel=f"win rate against SFT (%)\njudge: {judge.replace('_', ' ')}")
     axes.legend(loc="upper left")
     title = f"After iteration {steps[-1]} the policy wins {rates[-1]['value']:.1f} % against SFT"
     return finish(figure, f"{title} (n = {iterations[-1]['n']})", caption)
@@ -115,9 +113,8 @@ def proxy_against_gold(
     kinds = ((proxy, ORANGE, "proxy reward, r − λ|a|"), (gold, GREEN, "gold reward"))
     for axes, (rows, colour, name) in zip(panels, kinds, strict=True):
         style.band(axes, steps, list(rows), colour, decimals=2)
-        axes.grid(axis="y")
         axes.margins(y=0.3)
-        axes.set_ylabel(f"{name}\n(mean; band: 95 %)")
+        style.dress(axes, "y", ylabel=f"{name}\n(mean; band: 95 %)")
     panels[-1].set_xticks(steps, list(labels))
     taken = [rows[-1]["value"] - rows[-2]["value"] for rows in (proxy, gold)]
     title = f"From {labels[-2]} to {labels[-1]}: proxy reward {taken[0]:+.2f}, gold reward {taken[1]:+.2f}"
@@ -134,8 +131,7 @@ def policy_bars(table: Mapping[str, Mapping[str, Estimate | None]], caption: str
             if score is None:
                 axes.text(0, place, " not measured", va="center", fontsize=8, color=GREY)
                 continue
-            axes.barh(place, score["value"], color=style.colour_of(policy, place), height=0.65, alpha=0.85)
-            axes.errorbar(score["value"], place, xerr=style.error_bar(score), color=DARK, lw=1, capsize=2)
+            style.lying_bars(axes, [place], [score], style.colour_of(policy, place), height=0.65)
             style.note(axes, f"{score['value']:.3g}", max(score["ci_high"], 0.0), place, (3, 0), va="center")
         axes.grid(axis="x")
         axes.margins(x=0.35)
@@ -156,10 +152,9 @@ def win_rate_against_length(points: Mapping[str, Mapping[str, Estimate]], captio
         bars, colour = (style.error_bar(rate), style.error_bar(length)), style.colour_of(name, index)
         axes.errorbar(length["value"], rate["value"], *bars, marker="o", ms=6, capsize=2, color=colour, ls="none")
         style.note(axes, name, length["value"], rate["value"], (7, 5))
-    axes.axhline(50, color=GREY, lw=1, ls="--")
-    axes.grid()
     axes.margins(x=0.2, y=0.15)
-    axes.set(xlabel="mean response length (characters)", ylabel="win rate against SFT (%)")
+    labels = {"xlabel": "mean response length (characters)", "ylabel": "win rate against SFT (%)"}
+    style.dress(axes, "both", half="y", **labels)
     best = max(points, key=lambda name: float(points[name]["win_rate"]["value"]))
     wins, characters = 100 * points[best]["win_rate"]["value"], points[best]["mean_length"]["value"]
     title = f"Highest win rate: {best}, {wins:.1f} % with {characters:.0f} characters per answer"

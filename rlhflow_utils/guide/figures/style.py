@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -128,6 +128,22 @@ def short_count(count: float) -> str:
     if abs(count) < 1e4:
         return f"{count:.0f}"
     return f"{count / 1e6:.1f}M" if abs(count) >= 1e6 else f"{count / 1e3:.1f}k"
+
+
+def dress(axes: Axes, grid: Literal["x", "y", "both"] | None = None, half: str = "", **labels: Any) -> None:
+    """Grid lines, a dashed line at 50 % (`half`: across "x" or "y"), and labels and limits."""
+    if grid:
+        axes.grid(axis=grid)
+    if half:
+        (axes.axvline if half == "x" else axes.axhline)(50, color=GREY, lw=1, ls="--")
+    axes.set(**labels)
+
+
+def lying_bars(axes: Axes, places: Sequence[float], rows: Sequence[Estimate], colour: str, **options: Any) -> None:
+    """Horizontal bars of estimates with their intervals."""
+    values = [row["value"] for row in rows]
+    axes.barh(places, values, color=colour, **options)
+    axes.errorbar(values, places, xerr=np.hstack([error_bar(r) for r in rows]), color=DARK, lw=1, capsize=2, ls="none")
 
 
 def legend_right(axes: Axes, **options: Any) -> Legend:
