@@ -233,6 +233,8 @@ def test_a_chapter_depends_on_the_content_of_files(guide: Path, capsys: pytest.C
     [
         ("run.profile.dpo.trainer", {"dpo"}),
         ("profile = run.profile\nprofile.sft, profile.model", {"sft", "model"}),
+        ("profile, sft = run.profile, run['sft']\nprofile.dpo", {"dpo"}),
+        ("sft, other = run['sft'], run.profile", None),
         ("run / 'x', run['x'], 'x' in run, run.seed, run.finish()", {"seed"}),
         ("run.caption", {"name", "world"}),
         ("run.data_root(), run.base_model()", {"data", "world", "model"}),

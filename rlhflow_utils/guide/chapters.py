@@ -263,12 +263,12 @@ def sections_read(tree: ast.AST) -> set[str]:
     All of them where it hands the profile or the run to a function, or to another name: what happens there is not seen.
     """
     parents = {id(child): node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-    found: set[str] = set()
+    named, found = _named_profile(tree), set[str]()
     for node in ast.walk(tree):
         parent = parents.get(id(node))
         attribute = parent.attr if isinstance(parent, ast.Attribute) else None
         if _is_profile(node):
-            if attribute not in Profile.model_fields and not _names_profile(parent):
+            if attribute not in Profile.model_fields and id(node) not in named:
                 return set(Profile.model_fields)
             found |= {attribute} if attribute else set()
         elif isinstance(node, ast.Name) and node.id == "run" and isinstance(node.ctx, ast.Load):
@@ -292,9 +292,14 @@ def _is_profile(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id == "profile" and isinstance(node.ctx, ast.Load)
 
 
-def _names_profile(node: ast.AST | None) -> bool:
-    """Whether this is `profile = run.profile`."""
-    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "profile"
+def _named_profile(tree: ast.AST) -> set[int]:
+    """Identities of the values in `profile = run.profile`, also as a part of a longer assignment."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            sides = [side.elts if isinstance(side, ast.Tuple) else [side] for side in (node.targets[0], node.value)]
+            found |= {id(value) for target, value in zip(*sides, strict=False) if ast.unparse(target) == "profile"}
+    return found
 
 
 def _stage_is_current(folder: Path, key: str, hash_of: Callable[[Path], str]) -> bool:
