@@ -1,43 +1,45 @@
-"""Hugging Face dataset cards, one per source and mixture, rendered from facts and counts.
+"""Dataset cards, the hub, and the commands `data`, `push-data` and `pin`.
 
-``data_cards/facts.yaml`` holds what is known about each source, ``data_cards/counts.json`` what a run counted. To count
-anew and render the cards::
+Cards are Jinja templates (``data_cards/templates/``) over facts (``facts.yaml``), what a reader found (``audit.yaml``)
+and counts. To count the real rows anew and render the committed cards::
 
-    python -m rlhflow_utils.data.cards runs/slices/01_preference_data
+    python -m rlhflow_utils data --profile slices --data-root folder
+    python -m rlhflow_utils.data.cards runs/slices-data/preference_data
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
 import sys
-import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from rlhflow_utils.data import filters
-from rlhflow_utils.data.mixtures import Funnel, Measuring, SourcePairs, filter_source, seeded_order
-from rlhflow_utils.data.overview import PAPER_TABLE1, side_by_side
-from rlhflow_utils.data.sources import read_candidates
-from rlhflow_utils.guide.profile import PROFILES_FOLDER, Profile, load_profile, profile_path
-from rlhflow_utils.guide.settings import HubSettings, SourceSettings
-from rlhflow_utils.guide.stage import StageFolder, write_json
-from rlhflow_utils.guide.tables import cell, markdown_table
+from rlhflow_utils.data.filters import DROPPED
+from rlhflow_utils.data.mixtures import build_preference_data, seeded_order
+from rlhflow_utils.data.overview import PAPER_COLUMNS, PAPER_TABLE1, explain_table1, funnel, funnel_rows, side_by_side
+from rlhflow_utils.guide.profile import PROFILES, REVISIONS, ConfigError, hub_ids, load_profile, read_revisions, variant
+from rlhflow_utils.guide.run import Run, locked, quiet_libraries
+from rlhflow_utils.guide.settings import HubSettings, Profile
+from rlhflow_utils.guide.stage import PROJECT, Artifact, read_artifact, relative
+from rlhflow_utils.guide.tables import markdown_table
+from rlhflow_utils.simulator.world import build_world
 
-Counts = Mapping[str, Any]
-SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
-STANDARD_ROW = (
-    "Rows are in the standard preference format: `prompt` (turns, ending with the user), `chosen`, `rejected` (the "
-    "answer as one assistant turn), `chosen_score`, `rejected_score` (native scores or null), `source`, `row_id`."
-)
+if TYPE_CHECKING:
+    import pandas as pd
+
+Facts = Mapping[str, Any]
+FOLDER = PROJECT / "data_cards"
+AUDIT_SEED, AUDITED = 0, 100  # kept pairs of a source that a reader goes through
+SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
+AT_HAND = "on the rows at hand (profile `slices`), not on the whole set"
 OTHER_REASONS = {
-    "too_long": filters.is_too_long.__doc__ or "",
+    "too_long": (filters.is_too_long.__doc__ or "").removeprefix("Reason ``too_long``: "),
     "duplicate_pair": "The prompt and both answers were kept before. Reconstructed.",
     "swapped_duplicate": "The pair was kept before with the opposite label. Reconstructed.",
     "too_many_pairs": "The prompt has its number of pairs. Sourced for SHP (at most 5, its card).",
@@ -46,480 +48,150 @@ OTHER_REASONS = {
 }
 
 
-def header(title: str, licences: Sequence[str], pairs: int | None) -> str:
-    """YAML front matter, as the hub reads it; `pairs` sets the size category."""
-    different = sorted(set(licences))
-    licence = different[0] if len(different) == 1 else "other"
-    front: dict[str, Any] = {"pretty_name": title, "language": ["en"], "license": licence}
-    if licence == "other":  # the hub asks for a name beside "other"
-        front["license_name"] = "mixed" if len(different) > 1 else "see-the-source"
-    front["tags"] = ["preference", "rlhf", "reward-model"]
-    front["size_categories"] = [_size(pairs)] if pairs is not None else ["unknown"]
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n"
+# --- what the cards say -------------------------------------------------------------------------------------------
 
 
-def _size(pairs: int) -> str:
-    return next(label for limit, label in SIZES if pairs < limit)
-
-
-def hub_link(hub_id: str | None) -> str:
-    """A link to a dataset, or the words for none."""
-    return f"[{hub_id}](https://huggingface.co/datasets/{hub_id})" if hub_id else "local files"
-
-
-def revision_text(hub_id: str | None, revision: str | None) -> str:
-    """The commit that is read, or how to pin one."""
-    if hub_id is None:
-        return "no hub revision"
-    return f"revision: `{revision}`" if revision else "revision: not pinned (`python -m rlhflow_utils pin` writes it)"
-
-
-def rule_text(reason: str) -> tuple[str, str]:
-    """What a drop reason means, and its basis (sourced, reconstructed), from the rule's docstring."""
-    document = OTHER_REASONS.get(reason) or (filters.RULES[reason].__doc__ or "")
-    text = " ".join(document.split())
-    meaning = text.removeprefix("Reason ``too_long``: ").split(". ")[0].removesuffix(".")
-    words = [word for word in ("sourced", "reconstructed") if word in text.lower()]
-    return meaning, " in part, else ".join(words)
-
-
-def rules_section(
-    counts: Counts | None, where: str = "on the rows at hand (profile `slices`), not on the whole set"
-) -> list[str]:
-    """Every rule in its order, with its basis, and the pairs that it took from the rows at hand."""
-    reasons = [*filters.RULES, *OTHER_REASONS]
-    lines = ["## Filters", ""]
-    if counts is None:
-        lines += [
-            "No run over these rows has been recorded here yet.",
-            "",
-            "| reason | meaning | basis |",
-            "|---|---|---|",
-        ]
-    else:
-        lines += [
-            f"Counted {where}: {counts['native_rows']:,} native rows gave {counts['rows_in']:,} candidate pairs, of "
-            f"which {counts['rows_out']:,} were kept. The first rule that a pair fails takes it.", "",
-            "| reason | pairs dropped | meaning | basis |", "|---|---:|---|---|",
-        ]  # fmt: skip
-    for reason in reasons:
-        meaning, basis = rule_text(reason)
-        number = "" if counts is None else f" {counts['dropped'].get(reason, 0):,} |"
-        lines.append(f"| `{reason}` |{number} {meaning} | {basis} |")
-    return [*lines, ""]
-
-
-def summed(counts: Mapping[str, Counts]) -> Counts | None:
-    """The counts of several sources together; None where there is none."""
-    if not counts:
-        return None
-    dropped: Counter[str] = sum((Counter(row["dropped"]) for row in counts.values()), Counter())
-    totals = {key: sum(row[key] for row in counts.values()) for key in ("native_rows", "rows_in", "rows_out")}
-    return totals | {"dropped": dict(dropped)}
-
-
-def lengths_section(name: str, counts: Counts | None, difference: str | None) -> list[str]:
-    """Table 1, the paper's line and ours, and why they differ."""
-    paper = PAPER_TABLE1.get(name)
-    ours = counts["lengths"] if counts else None
-    if not paper and not ours:
-        return []
-    unit = f"ours in {ours['unit']}; the paper's unit is not stated" if ours else "the paper does not state the unit"
-    lines = ["## Size and lengths", "", f"Mean lengths: {unit}. Measured before held-out prompts are taken out.", ""]
-    lines += ["| | prompts | prompt | chosen | rejected | pairs |", "|---|---:|---:|---:|---:|---:|"]
-    if paper:
-        lines.append(f"| paper, Table 1 | {paper[0]:,} | {paper[1]} | {paper[2]} | {paper[3]} | {paper[6]:,} |")
-    if ours:
-        lengths = " | ".join(str(ours[f"{part}_length"]) for part in ("prompt", "chosen", "rejected"))
-        lines.append(f"| rows at hand | {ours['prompts']:,} | {lengths} | {ours['pairs']:,} |")
-        lines += ["", f"The chosen answer has more characters in {ours['length_agreement']:.1%} of the pairs kept."]
-    if difference:
-        lines += ["", f"On the paper's count: {difference}."]
-    return [*lines, ""]
-
-
-def audit_section(audit: Mapping[str, Any] | None) -> list[str]:
-    """What a reader found in the rows."""
-    if audit is None:
-        return []
-    drawn = f"{audit['kept']} kept pairs drawn by a seed and all {audit['dropped']} dropped ones were gone through"
-    lines = ["## Audit", "", f"{drawn} (`audit.json` names the rows).", ""]
-    lines += [f"- {' '.join(finding.split())}" for finding in audit["findings"]]
-    if audit["doubtful"]:
-        lines.append(f"- Kept but doubtful: {', '.join(f'`{row}`' for row in audit['doubtful'])}.")
-    if audit["lost"]:
-        lines.append(f"- Dropped although sound: {', '.join(f'`{row}`' for row in audit['lost'])}.")
-    return [*lines, ""]
-
-
-def members_table(
-    members: Sequence[str], sources: Mapping[str, Mapping[str, Any]], counts: Mapping[str, Counts]
-) -> list[str]:
-    """The sources of a mixture: licence, the paper's pairs, and the pairs kept of the rows at hand."""
-    lines = ["| source | licence | pairs in the paper's Table 1 | kept of the rows at hand |", "|---|---|---:|---:|"]
-    for member in members:
-        pairs = f"{PAPER_TABLE1[member][6]:,}" if member in PAPER_TABLE1 else "not stated"
-        kept = (
-            f"{counts[member]['rows_out']:,} of {counts[member]['rows_in']:,}" if member in counts else "none at hand"
-        )
-        lines.append(f"| [{member}]({sources[member]['file']}.md) | {sources[member]['licence']} | {pairs} | {kept} |")
-    return [*lines, ""]
-
-
-def run_members(
-    made: Mapping[str, Any], members: Mapping[str, Counts], sources: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """The sources of a finished mixture: where each is from, its licence, candidate pairs, and pairs in the mixture."""
-    lines = ["| source | read from | licence | candidate pairs | pairs here |", "|---|---|---|---:|---:|"]
-    for name, row in members.items():
-        facts = sources.get(name, {})
-        link, licence = hub_link(facts.get("hub_id")), facts.get("licence", "unknown")
-        lines.append(f"| {name} | {link} | {licence} | {row['rows_in']:,} | {made['sources'][name]:,} |")
-    return [*lines, ""]
-
-
-def provenance_section(manifest: Mapping[str, Any]) -> list[str]:
-    """Which run made the rows; nothing where there is no manifest."""
-    if not manifest:
-        return []
-    known = {key: manifest.get(key) for key in ("profile", "stage", "key", "seed", "commit")}
-    return ["## Provenance", "", ", ".join(f"{key} `{value}`" for key, value in known.items()) + ".", ""]
-
-
-FOLDER = Path(__file__).resolve().parents[2] / "data_cards"
-SEED, KEPT = 0, 100
-Sheet = dict[str, Any]
-
-
-def audit_rows(profile: Profile, root: Path, sheets: Path | None = None) -> Sheet:
-    """Draw the audit of every preference source of a profile.
-
-    Args:
-        profile: names the sources and the rules' numbers.
-        root: folder of the local rows.
-        sheets: folder for one ``<source>.jsonl`` each with the texts; None: none are written.
-
-    Returns:
-        ``{seed, sources: {name: {kept: [row ids], dropped: {reason: [row ids]}}}}``.
-    """
-    record: Sheet = {"profile": profile.name, "seed": SEED, "sources": {}}
-    for source in profile.data.preference_sources:
-        with tempfile.TemporaryDirectory() as folder:
-            funnel = Funnel()
-            path = Path(folder) / "pairs.arrow"
-            pairs = filter_source(source, root, profile.data.filters, Measuring(None), path, funnel)
-            kept = draw_kept(pairs.row_ids)
-            record["sources"][source.name] = {"kept": kept, "dropped": _by_reason(funnel)}
-            if sheets is not None:
-                _write_sheet(sheets / f"{source.name}.jsonl", source, root, pairs, kept, funnel)
-    return record
-
-
-def draw_kept(row_ids: list[str]) -> list[str]:
-    """At most `KEPT` row ids, drawn by `SEED` and the ids alone, in the order of the file."""
-    return [row_ids[i] for i in sorted(seeded_order(row_ids, SEED)[:KEPT])]
-
-
-def _by_reason(funnel: Funnel) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for _, row_id, reason in funnel.dropped_rows:
-        found[reason].append(row_id)
-    return dict(sorted(found.items()))
-
-
-def _write_sheet(
-    path: Path, source: SourceSettings, root: Path, pairs: SourcePairs, kept: list[str], funnel: Funnel
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    reasons = {row_id: reason for _, row_id, reason in funnel.dropped_rows}
-    wanted = dict.fromkeys(kept, "kept") | reasons
-    with path.open("w", encoding="utf-8") as file:
-        for pair in read_candidates(source, root):
-            if pair.row_id in wanted:
-                line: dict[str, Any] = {"row_id": pair.row_id, "fate": wanted[pair.row_id], "prompt": pair.prompt}
-                line |= {"chosen": pair.chosen, "rejected": pair.rejected, "chosen_score": pair.chosen_score,
-                         "rejected_score": pair.rejected_score, "evidence": pair.evidence}  # fmt: skip
-                file.write(json.dumps(line, ensure_ascii=True) + "\n")
-
-
-def audit() -> None:
-    """Write the sheets and the committed list of rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("profile")
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the sheets")
-    options = parser.parse_args()
-    write_json(FOLDER / "audit.json", audit_rows(load_profile(options.profile), options.data_root, options.out))
-
-
-Facts = Mapping[str, Any]
-
-
-def load_facts(folder: Path = FOLDER) -> dict[str, dict[str, Facts]]:
-    """``{"sources": {name: facts}, "mixtures": {name: facts}}``."""
-    facts: dict[str, dict[str, Facts]] = yaml.safe_load((folder / "facts.yaml").read_text(encoding="utf-8"))
+def load_facts() -> dict[str, dict[str, Facts]]:
+    """``{"sources": {name: facts}, "mixtures": ..., "published": ...}``."""
+    facts: dict[str, dict[str, Facts]] = yaml.safe_load((FOLDER / "facts.yaml").read_text(encoding="utf-8"))
     return facts
 
 
-def load_counts(folder: Path = FOLDER) -> dict[str, Any]:
-    """What `collect_counts` found in the committed run."""
-    counts: dict[str, Any] = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+def read_pairs(data: Path) -> pd.DataFrame:
+    """The candidate pairs of the preference sources in a finished folder, without excerpts."""
+    from datasets import load_from_disk
+
+    table = load_from_disk(str(data / "pairs"))
+    frame: pd.DataFrame = table.select_columns(["source", "row_id", "fate", "offline"]).to_pandas()
+    return frame[~frame.offline]
+
+
+def collect_counts(data: Path) -> dict[str, Any]:
+    """``{source: {native_rows, rows_in, dropped, rows_out, lengths}}`` of a finished folder."""
+    counts = funnel(read_pairs(data))
+    for row in json.loads((data / "table1.json").read_text(encoding="utf-8")):
+        del counts[row["source"]]["splits"]
+        lengths = {k: v for k, v in row.items() if k not in ("source", "paper", "completion", "annotator")}
+        counts[row["source"]]["lengths"] = lengths
     return counts
 
 
-def collect_counts(stage_folder: Path) -> dict[str, Any]:
-    """``{source: {native_rows, rows_in, dropped, rows_out, lengths}}`` of a finished chapter 01."""
-    pairs = json.loads((stage_folder / "funnel.json").read_text(encoding="utf-8"))["pairs"]
-    table = json.loads((stage_folder / "table1.json").read_text(encoding="utf-8"))
-    wanted = ("native_rows", "rows_in", "dropped", "rows_out")
-    counts = {source: {key: row[key] for key in wanted} for source, row in pairs.items()}
-    for row in table:
-        keep = {k: v for k, v in row.items() if k not in ("source", "paper", "completion", "annotator")}
-        counts[row["source"]]["lengths"] = keep
-    return counts
+def draw_audit(data: Path) -> dict[str, Any]:
+    """Source -> the row ids to read: `AUDITED` pairs that pass the filters, drawn by a seed, and all dropped ones."""
+    drawn = {}
+    for source, rows in read_pairs(data).groupby("source", sort=False):
+        passed = rows[~rows.fate.str.startswith(DROPPED) | rows.fate.str.endswith("_overlap")].row_id.tolist()
+        kept = [passed[i] for i in sorted(seeded_order(passed, AUDIT_SEED)[:AUDITED])]
+        dropped = rows[~rows.row_id.isin(passed)].groupby("fate").row_id.apply(list)
+        by_reason = {str(fate).removeprefix(DROPPED): ids for fate, ids in dropped.items()}
+        drawn[str(source)] = {"kept": kept, "dropped": by_reason}
+    return {"profile": "slices", "seed": AUDIT_SEED, "sources": drawn}
 
 
-def load_audit(folder: Path = FOLDER) -> dict[str, Any]:
+def load_audit() -> dict[str, Any]:
     """Source -> what a reader found in its rows (``audit.yaml``) and how many rows that were (``audit.json``)."""
-    findings = yaml.safe_load((folder / "audit.yaml").read_text(encoding="utf-8"))
-    rows = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["sources"]
+    findings = yaml.safe_load((FOLDER / "audit.yaml").read_text(encoding="utf-8"))
+    rows = json.loads((FOLDER / "audit.json").read_text(encoding="utf-8"))["sources"]
     return {
         name: found | {"kept": len(rows[name]["kept"]), "dropped": sum(map(len, rows[name]["dropped"].values()))}
         for name, found in findings.items()
     }
 
 
-def pinned_revisions(profile: str = "llama3-8b") -> dict[str, str | None]:
-    """Hub id -> revision of the data sources of a profile; None: not pinned."""
-    data = load_profile(profile).data
-    sources = [*data.preference_sources, *data.sft_sources, *data.prompt_sources]
-    sources += [data.offline_source] if data.offline_source else []
-    return {source.hub_id: source.revision for source in sources if source.hub_id}
+def rule_text(reason: str) -> tuple[str, str]:
+    """What a drop reason means, and its basis (sourced, reconstructed), from the rule's docstring."""
+    text = " ".join((OTHER_REASONS.get(reason) or filters.RULES[reason].__doc__ or "").split())
+    words = [word for word in ("sourced", "reconstructed") if word in text.lower()]
+    return text.split(". ")[0].removesuffix("."), " in part, else ".join(words)
 
 
-def render_source_card(
-    name: str, facts: Facts, counts: Counts | None, audit: Facts | None = None, revision: str | None = None
-) -> str:
-    """The card of one source.
-
-    Args:
-        name: of the source.
-        facts: its entry of ``facts.yaml``.
-        counts: its entry of ``counts.json``; None where no run has counted it.
-        audit: its entry of `load_audit`; None where no rows were at hand to read.
-        revision: the hub commit that the profiles read; None: not pinned.
-    """
-    paper = PAPER_TABLE1.get(name)
-    pairs = counts["rows_out"] if counts else paper[6] if paper else None
-    parts = [
-        header(f"{name}, filtered preference pairs", [facts["licence"]], pairs),
-        f"# {name}", "", facts["origin"], "",
-        f"- Read from: {hub_link(facts['hub_id'])}; "
-        f"{revision_text(facts['hub_id'], revision)}",
-        f"- Licence: {facts['licence']}",
-        f"- Native schema: {facts['fields']}; converter: `{facts['schema']}`",
-        f"- Pairs: {facts['pairs']}", "",
-        STANDARD_ROW, "",
-        *rules_section(counts), *lengths_section(name, counts, facts.get("difference")),
-        *audit_section(audit),
-        "## Known problems", "", *([f"- {problem}" for problem in facts["problems"]] or ["None known."]), "",
-    ]  # fmt: skip
-    return "\n".join(parts)
+def rules_table(counts: Sequence[Mapping[str, Any]], where: str = AT_HAND) -> str:
+    """Every rule in its order, with its basis, and the pairs of some sources that it took."""
+    dropped: Counter[str] = sum((Counter(row["dropped"]) for row in counts), Counter())
+    native, pairs, kept = (sum(row[key] for row in counts) for key in ("native_rows", "rows_in", "rows_out"))
+    text = f"Counted {where}: {native:,} native rows gave {pairs:,} candidate pairs, of which {kept:,} were kept. "
+    text += "The first rule that a pair fails takes it."
+    rows = []
+    for reason in [*filters.RULES, *OTHER_REASONS]:
+        meaning, basis = rule_text(reason)
+        number = {"pairs dropped": dropped[reason]} if counts else {}
+        rows.append({"reason": f"`{reason}`", **number, "meaning": meaning, "basis": basis})
+    return f"{text if counts else 'No run over these rows has been recorded here yet.'}\n\n{markdown_table(rows)}"
 
 
-def render_mixture_card(name: str, facts: Facts, sources: Mapping[str, Facts], counts: Mapping[str, Counts]) -> str:
-    """The card of a mixture: its sources, the paper's counts, and what the rows at hand gave."""
-    members = facts["sources"]
-    known = [PAPER_TABLE1[member][6] for member in members if member in PAPER_TABLE1]
-    at_hand = {member: counts[member] for member in members if member in counts}
-    parts = [
-        header(f"{name}, preference mixture", [sources[m]["licence"] for m in members], sum(known)),
-        f"# {name}", "", facts["text"], "",
-        *members_table(members, sources, counts),
-        f"Together {sum(known):,} pairs in Table 1.", "",
-        STANDARD_ROW, "",
-        "Added to the paper's recipe: held-out pairs are split off by a hash of the first user turn, and training "
-        "pairs that repeat an evaluation prompt are dropped (`evaluation_overlap`, `ngram_overlap`).", "",
-        *rules_section(summed(at_hand)),
-        "## Known problems", "",
-        *[f"- {member}: {problem}" for member in members for problem in sources[member]["problems"]], "",
-        "Each licence above applies to its rows. `unknown` means that none was established here: look it up first.", "",
-    ]  # fmt: skip
-    return "\n".join(parts)
+def lengths_table(name: str, ours: Mapping[str, Any] | None) -> str:
+    """Table 1: the paper's line and ours; empty where there is neither."""
+    columns = ("prompts", "prompt_length", "chosen_length", "rejected_length", "pairs")
+    paper = dict(zip(PAPER_COLUMNS, PAPER_TABLE1[name], strict=True)) if name in PAPER_TABLE1 else None
+    lines = {"paper, Table 1": paper, "rows at hand": ours}
+    rows = [
+        {"": whose, **{c.removesuffix("_length"): line[c] for c in columns}} for whose, line in lines.items() if line
+    ]
+    return markdown_table(rows) if rows else ""
 
 
-def render_run_card(
-    mixture: str,
-    sources: Mapping[str, Facts],
-    funnel: Mapping[str, Any],
-    table: Sequence[Mapping[str, Any]],
-    provenance: Mapping[str, Any],
-) -> str:
-    """The card that goes to the hub with a finished mixture.
-
-    Args:
-        mixture: name of the mixture.
-        sources: facts of the sources (``facts.yaml``); a source without an entry has the licence ``unknown``.
-        funnel: the run's ``funnel.json``.
-        table: the run's ``table1.json``.
-        provenance: the stage's manifest; empty where the command `data` made the rows.
-    """
-    made, pairs = funnel["mixtures"][mixture], funnel["pairs"]
-    members = {name: pairs[name] for name in made["sources"]}
-    licences = [sources.get(name, {}).get("licence", "unknown") for name in members]
-    lengths = [row for row in table if row["source"] in members]
-    parts = [
-        header(f"{mixture}, preference mixture", licences, made["rows_out"]),
-        f"# {mixture}", "",
-        f"{made['rows_out']:,} preference pairs to train reward models (recipe of arXiv 2405.07863).",
-        "", *run_members(made, members, sources), STANDARD_ROW, "",
-        *rules_section(summed(members), "in this run"),
-        "## Lengths", "", markdown_table(side_by_side(lengths)), "", *provenance_section(provenance),
-    ]  # fmt: skip
-    return "\n".join(parts)
+# --- rendering ----------------------------------------------------------------------------------------------------
 
 
-def render_published_card(name: str, facts: Facts, sets: Sequence[Mapping[str, str | None]]) -> str:
-    """The card of sets (`hub_id`, `revision`) that the paper's authors published and this guide reads as they are."""
-    links = [f"- {hub_link(found['hub_id'])}; {revision_text(found['hub_id'], found['revision'])}" for found in sets]
-    parts = [
-        header(f"{name}, {facts['kind']}", [facts["licence"]], None),
-        f"# {name}", "", facts["origin"], "", *links,
-        f"- Licence: {facts['licence']}", f"- Native schema: {facts['fields']}; converter: `{facts['schema']}`",
-        f"- Use: {facts['use']}", "",
-        "No rows of it are at hand here, so nothing is counted.", "",
-        "## Known problems", "", *[f"- {problem}" for problem in facts["problems"]], "",
-    ]  # fmt: skip
-    return "\n".join(parts)
+def render(template: str, title: str, licences: Sequence[str], pairs: int | None, **values: Any) -> str:
+    """A dataset card: front matter as the hub reads it (`pairs` sets the size category), and the template's text."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    different = sorted(set(licences))
+    licence = different[0] if len(different) == 1 else "other"
+    named: dict[str, Any] = {}
+    if licence == "other":  # the hub asks for a name beside it
+        named["license_name"] = "mixed" if len(different) > 1 else "see-the-source"
+    size = "unknown" if pairs is None else next(label for limit, label in SIZES.items() if pairs < limit)
+    front = DatasetCardData(pretty_name=title, language=["en"], license=licence, size_categories=[size],
+                            tags=["preference", "rlhf", "reward-model"], **named)  # fmt: skip
+    path = str(FOLDER / "templates" / f"{template}.md")
+    return str(DatasetCard.from_template(front, path, link=hub_link, **values)).rstrip() + "\n"
 
 
-def render_all(folder: Path = FOLDER) -> dict[str, str]:
+def hub_link(hub_id: str | None) -> str:
+    """A link to a dataset and the commit that is read."""
+    if hub_id is None:
+        return "local files; no hub revision"
+    commit = read_revisions().get(hub_id)
+    pinned = f"revision: `{commit}`" if commit else "revision: not pinned (`python -m rlhflow_utils pin` writes it)"
+    return f"[{hub_id}](https://huggingface.co/datasets/{hub_id}); {pinned}"
+
+
+def render_all() -> dict[str, str]:
     """File name -> card, for every source, mixture and published set in the facts."""
-    facts, counts, audit, revisions = load_facts(folder), load_counts(folder), load_audit(folder), pinned_revisions()
-    cards = {
-        f"{fact['file']}.md": render_source_card(
-            name, fact, counts.get(name), audit.get(name), revisions.get(fact["hub_id"])
-        )
-        for name, fact in facts["sources"].items()
-    }
-    cards |= {
-        f"{name}.md": render_mixture_card(name, fact, facts["sources"], counts)
-        for name, fact in facts["mixtures"].items()
-    }
-    standard = [fact["standard"] for fact in facts["sources"].values() if "standard" in fact]
-    return cards | {
-        f"{fact['file']}.md": render_published_card(name, fact, fact["sets"] or standard)
-        for name, fact in facts["published"].items()
-    }
-
-
-def write_cards(folder: Path = FOLDER) -> list[Path]:
-    """Render every card into the folder."""
-    paths = []
-    for name, card in render_all(folder).items():
-        (folder / name).write_text(card, encoding="utf-8")
-        paths.append(folder / name)
-    return paths
-
-
-def model_card(name: str, base: str, stage: StageFolder, metrics: dict[str, Any], caption: str) -> str:
-    """Markdown model card with YAML front matter: recipe, provenance and measured metrics.
-
-    Args:
-        name: of the model.
-        base: what it was trained from.
-        stage: that trained it.
-        metrics: name -> value.
-        caption: what the metrics are evidence of.
-    """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    manifest = stage.manifest
-    data = ModelCardData(library_name="transformers", tags=["trl", "dpo", "rlhf"], pipeline_tag="text-generation")
-    measured = "\n".join(f"| {key} | {cell(value)} |" for key, value in sorted(metrics.items()))
-    text = f"""---
-{data.to_yaml()}
----
-# {name}
-
-Trained with the RLHF Workflow guidebook (recipe of arXiv 2405.07863), profile `{manifest["profile"]}`, from {base}.
-
-| metric | value |
-|:--|--:|
-{measured}
-
-{caption}
-
-Stage `{manifest["stage"]}`, key `{manifest["key"]}`, seed {manifest["seed"]}, commit `{manifest["commit"]}`,
-{manifest["device"]}.
-"""
-    return str(ModelCard(text))
-
-
-def push_model(stage: StageFolder, name: str, card: str, settings: HubSettings) -> str:
-    """Upload `<stage>/model` and its card; returns the repository's address.
-
-    Raises:
-        ValueError: `hub.namespace` is missing.
-        RuntimeError: the hub cannot be reached, or refuses (no token, no right to the namespace).
-    """
-    if not settings.namespace:
-        raise ValueError("hub.push needs hub.namespace: your user or organisation on the hub")
-    folder = stage.path / "model"
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    return _upload(folder, f"{settings.namespace}/{name}", "model", settings.private)
-
-
-def hub_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises where the network, the login or the repository fails.
-
-    A name that cannot be resolved surfaces as its HTTP library's own error, the base of `HfHubHTTPError`.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    return (OSError, LocalTokenNotFoundError, *HfHubHTTPError.__bases__)
-
-
-def _upload(folder: Path, repository: str, kind: str, is_private: bool) -> str:
-    from huggingface_hub import HfApi
-
-    try:
-        api = HfApi()
-        api.create_repo(repository, repo_type=kind, private=is_private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repository, repo_type=kind, folder_path=folder))
-    except hub_errors() as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RuntimeError(
-            f"pushing {repository} failed: {type(error).__name__}: {reason}; go online, and log in with `hf auth login`"
-        ) from error
-
-
-def export_mixture(data: Path, mixture: str, card: str, target: Path, rows_per_file: int = 200_000) -> Path:
-    """Lay a finished mixture out as a dataset repository: ``README.md`` and ``data/train-*.parquet``.
-
-    Args:
-        data: finished folder of chapter 01 (`01_preference_data`, or what the command `data` wrote).
-        mixture: folder in it, for example ``mix2``; the held-out pairs (`test`) go along as a split of their own.
-        card: text of its dataset card (`mixture_card`).
-        target: folder to write, emptied first; `datasets.load_dataset` reads it like the hub's copy.
-        rows_per_file: rows of one Parquet file.
-
-    Raises:
-        FileNotFoundError: the folder holds no such mixture.
-    """
-    import datasets
-
-    _check_mixture(data, mixture)
-    shutil.rmtree(target, ignore_errors=True)
-    (target / "data").mkdir(parents=True)
-    (target / "README.md").write_text(card, encoding="utf-8")
-    for split, folder in (("train", mixture), ("test", "test")):
-        rows = datasets.load_from_disk(str(data / folder))
-        files = max(1, -(-len(rows) // rows_per_file))
-        for number in range(files):
-            shard = rows.shard(files, number, contiguous=True)
-            shard.to_parquet(str(target / "data" / f"{split}-{number:05d}-of-{files:05d}.parquet"))
-    return target
+    facts, audit = load_facts(), load_audit()
+    counts = json.loads((FOLDER / "counts.json").read_text(encoding="utf-8"))
+    sources, cards = facts["sources"], {}
+    for name, fact in sources.items():
+        counted, paper = counts.get(name), PAPER_TABLE1.get(name)
+        lengths = counted["lengths"] if counted else None
+        cards[fact["file"]] = render(
+            "source", f"{name}, filtered preference pairs", [fact["licence"]],
+            counted["rows_out"] if counted else paper[6] if paper else None,
+            name=name, facts=fact, rules=rules_table([counted] if counted else []), ours=lengths,
+            lengths=lengths_table(name, lengths), audit=audit.get(name),
+        )  # fmt: skip
+    for name, fact in facts["mixtures"].items():
+        members = fact["sources"]
+        known = sum(PAPER_TABLE1[member][6] for member in members if member in PAPER_TABLE1)
+        rows = [{
+            "source": f"[{member}]({sources[member]['file']}.md)", "licence": sources[member]["licence"],
+            "pairs in the paper's Table 1": PAPER_TABLE1[member][6] if member in PAPER_TABLE1 else None,
+            "kept of the rows at hand": f"{counts[member]['rows_out']:,} of {counts[member]['rows_in']:,}"
+            if member in counts else None,
+        } for member in members]  # fmt: skip
+        cards[name] = render(
+            "mixture", f"{name}, preference mixture", [sources[member]["licence"] for member in members], known,
+            name=name, facts=fact, members=markdown_table(rows), known=known, sources=sources,
+            rules=rules_table([counts[member] for member in members if member in counts]),
+        )  # fmt: skip
+    standard = [fact["standard"] for fact in sources.values() if "standard" in fact]
+    for name, fact in facts["published"].items():
+        title = f"{name}, {fact['kind']}"
+        sets = fact["sets"] or standard
+        cards[fact["file"]] = render("published", title, [fact["licence"]], None, name=name, facts=fact, sets=sets)
+    return {f"{name}.md": card for name, card in cards.items()}
 
 
 def mixture_card(data: Path, mixture: str) -> str:
@@ -528,172 +200,191 @@ def mixture_card(data: Path, mixture: str) -> str:
     Raises:
         FileNotFoundError: the folder holds no such mixture.
     """
+    from datasets import load_from_disk
 
-    _check_mixture(data, mixture)
-    funnel = json.loads((data / "funnel.json").read_text(encoding="utf-8"))
-    table = json.loads((data / "table1.json").read_text(encoding="utf-8"))
-    manifest = data / "manifest.json"
-    provenance = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    return render_run_card(mixture, load_facts()["sources"], funnel, table, provenance)
-
-
-def _check_mixture(data: Path, mixture: str) -> None:
-    if not (data / mixture).is_dir():
+    found = read_artifact(data)
+    if found is None or not (data / mixture).is_dir():
         raise FileNotFoundError(f"no mixture {mixture!r} in {data}: build it with `python -m rlhflow_utils data`")
+    sources, counts = load_facts()["sources"], collect_counts(data)
+    here = Counter(load_from_disk(str(data / mixture))["source"])
+    members = {name: counts[name] for name in here}
+    licences = {name: sources.get(name, {}).get("licence", "unknown") for name in members}
+    rows = [
+        {"source": name, "read from": hub_link(sources.get(name, {}).get("hub_id")), "licence": licences[name],
+         "candidate pairs": row["rows_in"], "pairs here": here[name]} for name, row in members.items()
+    ]  # fmt: skip
+    table = [row for row in found.read_json("table1.json") if row["source"] in members]
+    return render(
+        "run", f"{mixture}, preference mixture", list(licences.values()), here.total(), name=mixture,
+        total=here.total(), members=markdown_table(rows), rules=rules_table(list(members.values()), "in this run"),
+        lengths=markdown_table(side_by_side(table)), manifest=found.manifest,
+    )  # fmt: skip
+
+
+def model_card(name: str, base: str, stage: Artifact, metrics: Mapping[str, Any], caption: str) -> str:
+    """The card of a trained model: recipe, provenance, and metrics with what they are evidence of (`caption`)."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    front = ModelCardData(library_name="transformers", tags=["trl", "dpo", "rlhf"], pipeline_tag="text-generation")
+    measured = markdown_table([{"metric": name, "value": value} for name, value in sorted(metrics.items())], caption)
+    card = ModelCard.from_template(
+        front, str(FOLDER / "templates" / "model.md"), name=name, base=base, metrics=measured,
+        manifest=stage.manifest, folder=stage.path.name,
+    )  # fmt: skip
+    return str(card)
+
+
+# --- the hub ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def hub_problems(action: str, advice: str) -> Iterator[None]:
+    """Raise RuntimeError in one line where the network, the login or the repository fails."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    # A name that cannot be resolved surfaces as the HTTP library's own error, the base of HfHubHTTPError.
+    errors: tuple[Any, ...] = (OSError, LocalTokenNotFoundError, *HfHubHTTPError.__bases__)
+    try:
+        yield
+    except errors as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RuntimeError(f"{action} ({type(error).__name__}: {reason}); {advice}") from error
+
+
+def repository(settings: HubSettings, name: str) -> str:
+    """``namespace/name``; raises ValueError where the namespace is missing."""
+    if not settings.namespace:
+        raise ValueError("pushing needs hub.namespace: your user or organisation on the hub")
+    return f"{settings.namespace}/{name}"
+
+
+LOG_IN = "go online, and log in with `hf auth login`"
 
 
 def push_mixture(data: Path, mixture: str, settings: HubSettings) -> str:
-    """Export a finished mixture beside it and upload it with its card; returns the repository's address.
+    """Push a finished mixture (split `train`), the held-out pairs (`test`) and the card; returns the address.
 
     Raises:
         ValueError: `hub.namespace` is missing.
         FileNotFoundError: there is no such mixture.
         RuntimeError: the hub cannot be reached, or refuses (no token, no right to the namespace).
     """
-    if not settings.namespace:
-        raise ValueError("pushing needs hub.namespace: your user or organisation on the hub")
-    target = export_mixture(data, mixture, mixture_card(data, mixture), data / f"{mixture}-hub")
-    return _upload(target, f"{settings.namespace}/rlhf-workflow-{mixture}", "dataset", settings.private)
+    from datasets import DatasetDict, load_from_disk
+    from huggingface_hub import DatasetCard
+
+    target, card = repository(settings, f"rlhf-workflow-{mixture}"), mixture_card(data, mixture)
+    splits = DatasetDict(train=load_from_disk(str(data / mixture)), test=load_from_disk(str(data / "test")))
+    with hub_problems(f"pushing {target} failed", LOG_IN):
+        splits.push_to_hub(target, private=settings.private)
+        DatasetCard(card).push_to_hub(target, repo_type="dataset")
+    return f"https://huggingface.co/datasets/{target}"
 
 
-Kind = Literal["dataset", "model"]
-FACTS = PROFILES_FOLDER.parent / "data_cards" / "facts.yaml"
+def push_model(stage: Artifact, name: str, card: str, settings: HubSettings) -> str:
+    """Upload a stage's folder `model` and its card; returns the address. Raises as `push_mixture` does."""
+    from huggingface_hub import HfApi, ModelCard
+
+    target = repository(settings, name)
+    with hub_problems(f"pushing {target} failed", LOG_IN):
+        HfApi().create_repo(target, private=settings.private, exist_ok=True)
+        HfApi().upload_folder(repo_id=target, folder_path=stage.path / "model")
+        ModelCard(card).push_to_hub(target)
+    return f"https://huggingface.co/{target}"
 
 
-@dataclass(frozen=True, order=True)
-class Repository:
-    """A repository on the hub."""
+def pin() -> int:
+    """Write ``profiles/revisions.yaml`` anew: the commit of every dataset and model that a profile or a card names.
 
-    kind: Kind
-    hub_id: str
-
-
-@dataclass(frozen=True)
-class OpenRevision:
-    """A ``revision: null`` in a file: whose it is, and the characters that hold the null."""
-
-    repository: Repository
-    start: int
-    end: int
-
-
-def open_revisions(text: str) -> list[OpenRevision]:
-    """Every unpinned revision of a profile, in the order of the file.
-
-    Datasets are mappings with `hub_id` and `revision`; the model is the one with `base` and `revision` (chapter 00's
-    `model` section). `reward_base` shares the revision of `base` only where both are one repository, and is left open
-    otherwise.
-    """
-    found: list[OpenRevision] = []
-    for mapping in _mappings(yaml.compose(text)):
-        fields = {key.value: value for key, value in mapping.value if isinstance(key, yaml.ScalarNode)}
-        revision, repository = fields.get("revision"), _repository(fields)
-        if revision is not None and repository is not None and revision.tag == "tag:yaml.org,2002:null":
-            found.append(OpenRevision(repository, revision.start_mark.index, revision.end_mark.index))
-    return found
-
-
-def _mappings(node: yaml.Node | None) -> Iterable[yaml.MappingNode]:
-    if isinstance(node, yaml.MappingNode):
-        yield node
-        for _, value in node.value:
-            yield from _mappings(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _mappings(item)
-
-
-def _repository(fields: Mapping[str, yaml.Node]) -> Repository | None:
-    base, reward_base = _text(fields.get("base")), _text(fields.get("reward_base"))
-    if base is not None and base.count("/") == 1 and not Path(base).is_dir() and reward_base in (None, base):
-        return Repository("model", base)
-    hub_id = _text(fields.get("hub_id"))
-    return Repository("dataset", hub_id) if hub_id is not None else None
-
-
-def _text(node: yaml.Node | None) -> str | None:
-    is_text = isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str"
-    return node.value if isinstance(node, yaml.ScalarNode) and is_text else None
-
-
-def pin_text(text: str, revisions: Mapping[Repository, str]) -> str:
-    """The profile's text with the given commits in place of its nulls; revisions that are set stay as they are."""
-    for place in reversed(open_revisions(text)):
-        commit = revisions.get(place.repository)
-        if commit is not None:
-            text = text[: place.start] + commit + text[place.end :]
-    return text
-
-
-def resolve(repositories: Iterable[Repository]) -> dict[Repository, str]:
-    """Ask the hub for the commit of each repository's default branch.
+    Returns how many there are; all of them are resolved, or nothing is written.
 
     Raises:
-        RuntimeError: the hub cannot be reached, or a repository is missing or gated; the message names it.
+        RuntimeError: a repository cannot be resolved; the message names it.
     """
     from huggingface_hub import HfApi
 
-    api, found = HfApi(), dict[Repository, str]()
-    for repository in repositories:
-        ask: Any = api.dataset_info if repository.kind == "dataset" else api.model_info
-        try:
-            found[repository] = str(ask(repository.hub_id).sha)
-        except hub_errors() as error:
-            reason = " ".join(str(error).split())[:160]
-            raise RuntimeError(
-                f"cannot resolve the {repository.kind} {repository.hub_id} ({type(error).__name__}: {reason}); "
-                "nothing was written: go online (unset HF_HUB_OFFLINE), and log in where it is gated"
-            ) from error
-    return found
+    facts = load_facts()
+    profiles = [load_profile(path.stem) for path in sorted(PROFILES.glob("*.yaml")) if path != REVISIONS]
+    published = [hub_id for fact in facts["published"].values() for hub_id in fact["sets"]]
+    published += [fact["standard"] for fact in facts["sources"].values() if "standard" in fact]
+    models = {name for each in profiles for name in (each.model.base, each.model.reward_base) if name}
+    kinds = dict.fromkeys([*hub_ids(profiles), *published], "dataset")
+    kinds |= {name: "model" for name in models if name.count("/") == 1 and not (PROJECT / name).is_dir()}
+    found = {}
+    for name, kind in sorted(kinds.items()):
+        with hub_problems(
+            f"cannot resolve the {kind} {name}", "nothing was written: go online, and log in where it is gated"
+        ):
+            found[name] = str(HfApi().repo_info(name, repo_type=kind).sha)
+            print(f"{kind} {name}: {found[name]}")
+    text = "# Commits of the hub repositories that the profiles name; `python -m rlhflow_utils pin` writes this file."
+    REVISIONS.write_text(f"{text}\n" + yaml.safe_dump(found), encoding="utf-8")
+    return len(found)
 
 
-def pin_files(paths: Sequence[Path]) -> int:
-    """Resolve every open revision of some YAML files and write the commits into them; returns how many repositories.
-
-    All are resolved before anything is written, so that the files are pinned together or not at all.
-
-    Raises:
-        RuntimeError: a repository cannot be resolved.
-    """
-    texts = {path: path.read_text(encoding="utf-8") for path in paths}
-    places = [place.repository for text in texts.values() for place in open_revisions(text)]
-    revisions = resolve(dict.fromkeys(places))
-    for path, text in texts.items():
-        path.write_text(pin_text(text, revisions), encoding="utf-8")
-        left = [line for line in (_shared_revision(text),) if line]
-        print(f"{path.name}: {len(open_revisions(text))} revisions pinned", *left, sep="; ")
-    for repository, commit in revisions.items():
-        print(f"  {repository.kind} {repository.hub_id}: {commit}")
-    return len(revisions)
+# --- the command `data` -------------------------------------------------------------------------------------------
 
 
-def _shared_revision(text: str) -> str | None:
-    model = (yaml.safe_load(text) or {}).get("model")
-    if not model or model["revision"] is not None or model["base"] in (None, model["reward_base"]):
-        return None
-    return "model.revision stays open: base and reward_base are two repositories and share this one key"
+def run_data(name: str, out: str | None, overrides: Mapping[str, Any], published: str | None) -> Path:
+    """Chapter 01 without a notebook: build a profile's preference data, print the funnel and Table 1.
 
-
-def pin(names: Sequence[str]) -> int:
-    """Pin the named profiles; without names, every profile and the published sets of ``data_cards/facts.yaml``.
+    Args:
+        name: profile.
+        out: run folder; None: ``runs/<profile>-data``. The stage is its folder `preference_data`, which is returned.
+        overrides: dotted profile keys -> values.
+        published: ``standard`` or ``700k`` to read the authors' published sets instead of the raw sources.
 
     Raises:
-        ConfigError: a profile is not valid.
-        RuntimeError: a repository cannot be resolved.
+        ConfigError: the profile is wrong, or local rows are needed and `data.root` is not set.
+        ValueError: a source cannot be read.
     """
-    paths = [profile_path(name) for name in names] or [*sorted(PROFILES_FOLDER.glob("*.yaml")), FACTS]
-    for path in paths:
-        if path != FACTS:
-            load_profile(str(path))
-    return pin_files(paths)
+    quiet_libraries()
+    profile = load_profile(name, overrides)
+    profile = with_published_sets(profile, published) if published else profile
+    run = Run("data", profile, PROJECT / (out or f"runs/{profile.name}-data"))
+    with locked(run.folder):
+        if profile.world and not profile.data.root:
+            build_world(profile.world, into=run / "world")
+        root, tokenizer = run.data_root(), run.base_model() if profile.model.base else None
+        if root is None and not any(source.hub_id for source in profile.data.preference_sources):
+            raise ConfigError(f"profile {profile.name} reads local rows: give their folder with --data-root")
+        data = build_preference_data(
+            profile.data, root, tokenizer, profile.model, run.seed, into=run / "preference_data"
+        )
+    rows, origin = data.read_json("table1.json"), "hub" if root is None else "files" if profile.data.root else "world"
+    known = {source: fact.get("difference", "") for source, fact in load_facts()["sources"].items()}
+    print("", markdown_table(funnel_rows(funnel(read_pairs(data.path)))), "", markdown_table(side_by_side(rows)), "",
+          *explain_table1(rows, origin, known), "", sep="\n")  # fmt: skip
+    print(f"written to {relative(data.path)}; the fate of every pair is in the dataset `pairs`")
+    return data.path
+
+
+def with_published_sets(profile: Profile, which: str) -> Profile:
+    """The profile with its preference sources replaced by the authors' published sets, the reference for our filters.
+
+    ``standard``: RLHFlow's ``*-standard`` sets, under our names; ``700k``: ``hendrydong/preference_700K``.
+    """
+    facts = load_facts()
+    sets = {name: fact["standard"] for name, fact in facts["sources"].items() if "standard" in fact}
+    if which == "700k":
+        sets = {"preference_700K": facts["published"]["preference_700K"]["sets"][0]}
+    sources = [
+        {"name": name, "schema": "rlhflow_standard", "hub_id": hub_id, "split": "train",
+         "files": [f"{hub_id.partition('/')[2]}/*"] if profile.data.root else None} for name, hub_id in sets.items()
+    ]  # fmt: skip
+    return variant(profile, {
+        "data.preference_sources": sources, "data.mixtures": {which: list(sets)}, "data.main_mixture": which,
+        "data.filters.min_score_margin": {}, "data.filters.max_pairs_per_prompt": {},
+    })  # fmt: skip
+
+
+def main(data: Path) -> None:
+    """Write ``counts.json``, ``audit.json`` and every card anew, from a finished folder of the profile `slices`."""
+    for name, content in (("counts", collect_counts(data)), ("audit", draw_audit(data))):
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    for file, card in render_all().items():
+        (FOLDER / file).write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if "--data-root" in sys.argv:
-        audit()
-        sys.exit()
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m rlhflow_utils.data.cards runs/<run>/01_preference_data")
-    found = json.dumps(collect_counts(Path(sys.argv[1])), indent=1, ensure_ascii=False)
-    (FOLDER / "counts.json").write_text(found + "\n", encoding="utf-8")
-    print("\n".join(path.name for path in write_cards()))
+    main(Path(sys.argv[1]))

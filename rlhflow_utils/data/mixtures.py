@@ -96,7 +96,7 @@ def build_preference_data(
     shutil.rmtree(work)
     rows = {f"{name} {source}": counted for name, table in tables.items() for source, counted in count(table).items()}
     splits = {f"{name}_pairs": int((tables["pairs"].fate == name).sum()) for name in SPLITS}
-    return Summary(rows | mixed.rows, {**splits, **mixed.metrics})
+    return Summary({**rows, **mixed.rows}, {**splits, **mixed.metrics})
 
 
 def _unit(tokenizer: Model | None) -> tuple[str, str | None]:
@@ -111,7 +111,9 @@ def count(table: pd.DataFrame) -> dict[str, Rows]:
     counts = {}
     for source, fates in table.groupby("source", sort=False).fate:
         dropped = fates[fates.str.startswith(DROPPED)].str.removeprefix(DROPPED).value_counts().sort_index()
-        counts[str(source)] = Rows(len(fates), int((~fates.str.startswith(DROPPED)).sum()), dropped.to_dict())
+        counts[str(source)] = Rows(
+            len(fates), int((~fates.str.startswith(DROPPED)).sum()), {str(k): int(n) for k, n in dropped.items()}
+        )
     return counts
 
 
@@ -244,7 +246,8 @@ def _table(rows: Iterable[Row], columns: dict[str, str], folder: Path) -> Datase
 
 
 def _light(table: Dataset, *heavy: str) -> pd.DataFrame:
-    return table.remove_columns(list(heavy)).to_pandas()
+    frame: pd.DataFrame = table.remove_columns(list(heavy)).to_pandas()
+    return frame
 
 
 def _positions(mask: Any) -> list[int]:

@@ -145,8 +145,8 @@ def prompt_map(prompts: Sequence[tuple[str, str]], seed: int) -> list[dict[str, 
 
     Prompts near each other share words. A handful of prompts without a shared word gives an empty list.
     """
-    from sklearn.decomposition import PCA, TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.decomposition import PCA, TruncatedSVD  # type: ignore[import-untyped]
+    from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]
 
     try:
         weights = TfidfVectorizer(analyzer=words_of, min_df=2, sublinear_tf=True).fit_transform(
