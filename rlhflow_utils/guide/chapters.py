@@ -67,10 +67,8 @@ def run_guide(
 ) -> None:
     """Execute the chapters of the guide and write `summary.json` and `report.html`.
 
-    Args:
-        run_dir: run folder, relative to the project.
-        only: two-digit chapter numbers; None: all.
-        parameters: further notebook parameters, by name.
+    `run_dir` is relative to the project, `overrides` are dotted profile keys, `only` two-digit chapter numbers (None:
+    all), `parameters` further notebook parameters by name.
 
     Raises:
         ConfigError: the profile or an override is wrong.
@@ -325,11 +323,7 @@ def sync() -> None:
 
 
 def publish(run_dir: str) -> None:
-    """Copy the executed chapters of a run into `notebooks/`.
-
-    Raises:
-        RuntimeError: an executed chapter is not the committed one, or holds a path of this machine.
-    """
+    """Copy a run's executed chapters into `notebooks/`; RuntimeError where one is outdated or shows a local path."""
     import nbformat
 
     for executed in sorted((PROJECT / run_dir / "notebooks").glob("[0-9][0-9]_*.ipynb")):
@@ -399,11 +393,7 @@ def small_picture(encoded: str) -> str:
 
 
 def publish_results(run_dir: str) -> None:
-    """Copy a run's summary and provenance to `results/<profile>/`; where the judge knows the truth, into the README.
-
-    Raises:
-        RuntimeError: the run is not finished.
-    """
+    """Copy a run's summary and provenance to `results/<profile>/`; where the judge knows the truth, into the README."""
     last = PROJECT / run_dir / "chapters" / "12_reproduction_report.json"
     if not last.is_file():
         raise RuntimeError(f"{run_dir} is not a finished run: run the guide first")

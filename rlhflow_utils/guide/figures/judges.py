@@ -13,6 +13,9 @@ from rlhflow_utils.guide.figures import style
 from rlhflow_utils.guide.figures.style import CHOSEN, CYCLE, DARK, GREY, REJECTED, Estimate, finish, new_figure
 
 Lengths = Mapping[str, Mapping[str, Sequence[float]]]  # source -> `chosen` and `rejected`, one length per pair
+Histories = Mapping[str, Sequence[Mapping[str, Any]]]  # name of a training -> its log entries
+Scores = Mapping[str, Mapping[str, Estimate | None]]  # model -> section -> accuracy
+Printed = Mapping[str, Mapping[str, float | None]] | None  # the same, in per cent, as the paper has it
 SECTION_NAMES = {
     "chat": "Chat", "chat_hard": "Chat-Hard", "safety": "Safety", "reasoning": "Reasoning", "overall": "Overall",
 }  # fmt: skip
@@ -20,11 +23,7 @@ METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, m
 
 
 def funnel(counts: Mapping[str, Mapping[str, Any]], caption: str = "") -> Figure:
-    """Where each source's pairs went: kept, or dropped and why, in percent of the source.
-
-    Args:
-        counts: source -> `rows_in`, `rows_out` and `dropped` (reason -> pairs), as a stage accounts for them.
-    """
+    """Where each source's pairs went: source -> `rows_in`, `rows_out` and `dropped` (reason -> pairs)."""
     reasons = sorted({reason for row in counts.values() for reason, n in row["dropped"].items() if n})
     total_in, total_out = (sum(row[key] for row in counts.values()) for key in ("rows_in", "rows_out"))
     kept = {source: {"kept": row["rows_out"], **row["dropped"]} for source, row in counts.items()}
@@ -117,16 +116,11 @@ def prompt_map(points: Sequence[Mapping[str, Any]], caption: str = "") -> Figure
 
 
 def loss_curves(
-    histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    baseline: float | None = None,
-    baseline_label: str = "",
-    caption: str = "",
+    histories: Histories, baseline: float | None = None, baseline_label: str = "", caption: str = ""
 ) -> Figure:
-    """Training loss over optimiser steps: each batch's, and its running mean over a twenty-fifth of the run.
+    """Training loss over optimiser steps, and its running mean over a twenty-fifth of the run.
 
-    Args:
-        histories: name of the run -> log entries with `step` and `loss`, as the trainer wrote them.
-        baseline: a loss to mark, for example ln 2, where BT and DPO must begin; its label says what it means.
+    `histories`: name -> the trainer's log entries. `baseline`: a loss to mark, such as ln 2, where BT and DPO begin.
     """
     figure, [axes] = new_figure(height=3.0)
     falling = True
@@ -166,10 +160,9 @@ def reward_histogram(chosen: ArrayLike, rejected: ArrayLike, caption: str = "") 
 
 
 def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], caption: str = "") -> Figure:
-    """Predicted against observed preference, with 95 % intervals; on the diagonal a model means what it says.
+    """Predicted against observed preference; on the diagonal a model means what it says.
 
-    Args:
-        tables: model -> `predicted`, `observed`, `ci_low`, `ci_high`, `count` (`statistics.calibration`).
+    `tables`: model -> `predicted`, `observed`, `ci_low`, `ci_high` and `count`, one entry per bin.
     """
     figure, [axes, below] = new_figure(rows=2, height=4.4, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
@@ -188,17 +181,8 @@ def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], capt
     return finish(figure, f"Calibration: mean gap between prediction and outcome {', '.join(errors)}", caption)
 
 
-def rewardbench_bars(
-    results: Mapping[str, Mapping[str, Estimate | None]],
-    paper: Mapping[str, Mapping[str, float | None]] | None = None,
-    caption: str = "",
-) -> Figure:
-    """Section scores of several models, with intervals, beside the paper's points.
-
-    Args:
-        results: model (bt, pm, prompting, or another label) -> section -> estimate, or None without rows.
-        paper: model -> section -> the authors' accuracy in percent, None where unknown; drawn as diamonds.
-    """
+def rewardbench_bars(results: Scores, paper: Printed = None, caption: str = "") -> Figure:
+    """Section scores of several models, and the paper's as diamonds: model -> section -> score, None without rows."""
     figure, [axes] = new_figure(height=3.4)
     width = 0.8 / len(results)
     diamond: dict[str, Any] = {"color": "white", "markeredgecolor": DARK, "ms": 5.5, "zorder": 5}
@@ -249,9 +233,7 @@ def length_bias(studies: Mapping[str, Mapping[str, Any]], unit: str = "character
     Above: the distribution over prompts of the Pearson correlation between length and reward. Below: one row per
     prompt, its responses from shortest to longest, coloured by reward (standardised within the prompt); rows sorted
     by correlation. A model that prefers length is blue on the left and red on the right.
-
-    Args:
-        studies: model -> `lengths` and `rewards` (prompts x responses) and `correlations` (per prompt, nan allowed).
+    `studies`: model -> `lengths` and `rewards` (prompts x responses) and `correlations` (per prompt, nan allowed).
     """
     figure, axes = new_figure(rows=2, columns=len(studies), height=5.6, height_ratios=[1, 2], sharey="row")
     titles = []

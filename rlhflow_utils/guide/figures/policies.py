@@ -45,11 +45,7 @@ def reward_gap_histogram(gaps: Mapping[str, ArrayLike], caption: str = "") -> Fi
 
 
 def pair_length_change(changes: Mapping[str, ArrayLike], unit: str = "characters", caption: str = "") -> Figure:
-    """Length of chosen minus length of rejected: right of zero, DPO is shown that longer is better.
-
-    Args:
-        changes: panel (for example without and with the length penalty) -> difference of each pair.
-    """
+    """Length of chosen minus length of rejected: right of zero, DPO is shown that longer is better. One panel each."""
     arrays = {name.replace("_", " "): np.asarray(values, dtype=float) for name, values in changes.items()}
     figure, panels = new_figure(len(arrays), height=1.0 + 1.4 * len(arrays), sharey=True, sharex=True)
     edges = style.edges_through_zero(np.concatenate(list(arrays.values())))
@@ -71,12 +67,7 @@ def pair_length_change(changes: Mapping[str, ArrayLike], unit: str = "characters
 def win_rate_over_iterations(
     iterations: Sequence[Estimate], judge: str = "gold", others: Mapping[str, Estimate] | None = None, caption: str = ""
 ) -> Figure:
-    """Win rate against SFT after each iteration, with its confidence band.
-
-    Args:
-        iterations: one estimate per iteration, the first of them for iteration 1.
-        others: further policies (offline DPO) -> estimate, drawn as marks beside the line.
-    """
+    """Win rate against SFT after each iteration, with its confidence band; other policies as marks beside the line."""
     figure, [axes] = new_figure(height=3.2)
     steps = list(range(len(iterations) + 1))
     start = {"value": 0.5, "ci_low": 0.5, "ci_high": 0.5}  # SFT against itself: a tie on every prompt
@@ -101,12 +92,8 @@ def proxy_against_gold(
 ) -> Figure:
     """Proxy reward (what training optimises) and gold reward (what is wanted), policy by policy.
 
-    Where the first rises while the second stalls or falls, the reward model is being over-optimised.
-
-    Args:
-        labels: SFT, iteration 1, ...
-        proxy: mean of what ranks the training pairs, r − λ|a|, of each policy.
-        gold: the judge's mean reward of each policy.
+    Where the first rises while the second stalls or falls, the reward model is being over-optimised. The proxy is what
+    ranks the training pairs, r − λ|a|; gold is the judge's reward. One entry per policy, as in `labels`.
     """
     figure, panels = new_figure(rows=2, height=4.2, sharex=True)
     steps = range(len(labels))
