@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import io
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import nbformat
 import pytest
 from PIL import Image
 
+from rlhflow_utils.guide import chapters
 from rlhflow_utils.guide.chapters import (
     NOTEBOOKS,
     SOURCES,
@@ -72,7 +74,7 @@ def test_parameters_are_the_four_and_each_is_used(name: str) -> None:
 def test_the_code_is_that_of_a_chapter(name: str) -> None:
     """Few imports, no class, functions of ten lines at most, and no code printed as a string."""
     tree = _tree(name)
-    opening = next(cell for cell in _code_cells(name) if "open_run(" in cell.source)
+    opening = _code_cells(name)[1]  # the first is that of the parameters
     imports = [node for node in ast.parse(opening.source).body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert sum((node.end_lineno or 0) - node.lineno + 1 for node in imports) <= MAX_IMPORTS
     assert not [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
@@ -143,6 +145,33 @@ def test_a_published_notebook_has_no_traces() -> None:
     assert [output.text for output in found.cells[0].outputs] == [done]
     assert found.cells[1].outputs[0].execution_count == 2
     assert [cell.id for cell in found.cells] == ["cell-00", "cell-01"]
+
+
+def test_only_the_current_chapter_without_local_paths_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, folder in (
+        ("PROJECT", tmp_path),
+        ("NOTEBOOKS", tmp_path / "notebooks"),
+        ("SOURCES", tmp_path / "source"),
+    ):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setattr(chapters, name, folder)
+    (tmp_path / "source" / "01_x.py").write_text("# %% [markdown]\n# # One\n\n# %%\n1 + 1\n")
+    chapters.sync()
+    target, executed = tmp_path / "notebooks" / "01_x.ipynb", tmp_path / "run" / "notebooks" / "01_x.ipynb"
+    notebook = nbformat.read(target, as_version=4)
+    assert [cell.source for cell in notebook.cells] == ["# One", "1 + 1"]
+    executed.parent.mkdir(parents=True)
+    for text, message in ((f"{tmp_path}/rows", "01_x.ipynb shows the path"), ("2", None)):
+        notebook.cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+        nbformat.write(notebook, executed)
+        with pytest.raises(RuntimeError, match=message) if message else nullcontext():
+            chapters.publish("run")
+    assert nbformat.read(target, as_version=4).cells[1].outputs[0].text == "2"
+    (tmp_path / "source" / "01_x.py").write_text("# %%\n2 + 2\n")
+    with pytest.raises(RuntimeError, match=r"01_x.ipynb is not the current chapter: run the guide again"):
+        chapters.publish("run")
 
 
 def test_a_small_picture_keeps_its_size_and_its_look() -> None:
