@@ -126,13 +126,14 @@ if profile.launch is None:
 
 # %%
 if profile.launch is None:
+    from transformers import PrinterCallback
+
     arguments = DPOConfig(
         output_dir=tempfile.mkdtemp(),
         beta=beta,
         learning_rate=profile.dpo.trainer["learning_rate"],
         max_steps=10,
         per_device_train_batch_size=2,  # both pairs in every step
-        max_length=None,
         bf16=False,  # TRL switches this and gradient checkpointing on, on a CPU too
         gradient_checkpointing=False,
         logging_steps=1,
@@ -141,18 +142,15 @@ if profile.launch is None:
         disable_tqdm=True,
         seed=SEED,
     )
-    trainer = DPOTrainer(
-        model=policy,
-        ref_model=reference,
-        args=arguments,
-        train_dataset=two,
-        eval_dataset=two,
-        processing_class=tokenizer,
-    )
+    rows = {"train_dataset": two, "eval_dataset": two, "processing_class": tokenizer}
+    trainer = DPOTrainer(model=policy, ref_model=reference, args=arguments, **rows)
+    trainer.remove_callback(PrinterCallback)  # the table below shows the log instead
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    shown = ("step", "loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
-    tables.show([{name: float(entry[name]) for name in shown} for entry in logged[::3]], run.caption)
+    shown = ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
+    tables.show(
+        [{"step": entry["step"], **{name: float(entry[name]) for name in shown}} for entry in logged[::3]], run.caption
+    )
 
 # %% [markdown]
 # The loss falls and the margin grows: the chosen answers become likelier relative to the rejected ones. The check: TRL's
@@ -219,7 +217,8 @@ evaluations = {
 # ## Results
 #
 # First, read some answers. Six fixed held-out prompts, answered by the SFT model and after each iteration, with the RM's
-# reward and the true reward (about 1 where the answer is right, −1 where it is wrong, minus a little for filler).
+# reward and the true reward (about 1 where the answer is right, −1 where it is wrong, minus a little for filler). All
+# policies draw the same random numbers for a prompt, so an answer changes only where the policy has changed.
 
 # %%
 results = {name: done.read_json("results.json") for name, done in evaluations.items()}
