@@ -210,7 +210,8 @@ print("all checks hold")
 # 1. Set `pair_building.length_penalty` to 0.01. Predict the mean length change.
 # 2. Which share of prompts would be dropped with n = 2? Derive it from the rows above, then set `generation.sampling.n`
 #    to 2.
-# 3. Set `pair_building.ranker` to preference_model. In which rows of the table of gold rewards do you expect a change?
+# 3. Set `pair_building.ranker` to preference_model and `pair_building.length_penalty` to 0.0 (0.03 per character is large
+#    beside a probability). In which rows of the table of gold rewards do you expect a change?
 # 4. Why is best-versus-worst a larger step away from π₀ than best-versus-random?
 #
 # **Next:** [09 · Iterative DPO](09_iterative_dpo.ipynb)
