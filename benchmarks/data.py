@@ -13,7 +13,6 @@ of rows before minus after). `plain, one filter` has all rules in a single filte
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import random
@@ -114,13 +113,20 @@ def our_settings(file: Path) -> tuple[SourceSettings, FilterSettings]:
 
 
 def run_ours(file: Path, out: Path) -> tuple[int, dict[str, int], Path]:
-    """The package's one pass over the source."""
-    from rlhflow_utils.data.mixtures import Funnel, Measuring, filter_source
+    """The package's table of candidate pairs, then its kept rows."""
+    from rlhflow_utils.data.mixtures import PAIRS, STANDARD, TURNS, candidates, write_table
+    from rlhflow_utils.guide.profile import load_profile
 
     source, settings = our_settings(file)
-    funnel, path = Funnel(), out / "ours.arrow"
-    pairs = filter_source(source, file.parent, settings, Measuring(None), path, funnel)
-    return len(pairs.row_ids), funnel.by_reason(), path
+    tiny = load_profile("tiny")
+    data = tiny.data.model_copy(update={"preference_sources": [source], "offline_source": None, "filters": settings})
+    columns = {**PAIRS, "prompt": TURNS, "chosen": TURNS, "rejected": TURNS}
+    pairs = write_table(candidates(data, file.parent, None, tiny.model), columns, out / "pairs")
+    fates = pairs.select_columns("fate").to_pandas().fate
+    kept = fates[~fates.str.startswith("dropped: ")].index.tolist()
+    pairs.select_columns(list(STANDARD)).select(kept).save_to_disk(out / "kept")
+    counts = fates.drop(kept).str.removeprefix("dropped: ").value_counts()
+    return len(kept), {str(reason): int(n) for reason, n in counts.items()}, out / "kept"
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -156,10 +162,10 @@ def run_side(side: str, file: Path, out: Path) -> dict[str, Any]:
 
 
 def same_rows(first: str, second: str) -> bool:
-    """Whether two Arrow files hold the same rows in the same order."""
+    """Whether two saved datasets hold the same rows in the same order."""
     import datasets
 
-    tables = [datasets.Dataset.from_file(path).data.table.combine_chunks() for path in (first, second)]
+    tables = [datasets.load_from_disk(path).data.table.combine_chunks() for path in (first, second)]
     return bool(tables[0].cast(tables[1].schema).equals(tables[1]))
 
 
@@ -180,46 +186,10 @@ def compare(folder: Path, rows: int, rounds: int) -> None:
         for side in SIDES:
             shutil.rmtree(folder / f"{side.replace(' ', '_')}-{number}")
     print(f"equal output: {ours['kept']:,} rows kept, dropped {ours['counts']}")
-    print_summary(reports, rows, file)
+    print_summary(reports, rows)
 
 
-def print_parts(file: Path, rows: int = 10_000) -> None:
-    """Where our time goes: each part of the pass alone, on the first rows, in share of their sum."""
-    from rlhflow_utils.data.filters import first_failure, opening_key, pair_hashes
-    from rlhflow_utils.data.mixtures import ArrowSink, pair_schema, standard_row
-    from rlhflow_utils.data.overview import measure as measure_lengths
-    from rlhflow_utils.data.overview import word_lengths
-    from rlhflow_utils.data.sources import convert, native_rows
-    from rlhflow_utils.models.chat import prompt_key
-
-    source, settings = our_settings(file)
-    seconds, clock = {}, time.perf_counter()
-
-    def lap(part: str) -> None:
-        nonlocal clock
-        seconds[part], clock = time.perf_counter() - clock, time.perf_counter()
-
-    native = list(itertools.islice(native_rows(source, file.parent), rows))
-    lap("reading JSON")
-    pairs = [pair for row_id, row in native for pair in convert(source, row_id, row)]
-    lap("cutting dialogues into turns")
-    kept = [pair for pair in pairs if first_failure(pair, settings, source.name) is None]
-    lap("rules on one pair")
-    for pair in kept:
-        pair_hashes(prompt_key(pair.prompt), pair.chosen, pair.rejected)
-        opening_key(pair.prompt)
-    lap("keys for splits and duplicates")
-    measure_lengths([(pair.prompt, pair.chosen, pair.rejected) for pair in kept], word_lengths)
-    lap("lengths for Table 1")
-    with ArrowSink(file.with_name("parts.arrow"), pair_schema()) as sink:
-        for pair in kept:
-            sink.add(standard_row(pair, source.name))
-    lap("writing Arrow")
-    total = sum(seconds.values())
-    print("ours, where the time goes: " + ", ".join(f"{part} {100 * s / total:.0f} %" for part, s in seconds.items()))
-
-
-def print_summary(reports: dict[str, list[dict[str, Any]]], rows: int, file: Path) -> None:
+def print_summary(reports: dict[str, list[dict[str, Any]]], rows: int) -> None:
     """Medians over the rounds; the last line is the ratio of rows per second.
 
     Seconds are the process's own (user and system): both sides have one thread, and neighbours on a shared machine do
@@ -235,7 +205,6 @@ def print_summary(reports: dict[str, list[dict[str, Any]]], rows: int, file: Pat
             f"{side}: {rows / cpu[side]:,.0f} rows/s of processor time, {rows / wall[side]:,.0f} by the wall clock; "
             f"peak memory {peak:.0f} MiB ({idle:.0f} MiB after imports)"
         )
-    print_parts(file)
     fused = SIDES[2]
     by_clock = [wall[side] / wall["ours"] for side in ("plain", fused)]
     print(f"ratio to plain with one filter: {cpu[fused] / cpu['ours']:.2f} ({by_clock[1]:.2f} by the wall clock)")

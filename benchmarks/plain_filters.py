@@ -129,4 +129,5 @@ def run_plain(file: Path, out: Path, is_fused: bool) -> tuple[int, dict[str, int
         "source": text, "row_id": text,
     })  # fmt: skip
     rows = rows.map(to_standard, remove_columns=rows.column_names, features=features)
-    return len(rows), counts | first.counts, Path(rows.cache_files[0]["filename"])
+    rows.save_to_disk(out / "kept")
+    return len(rows), counts | first.counts, out / "kept"

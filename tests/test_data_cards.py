@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import pytest
 from huggingface_hub import DatasetCard
 
 from rlhflow_utils.data.cards import (
     FOLDER,
     OTHER_REASONS,
-    audit_rows,
     collect_counts,
+    draw_audit,
     load_audit,
-    load_counts,
     load_facts,
     render_all,
     rule_text,
+    run_data,
 )
 from rlhflow_utils.data.filters import RULES
-from rlhflow_utils.data.mixtures import build_preference_data
 from rlhflow_utils.data.overview import PAPER_TABLE1
 from rlhflow_utils.data.sources import CONVERTERS
 from rlhflow_utils.guide.profile import load_profile
-from rlhflow_utils.guide.stage import Sections, Stage, stage_seed
+
+
+def committed(name: str) -> Any:
+    return json.loads((FOLDER / name).read_text(encoding="utf-8"))
 
 
 def test_committed_cards_match_the_renderer() -> None:
     cards = render_all()
     assert {path.name for path in FOLDER.glob("*.md")} == set(cards)
     for name, card in cards.items():
-        committed = (FOLDER / name).read_text(encoding="utf-8")
-        assert committed == card, f"{name} is stale: python -m rlhflow_utils.data_cards runs/slices/01_preference_data"
+        found = (FOLDER / name).read_text(encoding="utf-8")
+        assert found == card, f"{name} is stale: see the head of rlhflow_utils/data/cards.py"
 
 
 def test_front_matter_is_what_the_hub_reads() -> None:
@@ -71,30 +73,18 @@ def test_a_card_says_of_each_rule_whether_it_is_sourced() -> None:
         assert all(f"| `{reason}` |" in card for reason in [*RULES, *OTHER_REASONS]), name
 
 
-@pytest.fixture(scope="module")
-def slices_folder(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("slices")
-    sections = Sections(load_profile("slices"), ["data", "model"], "01_preference_data")
-    build_preference_data(
-        Stage("01_preference_data", sections, {"root": data_root}, folder, stage_seed(0, "01_preference_data"))
-    )
-    return folder
-
-
-def test_counts_are_those_of_the_real_rows(slices_folder: Path) -> None:
-    assert collect_counts(slices_folder) == load_counts()
-
-
-def test_the_audit_names_the_rows_that_its_seed_draws(data_root: Path) -> None:
-    record = json.loads((FOLDER / "audit.json").read_text(encoding="utf-8"))
-    assert audit_rows(load_profile("slices"), data_root) == record
+def test_counts_and_audit_are_those_of_the_real_rows(data_root: Path, tmp_path: Path) -> None:
+    data = run_data("slices", str(tmp_path), {"data.root": str(data_root)}, None)
+    assert collect_counts(data) == committed("counts.json")
+    record = draw_audit(data)
+    assert record == committed("audit.json")
     for source in record["sources"].values():
         assert len(set(source["kept"])) == 100
         assert not set(source["kept"]) & {row for rows in source["dropped"].values() for row in rows}
 
 
 def test_every_audited_source_has_findings_about_rows_that_were_drawn() -> None:
-    record = json.loads((FOLDER / "audit.json").read_text(encoding="utf-8"))["sources"]
+    record = committed("audit.json")["sources"]
     audit = load_audit()
     assert set(audit) == set(record)
     for name, found in audit.items():
@@ -104,6 +94,6 @@ def test_every_audited_source_has_findings_about_rows_that_were_drawn() -> None:
 
 
 def test_a_mixture_card_sums_its_sources() -> None:
-    counts = load_counts()
+    counts = committed("counts.json")
     together = counts["HH-RLHF"]["rows_in"] + counts["UltraFeedback"]["rows_in"]
     assert f"gave {together:,} candidate pairs" in render_all()["mix1.md"]

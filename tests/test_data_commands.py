@@ -10,36 +10,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
-from datasets import load_dataset, load_from_disk
+from datasets import load_from_disk
 from huggingface_hub import DatasetCard
 
-from rlhflow_utils.__main__ import main
-from rlhflow_utils.data.cards import (
-    FACTS,
-    Repository,
-    export_mixture,
-    mixture_card,
-    open_revisions,
-    pin_files,
-    pin_text,
-    push_mixture,
-)
-from rlhflow_utils.data.command import with_published_sets
-from rlhflow_utils.data.overview import explain_table1, side_by_side, table1_of
-from rlhflow_utils.guide.profile import PROFILES_FOLDER, load_profile
+from rlhflow_utils.data import cards
+from rlhflow_utils.data.cards import mixture_card, pin, push_mixture, run_data, with_published_sets
+from rlhflow_utils.data.overview import explain_table1, side_by_side, table1
+from rlhflow_utils.guide.profile import PROFILES, load_profile
 from rlhflow_utils.guide.settings import HubSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers /api/datasets/<id> and /api/models/<id> with a commit; knows nothing of ids that end in -missing."""
+    """Answers /api/datasets/<id> and /api/models/<id> with a commit; knows nothing of the id `missing`."""
+
+    missing = ""
 
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].removeprefix("/api/datasets/").removeprefix("/api/models/")
-        status = 404 if name.endswith("-missing") else 200
+        status = 404 if name == self.missing else 200
         body = json.dumps({"id": name, "sha": COMMIT} if status == 200 else {"error": "Repository not found"}).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -64,84 +57,47 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.server_close()
 
 
-def pin_file(folder: Path, *hub_ids: str) -> Path:
-    lines = [f"  - {{name: {i}, hub_id: {i}, revision: null}}  # why: null" for i in hub_ids]
-    path = folder / "sources.yaml"
-    path.write_text("sources:  # revision: null in a comment\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
 # --- pin ----------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_null_is_replaced() -> None:
-    text = (
-        "a: {hub_id: x/y, revision: null, split: null}  # revision: null\n"
-        "b:\n  revision: ~\n  hub_id: x/z\n"
-        "c: {hub_id: x/y, revision: abc}\n"
-        "d: {hub_id: null, revision: null}\n"
-        "e: {hub_id: x/w, revision: null}\n"
-    )
-    found = {Repository("dataset", "x/y"): "1" * 40, Repository("dataset", "x/z"): "2" * 40}
-    pinned = pin_text(text, found)
-    assert pinned == (
-        f"a: {{hub_id: x/y, revision: {'1' * 40}, split: null}}  # revision: null\n"
-        f"b:\n  revision: {'2' * 40}\n  hub_id: x/z\n"
-        "c: {hub_id: x/y, revision: abc}\n"
-        "d: {hub_id: null, revision: null}\n"
-        "e: {hub_id: x/w, revision: null}\n"
-    )
-    assert [place.repository.hub_id for place in open_revisions(pinned)] == ["x/w"]
+def test_pin_writes_every_repository_of_the_profiles_and_cards(
+    hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "REVISIONS", tmp_path / "revisions.yaml")
+    number = pin()
+    text = (tmp_path / "revisions.yaml").read_text(encoding="utf-8")
+    found = yaml.safe_load(text)
+    assert text.startswith("# Commits of the hub repositories")
+    assert len(found) == number
+    assert set(found.values()) == {COMMIT}
+    models = {"meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct"}  # two repositories, two entries
+    published = {"hendrydong/preference_700K", "RLHFlow/SHP-standard", "RLHFlow/iterative-prompt-v1-iter3-20K"}
+    sources = {source.hub_id for source in load_profile("llama3-8b").data.preference_sources}
+    assert models | published | sources | {"berkeley-nest/Nectar"} <= set(found)
 
 
-@pytest.mark.parametrize("name", ["gemma-2b", "llama3-8b"])
-def test_a_pinned_profile_is_the_same_profile_with_revisions(name: str, tmp_path: Path) -> None:
-    text = (PROFILES_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
-    wanted = [place.repository for place in open_revisions(text)]
-    assert len(set(wanted)) >= 14  # eleven preference sources, SFT, prompts, Nectar, and benchmarks
-    pinned = pin_text(text, dict.fromkeys(wanted, COMMIT))
-    (tmp_path / "p.yaml").write_text(pinned, encoding="utf-8")
-    profile = load_profile(str(tmp_path / "p.yaml"))
-    assert {source.revision for source in profile.data.preference_sources} == {COMMIT}
-    assert pinned.replace(f"revision: {COMMIT}", "revision: null") == text
-    # One key cannot pin two repositories: LLaMA-3 starts its RM from the Instruct model.
-    assert profile.model.revision == (COMMIT if name == "gemma-2b" else None)
-
-
-def test_the_published_sets_can_be_pinned() -> None:
-    places = open_revisions(FACTS.read_text(encoding="utf-8"))
-    names = {place.repository.hub_id for place in places}
-    assert {"hendrydong/preference_700K", "RLHFlow/SHP-standard", "RLHFlow/iterative-prompt-v1-iter3-20K"} <= names
-
-
-def test_pin_asks_the_hub_and_writes(hub: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = pin_file(tmp_path, "x/one", "x/two", "x/one")
-    assert pin_files([path]) == 2
-    assert [row["revision"] for row in yaml.safe_load(path.read_text(encoding="utf-8"))["sources"]] == [COMMIT] * 3
-    assert f"dataset x/two: {COMMIT}" in capsys.readouterr().out
-
-
-def test_one_repository_that_is_missing_leaves_every_file_as_it_was(hub: None, tmp_path: Path) -> None:
-    path = pin_file(tmp_path, "x/one", "x/two-missing")
-    before = path.read_bytes()
-    with pytest.raises(RuntimeError, match=r"cannot resolve the dataset x/two-missing.*nothing was written") as caught:
-        pin_files([path])
+def test_one_repository_that_is_missing_leaves_the_file_as_it_was(
+    hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "REVISIONS", tmp_path / "revisions.yaml")
+    monkeypatch.setattr(Hub, "missing", "stanfordnlp/SHP")
+    with pytest.raises(
+        RuntimeError, match=r"cannot resolve the dataset stanfordnlp/SHP.*nothing was written"
+    ) as caught:
+        pin()
     assert "\n" not in str(caught.value)
-    assert path.read_bytes() == before
+    assert not (tmp_path / "revisions.yaml").exists()
 
 
 @pytest.mark.parametrize("is_offline", [True, False])
-def test_without_a_network_pin_says_how_to_go_on(
-    is_offline: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_network_pin_says_how_to_go_on(is_offline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    before = (PROFILES_FOLDER / "gemma-2b.yaml").read_bytes()
-    assert main(["pin", "--profile", "gemma-2b"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: cannot resolve the ")
-    assert error.count("\n") == 1
-    assert (PROFILES_FOLDER / "gemma-2b.yaml").read_bytes() == before
+    before = (PROFILES / "revisions.yaml").read_bytes()
+    with pytest.raises(RuntimeError, match=r"cannot resolve the .*go online") as caught:
+        pin()
+    assert "\n" not in str(caught.value)
+    assert (PROFILES / "revisions.yaml").read_bytes() == before
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -156,7 +112,7 @@ def small_profile(folder: Path) -> Path:
     ]  # fmt: skip
     rows[4]["rejected_response"] = " "
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    raw = yaml.safe_load((PROFILES_FOLDER / "slices.yaml").read_text(encoding="utf-8"))
+    raw = load_profile("slices").model_dump(by_alias=True)
     source = {"name": "Argilla-Math", "schema": "argilla_math", "hub_id": None, "hub_config": None, "revision": None,
               "split": None, "files": ["rows.jsonl"]}  # fmt: skip
     raw["data"] |= {
@@ -175,15 +131,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command `data` leaves."""
     folder = tmp_path_factory.mktemp("rows")
     out = tmp_path_factory.mktemp("out")
-    assert main(["data", "--profile", str(small_profile(folder)), "--out", str(out)]) == 0
-    return out
+    return run_data(str(small_profile(folder)), str(out), {}, None)
 
 
 def test_one_line_builds_and_prints_table_1_beside_the_papers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["data", "--profile", str(small_profile(tmp_path)), "--out", str(tmp_path / "out")]) == 0
-    out = capsys.readouterr().out
+    (tmp_path / "rows").mkdir()
+    profile = small_profile(tmp_path / "rows")
+    for _ in range(2):  # the second time the stage is found again
+        run_data(str(profile), str(tmp_path / "out"), {}, None)
+        out = capsys.readouterr().out
+    assert "preference_data: unchanged, skipped" in out
     assert re.search(r"\| Argilla-Math \| 30 \| 30 \| 28 \| (\d+) \| (\d+) \| 2 \| empty_turn 1, tie 1 \|", out)
     assert "| Argilla-Math | paper | 2,352 | 36.5 | 276.5 | 265.3 | LLM | GPT-4 | 2,418 |" in out
     assert "| Argilla-Math | ours | 28 | 2.00 | 2.00 | 3.00 | LLM | GPT-4 | 28 |" in out
@@ -191,13 +150,13 @@ def test_one_line_builds_and_prints_table_1_beside_the_papers(
     assert "Argilla-Math: 1.2% of the paper's pairs; local rows" in out
 
 
-def test_local_rows_are_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    raw = yaml.safe_load((PROFILES_FOLDER / "slices.yaml").read_text(encoding="utf-8"))["data"]["preference_sources"]
-    local = [source for source in raw if source["hub_id"] is None]
-    overrides = [f"data.preference_sources={json.dumps(local)}", "data.main_mixture=mix2",
-                 f"data.mixtures={json.dumps({'mix2': [s['name'] for s in local]})}"]  # fmt: skip
-    assert main(["data", "--profile", "slices", *(a for text in overrides for a in ("--set", text))]) == 1
-    assert "give their folder with --data-root" in capsys.readouterr().err
+def test_local_rows_are_asked_for_by_name(tmp_path: Path) -> None:
+    local = [s.model_dump(by_alias=True) for s in load_profile("slices").data.preference_sources if s.hub_id is None]
+    overrides = {
+        "data.preference_sources": local, "data.mixtures": {"mix1": ["PandaLM"], "mix2": ["PandaLM"]},
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="give their folder with --data-root"):
+        run_data("slices", str(tmp_path), overrides, None)
 
 
 def test_published_sets_take_the_place_of_the_raw_sources() -> None:
@@ -212,10 +171,9 @@ def test_published_sets_take_the_place_of_the_raw_sources() -> None:
 
 
 def test_side_by_side_has_two_lines_for_a_source_of_the_paper() -> None:
-    from rlhflow_utils.data.overview import SourceLengths
-
-    sums = {"SHP": SourceLengths(pairs=2, prompt=4, chosen=6, rejected=5, prompts={"a"}), "Own": SourceLengths()}
-    rows = table1_of(sums, "tokens", "google/gemma-2b-it")
+    lengths = {"prompt_length": 2, "chosen_length": 3, "rejected_length": 3, "chosen_longer": False}
+    pairs = pd.DataFrame([{"source": "SHP", "fate": "train", "prompt_id": "a", **lengths}] * 2)
+    rows = table1(pairs, ["SHP", "Own"], "tokens", "google/gemma-2b-it")
     lines = side_by_side(rows)
     assert [(line["dataset"], line[""], line["pairs"]) for line in lines] == [
         ("SHP", "paper", 93301), ("SHP", "ours", 2), ("Own", "ours", 0)
@@ -229,36 +187,25 @@ def test_side_by_side_has_two_lines_for_a_source_of_the_paper() -> None:
 # --- push-data ----------------------------------------------------------------------------------------------------
 
 
-def test_an_exported_mixture_loads_like_the_hubs_copy(finished: Path, tmp_path: Path) -> None:
+def test_the_card_of_a_mixture_counts_the_run(finished: Path) -> None:
     card = mixture_card(finished, "mix")
-    target = export_mixture(finished, "mix", card, tmp_path / "repository", rows_per_file=4)
-    train = load_from_disk(str(finished / "mix"))
-    names = sorted(path.name for path in (target / "data").glob("train-*"))
-    assert len(names) == -(-len(train) // 4) > 1
-    read = load_dataset(str(target), cache_dir=str(tmp_path / "cache"))
-    assert read["train"].to_list() == train.to_list()
-    assert read["test"].to_list() == load_from_disk(str(finished / "test")).to_list()
     data = DatasetCard(card).data.to_dict()
-    assert data["license"] == "unknown"
-    assert data["size_categories"] == ["n<1K"]
-    funnel = json.loads((finished / "funnel.json").read_text(encoding="utf-8"))
-    assert f"{funnel['mixtures']['mix']['rows_out']} preference pairs" in card
+    assert (data["license"], data["size_categories"]) == ("unknown", ["n<1K"])
+    assert f"{len(load_from_disk(str(finished / 'mix')))} preference pairs" in card
     assert "| `tie` | 1 |" in card
     assert "| Argilla-Math | paper | 2,352 |" in card
+    assert "seed `0`" in card
 
 
-def test_push_stops_at_the_network_with_one_line(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_push_stops_at_the_network_with_one_line(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert main(["push-data", str(finished), "--mixture", "mix", "--namespace", "someone"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: pushing someone/rlhf-workflow-mix failed")
-    assert error.count("\n") == 1
-    assert (finished / "mix-hub" / "README.md").read_text(encoding="utf-8") == mixture_card(finished, "mix")
-    assert main(["push-data", str(finished), "--mixture", "mix9", "--namespace", "someone"]) == 1
-    assert "no mixture 'mix9'" in capsys.readouterr().err
+    settings = HubSettings(push=True, namespace="someone", private=True)
+    with pytest.raises(RuntimeError, match="pushing someone/rlhf-workflow-mix failed") as caught:
+        push_mixture(finished, "mix", settings)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="no mixture 'mix9'"):
+        push_mixture(finished, "mix9", settings)
 
 
 def test_push_needs_a_namespace(finished: Path) -> None:

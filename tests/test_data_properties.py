@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import time
-from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +21,7 @@ from test_filters import settings as filter_settings
 from test_sources import CASES, settings
 
 from rlhflow_utils.data.filters import (
+    DROPPED,
     ZERO_WIDTH,
     NgramIndex,
     conversation_failure,
@@ -30,9 +30,10 @@ from rlhflow_utils.data.filters import (
     prompt_failure,
     words_of,
 )
-from rlhflow_utils.data.mixtures import Funnel, Measuring, filter_source
+from rlhflow_utils.data.mixtures import candidates
 from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError, load_rows
 from rlhflow_utils.data.sources import CONVERTERS, convert, read_records
+from rlhflow_utils.guide.profile import load_profile
 
 hypothesis_settings.register_profile(
     "data", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -149,33 +150,33 @@ def known_roles(rows: list[dict[str, Any]]) -> bool:
     return all(turn["role"] in ("user", "assistant", "system", "human", "gpt") for turn in turns)
 
 
+def judged_file(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table of candidate pairs of one file."""
+    write(folder / "f.jsonl", rows)
+    tiny = load_profile("tiny")
+    sources = {"preference_sources": [settings("rlhflow_standard", ["f.jsonl"])], "offline_source": None}
+    data = tiny.data.model_copy(update={**sources, "filters": filter_settings()})
+    return list(candidates(data, folder, None, tiny.model))
+
+
 @hypothesis_settings(DATA, max_examples=80)
 @given(rows=STANDARD)
 def test_every_row_of_a_file_is_kept_once_or_dropped_once_and_filtering_again_changes_nothing(
     rows: list[dict[str, Any]],
 ) -> None:
     with TemporaryDirectory() as name:
-        folder, funnel = Path(name), Funnel()
-        write(folder / "f.jsonl", rows)
-        source = settings("rlhflow_standard", ["f.jsonl"])
-        out = folder / "kept.arrow"
         if not known_roles(rows):
             with pytest.raises(SourceError, match=r"row f:\d+: field '(chosen|rejected)' has the unknown role"):
-                filter_source(source, folder, filter_settings(), Measuring(None), out, funnel)
+                judged_file(Path(name), rows)
             return
-        pairs = filter_source(source, folder, filter_settings(), Measuring(None), out, funnel)
-        funnel.keep("S", len(pairs.row_ids))
-        funnel.check()
-        dropped = [row_id for _, row_id, _ in funnel.dropped_rows]
-        assert Counter(pairs.row_ids + dropped) == Counter(f"f:{i}" for i in range(len(rows)))
-        kept = pairs.load().to_list()
-        assert [row["row_id"] for row in kept] == pairs.row_ids
-        again = [row | {side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in kept]
+        table = judged_file(Path(name), rows)
+        assert [row["row_id"] for row in table] == [f"f:{i}" for i in range(len(rows))]
+        kept = [row for row in table if not row["fate"].startswith(DROPPED)]
+        again = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in kept]
         if again:
-            write(folder / "f.jsonl", again)
-            fixed = filter_source(source, folder, filter_settings(), Measuring(None), folder / "2.arrow", Funnel())
-            assert [(r["prompt"], r["chosen"], r["rejected"]) for r in fixed.load()] == [
-                (r["prompt"], r["chosen"], r["rejected"]) for r in kept
+            fixed = judged_file(Path(name), again)
+            assert [(r["prompt"], r["chosen"], r["rejected"], r["fate"]) for r in fixed] == [
+                (r["prompt"], r["chosen"], r["rejected"], r["fate"]) for r in kept
             ]
 
 

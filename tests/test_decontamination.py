@@ -66,10 +66,10 @@ def test_a_short_prompt_must_be_repeated_whole() -> None:
 def test_reasons_and_matches_are_shown() -> None:
     held_out = HeldOut(DecontaminationSettings(ngram=4, min_overlap=0.5, sources=[]))
     held_out.add([("E:0", user(EVALUATION))])
-    assert held_out.reason("pairs", "S", "r0", user("  " + EVALUATION)) == "evaluation_overlap"
-    assert held_out.reason("pairs", "S", "r1", user("the three longest rivers of the moon")) == "ngram_overlap"
-    assert held_out.reason("pairs", "S", "r2", user("the three longest rivers of the moon")) == "ngram_overlap"
-    assert held_out.reason("pairs", "S", "r3", user("another question altogether, is it not")) is None
+    assert held_out.contamination("pairs", "S", "r0", user("  " + EVALUATION)) == "evaluation_overlap"
+    assert held_out.contamination("pairs", "S", "r1", user("the three longest rivers of the moon")) == "ngram_overlap"
+    assert held_out.contamination("pairs", "S", "r2", user("the three longest rivers of the moon")) == "ngram_overlap"
+    assert held_out.contamination("pairs", "S", "r3", user("another question altogether, is it not")) is None
     shown = held_out.to_json()
     assert [(m["row_id"], m["reason"], m["evaluation_id"], m["overlap"]) for m in shown] == [
         ("r0", "evaluation_overlap", "E:0", 1.0),
@@ -107,7 +107,9 @@ def test_real_rows_that_repeat_an_evaluation_prompt(data_root: Path) -> None:
     sources = settings.decontamination.sources
     held_out.add((f"{name}:{p.row_id}", p.prompt) for name, p in prompts_of_sources(sources, data_root))
     pairs = [pair for pair in read_candidates(settings.preference_sources[0], data_root) if pair.prompt]
-    dropped = {p.row_id: held_out.reason("pairs", "HH-RLHF", p.row_id, p.prompt) for p in pairs if p.evidence is None}
+    dropped = {
+        p.row_id: held_out.contamination("pairs", "HH-RLHF", p.row_id, p.prompt) for p in pairs if p.evidence is None
+    }
     assert dropped["harmless-base.test:75"] == "evaluation_overlap"
     assert held_out.matches[0].evaluation_id == "XSTest:xstest:182"
     assert sum(reason is not None for reason in dropped.values()) == len(held_out.matches) < 20

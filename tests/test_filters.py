@@ -1,23 +1,21 @@
-"""Each filter rule alone, the order among them, duplicates across rows, and a funnel that adds up."""
+"""Each filter rule alone, the order among them, and duplicates across rows."""
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
 
 from rlhflow_utils.data.filters import (
     RULES,
-    PairMemory,
+    Deduplicator,
     conversation_failure,
     first_failure,
+    first_turn_key,
     is_too_long,
-    opening_key,
     pair_hashes,
     prompt_failure,
 )
-from rlhflow_utils.data.mixtures import Funnel
 from rlhflow_utils.data.reading import Candidate, Conversation
 from rlhflow_utils.guide.settings import FilterSettings
 from rlhflow_utils.models.chat import prompt_key
@@ -139,7 +137,7 @@ def test_length_counts_the_prompt_with_the_longer_answer() -> None:
 
 
 def failures(pairs: list[tuple[str, str, str]], limit: int | None = None) -> list[str | None]:
-    memory = PairMemory(limit)
+    memory = Deduplicator(limit)
     keys = [prompt_key([{"role": "user", "content": prompt}]) for prompt, _, _ in pairs]
     return [memory.failure(key, pair_hashes(key, c, r)) for key, (_, c, r) in zip(keys, pairs, strict=True)]
 
@@ -170,23 +168,4 @@ def test_prompts_and_conversations() -> None:
 
 
 def test_the_opening_is_the_first_user_turn() -> None:
-    assert opening_key([SYSTEM, USER, REPLY, AGAIN]) == opening_key([USER]) == prompt_key([USER])
-
-
-def test_funnel_adds_up_survives_json_and_notices_a_lost_row() -> None:
-    draw = random.Random(0)
-    funnel = Funnel()
-    for number in range(500):
-        source = draw.choice("AB")
-        funnel.enter(source)
-        if draw.random() < 0.4:
-            funnel.drop(source, str(number), draw.choice(["tie", "empty_turn"]))
-        else:
-            funnel.keep(source)
-    funnel.check()
-    assert funnel.rows_in.total() == 500 == funnel.rows_out.total() + sum(funnel.by_reason().values())
-    assert len(funnel.dropped_rows) == sum(funnel.by_reason().values())
-    assert Funnel.from_json(funnel.to_json(), funnel.dropped_rows) == funnel
-    funnel.enter("A")
-    with pytest.raises(ValueError, match="funnel of A"):
-        funnel.check()
+    assert first_turn_key([SYSTEM, USER, REPLY, AGAIN]) == first_turn_key([USER]) == prompt_key([USER])

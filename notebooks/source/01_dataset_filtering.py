@@ -1,12 +1,15 @@
 # %% [markdown]
 # # 01 · Dataset filtering
 #
-# **The claim.** Ten open preference sets, filtered and mixed, are enough to train judges that stand in for human feedback
-# (paper 2.1, Table 1). Filtering takes out about ten per cent: meaningless samples, empty rounds, labels that other fields
+# After this chapter you can turn any preference set into clean training pairs, and say of every row why it was kept or
+# dropped.
+#
+# **The claim.** Open preference sets, filtered and mixed, are enough to train judges that stand in for human feedback
+# (paper 2.1, Table 1). Filtering takes out about ten per cent: meaningless samples, empty turns, labels that other fields
 # contradict, small score margins.
 #
-# Not every rule of the authors can be established from the paper and their dataset cards, so each rule here says whether
-# it is *sourced* or *reconstructed*, and every row that goes is counted under its reason.
+# The paper and the dataset cards do not spell out every rule. Each rule here says whether it is *sourced* or
+# *reconstructed*.
 #
 # **You need** chapter 00.
 
@@ -17,233 +20,296 @@ SEED = 0
 OVERRIDES = {}
 
 # %%
-import inspect
-import json
-from collections import Counter
-from pathlib import Path
+import pandas as pd
+from datasets import Dataset
 
-from datasets import load_from_disk
-from IPython.display import Markdown, display
-
-from rlhflow_utils.data import filters, sources
-from rlhflow_utils.data import overview as source_statistics
+from rlhflow_utils.data import filters, overview, sources
 from rlhflow_utils.data.cards import load_facts
-from rlhflow_utils.data.command import funnel_rows
-from rlhflow_utils.data.filters import HeldOut
 from rlhflow_utils.data.mixtures import build_preference_data
-from rlhflow_utils.guide import figures as plotting
-from rlhflow_utils.guide import tables
-from rlhflow_utils.guide.run import base_model, local_files
-from rlhflow_utils.guide.stage import StageFolder, open_run
-from rlhflow_utils.models import chat
+from rlhflow_utils.guide import figures, tables
+from rlhflow_utils.guide.run import open_run
 
 # %%
 run = open_run("01_dataset_filtering", PROFILE, RUN_DIR, SEED, OVERRIDES)
-settings, caption = run.profile.data, tables.world_caption(run.profile)
+settings, root = run.profile.data, run.data_root()
 
 # %% [markdown]
 # ## The idea
 #
-# A preference row is a prompt $x$, an answer $a_w$ that an annotator chose and an answer $a_l$ that was rejected. Each
-# source stores that in its own way. A *converter* turns native rows into one standard form and decides nothing. *Rules*
-# then decide, in a fixed order; the first that fails gives the reason. So for every source
+# A preference pair is a prompt $x$, an answer $a_w$ that an annotator chose, and an answer $a_l$ that was rejected. Every
+# source stores that in its own way. Three steps make training pairs of them:
 #
-# $$\text{rows in} = \text{rows kept} + \sum_{\text{reason}} \text{rows dropped}.$$
+# 1. a **converter** turns a native row into candidate pairs of one standard form, and decides nothing;
+# 2. **rules** decide, in a fixed order: the first rule that a pair fails is the reason why it is dropped;
+# 3. a pair that passes goes to a **split** (`train`, `test`, ...) by a hash of its prompt's first turn, so that no prompt
+#    is in two splits.
 #
-# By hand: five rows, of which one has an empty answer and one is a tie and has an empty answer too.
+# The outcome is one word for each pair, its *fate*: the name of a split, or `dropped: <reason>`. So nothing can get lost:
+#
+# $$\text{pairs in} = \sum_{\text{split}} \text{pairs} + \sum_{\text{reason}} \text{pairs dropped}.$$
+#
+# ## By hand
+#
+# Four rows with two answers each, rated from 1 to 5. (Your own data may look like this.)
 
 # %%
-rows_in, dropped = 5, {"empty_turn": 2, "tie": 0}
-print(f"{rows_in} in, {rows_in - sum(dropped.values())} kept, {dropped}: the first rule that fails takes the row")
+native = Dataset.from_list([
+    {"question": "What is 2 + 3?", "answer_a": "5", "rating_a": 5, "answer_b": "It is 6.", "rating_b": 1},
+    {"question": "Name a bird.", "answer_a": "Owl.", "rating_a": 3, "answer_b": "A crow.", "rating_b": 3},
+    {"question": "Name a fish.", "answer_a": " ", "rating_a": 1, "answer_b": "A pike.", "rating_b": 4},
+    {"question": "Say more.", "answer_a": "...", "rating_a": 2, "answer_b": "Gladly: what about?", "rating_b": 4},
+])  # fmt: skip
 
 # %% [markdown]
-# ## The code
-#
-# Two native rows of the first source, and what its converter makes of them. (Real rows can hold offensive text: they are
-# printed from the simulated world only.)
+# The converter. The higher rating is chosen.
+
 
 # %%
-inputs = local_files(run)
-root = inputs["root"].path if isinstance(inputs.get("root"), StageFolder) else inputs.get("root")
+def convert(row):
+    a, b = (row["answer_a"], row["rating_a"]), (row["answer_b"], row["rating_b"])
+    (chosen, high), (rejected, low) = (a, b) if row["rating_a"] >= row["rating_b"] else (b, a)
+    return {
+        "prompt": row["question"],
+        "chosen": chosen,
+        "rejected": rejected,
+        "chosen_score": high,
+        "rejected_score": low,
+    }
+
+
+pairs = native.map(convert, remove_columns=native.column_names)
+pairs.to_pandas()
+
+# %% [markdown]
+# The rules, in their order, and the fate of each pair.
+
+
+# %%
+def find_fate(pair):
+    answers = (pair["chosen"], pair["rejected"])
+    if any(not text.strip() for text in answers):
+        return {"fate": "dropped: empty_turn"}
+    if pair["chosen_score"] == pair["rejected_score"]:
+        return {"fate": "dropped: tie"}
+    if any(not any(letter.isalnum() for letter in text) for text in answers):
+        return {"fate": "dropped: meaningless"}
+    return {"fate": "train"}
+
+
+fates = pairs.map(find_fate).to_pandas()
+fates
+
+# %% [markdown]
+# Counting the fates is the whole accounting.
+
+# %%
+fates.groupby("fate").size()
+
+# %% [markdown]
+# The guide's own rules (`data/filters.py`) come to the same fates.
+
+# %%
+for row in fates.to_dict("records"):
+    pair = sources.Candidate("by hand", [{"role": "user", "content": row["prompt"]}], row["chosen"], row["rejected"],
+                             chosen_score=row["chosen_score"], rejected_score=row["rejected_score"])  # fmt: skip
+    reason = filters.first_failure(pair, settings.filters, "by hand")
+    assert row["fate"] == (f"dropped: {reason}" if reason else "train")
+
+# %% [markdown]
+# ## Two native rows
+#
+# Two rows of the first source as they lie on disk, and the candidate pairs that its converter makes of them. (Real rows can
+# hold offensive text, so texts are printed from the simulated world only.)
+
+# %%
 source = settings.preference_sources[0]
-native = [row for _, row in zip(range(2), sources.native_rows(source, root), strict=False)]
-for row_id, row in native:
-    converted = sources.convert(source, row_id, row)[0]
-    print(source.name, row_id, sorted(row), "->", len(converted.prompt), "turn(s) of context, chosen and rejected")
-    if run.profile.world:
-        print(json.dumps(row, ensure_ascii=False), "\n", converted, "\n")
+for (row_id, row), _ in zip(sources.native_rows(source, root), range(2), strict=False):
+    for pair in sources.convert(source, row_id, row):
+        print(
+            source.name,
+            row_id,
+            "fields",
+            sorted(row),
+            "first failure:",
+            filters.first_failure(pair, settings.filters, source.name),
+        )
+        if run.profile.world:
+            print(row, pair, sep="\n", end="\n\n")
 
 # %% [markdown]
-# A rule is a small function with its provenance in its docstring.
+# All rules on one pair, in their order. Three more look at other pairs or at lengths: `too_long`, then `duplicate_pair` and
+# `swapped_duplicate` (kept before, with the same or the opposite label), and `too_many_pairs` of one prompt.
 
 # %%
-print(inspect.getsource(filters.contradicted_label))
-print(inspect.getsource(filters.small_margin))
-print("in this order:", ", ".join(filters.RULES))
+tables.show([{"rule": name, "what it drops": " ".join(rule.__doc__.split())} for name, rule in filters.RULES.items()])
 
 # %% [markdown]
-# Then, where a tokenizer counts, `too_long`; and the rules that remember earlier pairs: `duplicate_pair`,
-# `swapped_duplicate` (the same pair with the opposite label) and `too_many_pairs` of one prompt.
+# ## Decontamination
 #
-
-# %% [markdown]
 # A test question that was trained on measures memory. A training prompt goes when it opens like an evaluation prompt, or
-# when the word n-grams that both share cover enough of the evaluation prompt. By hand, with n = 4 and one half: of the
-# ten words of the question below, the third prompt repeats five in a row, the fourth three.
+# when the runs of $n$ words (n-grams) that both share cover enough of the evaluation prompt. By hand, with $n = 4$ and at
+# least one half: of the ten words of the question, the third prompt repeats five in a row, the fourth only three.
 
 # %%
-by_hand = HeldOut(settings.decontamination.model_copy(update={"ngram": 4, "min_overlap": 0.5}))
-by_hand.add([("question", [{"role": "user", "content": "How many legs has a spider with one leg missing?"}])])
+held_out = filters.HeldOut(settings.decontamination.model_copy(update={"ngram": 4, "min_overlap": 0.5}))
+held_out.add([("question", [{"role": "user", "content": "How many legs has a spider with one leg missing?"}])])
 for text in ("how many legs has a spider with ONE leg missing?", "Say: how many legs has a spider with one leg missing",
              "How many legs has a beetle?", "Has a spider eyes?"):  # fmt: skip
-    print(by_hand.reason("by hand", "example", "0", [{"role": "user", "content": text}]) or "kept", "|", text)
-for match in by_hand.matches:
-    print(f"{match.overlap:.0%} of the {match.evaluation_id}: {match.shared!r}")
+    reason = held_out.contamination("by hand", "example", "0", [{"role": "user", "content": text}])
+    print(f"{reason or 'kept':20} | {text}")
 
 # %% [markdown]
-# ## The full run
+# ## All rows
 #
-# Convert, filter, split *by prompt* (so that no prompt crosses from training to test), take prompts of the evaluation set
-# out of training, and mix. The same without a notebook: `python -m rlhflow_utils data --profile tiny`.
+# The stage does this for every source, then mixes: mix1 is HH-RLHF, SHP, UltraFeedback and Summarization; mix2 drops the
+# last and adds seven sources that know safety, code, mathematics and instructions (paper 2.1).
 
 # %%
-data = run.stage(
-    "01_preference_data", build_preference_data, reads=("data", "model"), inputs={**inputs, **base_model(run)}
+tokenizer = run.base_model()
+data = build_preference_data(
+    run.profile.data, root, tokenizer, run.profile.model, run.seed, into=run / "preference_data"
 )
 
 # %% [markdown]
-# ## Results
+# ## Where every pair went
 #
-# The funnel: every pair is kept, or dropped under one reason; what is kept is for testing or for training. A row with four
-# scored answers gives six pairs; HelpSteer spreads a prompt over four rows, which are joined first and count as one.
+# `pairs` is the table of fates: one row for each candidate pair. (A row with four scored answers gives six pairs.)
 
 # %%
-funnel = data.read_json("funnel.json")
-display(Markdown(tables.markdown_table(funnel_rows(funnel["pairs"]), caption=caption)))
-for part in ("sft", "prompts", "evaluation_prompts", "nectar", "mixtures"):
-    for name, row in funnel[part].items():
-        print(f"{name}: {row['rows_in']:,} rows in, {row['rows_out']:,} kept, dropped {row['dropped'] or 0}")
-
-# %%
-plotting.funnel(funnel["pairs"], caption=caption)
+pairs = data.dataset("pairs").to_pandas()
+columns = ["source", "row_id", "fate"]
+columns += ["prompt_excerpt", "chosen_excerpt", "rejected_excerpt"] if run.profile.world else []
+tables.show(pairs.groupby("fate").head(1)[columns].to_dict("records"), run.caption)
 
 # %% [markdown]
-# Which training prompts repeated an evaluation prompt, and in which words? (The prompts of the simulated world come from
-# few templates and share most of their words, so there a prompt counts as repeated only when it is repeated whole.)
+# The funnel is a groupby.
 
 # %%
-matches = data.read_json("decontamination.json")
+funnel = pairs[~pairs.offline].groupby(["source", "fate"], sort=False).size().unstack(fill_value=0)
+funnel
+
+# %%
+candidates = {name.removeprefix("pairs "): rows for name, rows in data.rows.items() if name.startswith("pairs ")}
+figures.funnel(candidates, caption=run.caption)
+
+# %% [markdown]
+# The other tables, in the same way:
+
+# %%
+others = {name: rows for name, rows in data.rows.items() if not name.startswith("pairs ")}
+tables.show([{"table": name, "in": rows["rows_in"], "out": rows["rows_out"],
+              "dropped": ", ".join(f"{reason} {n}" for reason, n in rows["dropped"].items()) or None}
+             for name, rows in others.items()])  # fmt: skip
+
+# %% [markdown]
+# Which training rows repeated an evaluation prompt, and in which words? (The simulated world's prompts come from few
+# templates and share most of their words, so a prompt counts as repeated only when it is repeated whole.)
+
+# %%
+matches = pd.DataFrame(data.read_json("decontamination.json"))
 print(f"{len(matches)} training rows repeat an evaluation prompt")
-for match in matches[:8]:
-    print(f"{match['source']} {match['row_id']}: {match['reason']}, {match['overlap']:.0%} of {match['evaluation_id']}")
-    print("   ", match["shared"][:100])
+matches[["source", "row_id", "reason", "overlap"]].head(8) if len(matches) else None
 
 # %% [markdown]
-# Table 1, the paper's line and ours for every source, and why they differ. (A source without a paper's line is not in
-# that table.)
+# ## Table 1
+#
+# The paper's line and ours for every source, and why they differ. (A source without a paper's line is not in Table 1.)
 
 # %%
 rows = data.read_json("table1.json")
 origin = "world" if run.profile.world else "files" if root else "hub"
+simulated = {"completion": "simulated", "annotator": "simulated"} if origin == "world" else {}
+tables.show([line | (simulated if line[""] == "ours" else {}) for line in overview.side_by_side(rows)], run.caption)
 known = {name: facts.get("difference", "") for name, facts in load_facts()["sources"].items()}
-lines = source_statistics.side_by_side(rows)
-if origin == "world":
-    simulated = {"completion": "simulated", "annotator": "simulated"}
-    lines = [{**line, **simulated} if line[""] == "ours" else line for line in lines]
-display(Markdown(tables.markdown_table(lines, caption=caption)))
-print("\n".join(source_statistics.explain_table1(rows, origin, known)))
+print("\n".join(overview.explain_table1(rows, origin, known)))
 
 # %% [markdown]
-# A reward model learns what chosen answers have in common, and length is the easiest thing to have in common. Lengths of
-# the two sides, by source, in the main mixture:
+# ## Length
+#
+# A reward model learns what chosen answers have in common, and length is the easiest thing to have in common. Look at the
+# two boxes of each source in the main mixture: where they lie apart, length alone predicts the label.
+
 
 # %%
-mixtures = {name: load_from_disk(str(data.path / name)) for name in settings.mixtures}
-lengths, whole = {}, {}
-for name, pairs in mixtures.items():
-    for row in pairs:
-        sides = {side: len(row[side][-1]["content"]) for side in ("chosen", "rejected")}
-        groups = [whole.setdefault(f"all of {name}", {"chosen": [], "rejected": []})]
-        if name == settings.main_mixture:
-            groups.append(lengths.setdefault(row["source"], {"chosen": [], "rejected": []}))
-        for group in groups:
-            for side, length in sides.items():
-                group[side].append(length)
-plotting.length_distributions(lengths, unit="characters", caption=caption)
+def measure_sides(rows):
+    return {side: [len(turns[-1]["content"]) for turns in rows[side]] for side in ("chosen", "rejected")}
+
+
+mixtures = {name: data.dataset(name) for name in settings.mixtures}
+main = mixtures[settings.main_mixture].map(measure_sides, batched=True, remove_columns=["prompt"]).to_pandas()
+lengths = {name: rows[["chosen", "rejected"]].to_dict("list") for name, rows in main.groupby("source", sort=False)}
+figures.length_distributions(lengths, unit="characters", caption=run.caption)
 
 # %% [markdown]
-# Length and label: how often the chosen answer is the longer one. Far from 50 %, length alone predicts the label, because
-# the annotator likes length, or because better answers happen to be longer or shorter here. Either way a reward model can
-# learn the shortcut.
+# How often is the chosen answer the longer one? A share far from 50 % means that a reward model can take length as a
+# shortcut, either since the annotator likes length or since better answers happen to be longer or shorter here.
 
 # %%
-plotting.length_agreement({**lengths, **whole}, caption=caption)
+whole = {f"all of {name}": measure_sides(rows[:]) for name, rows in mixtures.items()}
+figures.length_agreement({**lengths, **whole}, caption=run.caption)
 
 # %% [markdown]
-# mix1 and mix2 differ in what they know (reasoning, safety) and in what they like (length).
+# mix1 and mix2 differ in what they know (reasoning, safety) and in how often they prefer the longer answer.
 
 # %%
-plotting.mixture_composition({name: row["sources"] for name, row in funnel["mixtures"].items()}, caption=caption)
+composition = {name: pd.Series(rows["source"][:]).value_counts(sort=False).to_dict() for name, rows in mixtures.items()}
+figures.mixture_composition(composition, caption=run.caption)
 
 # %% [markdown]
-# A prompt map, in the manner of the paper's Fig. 7 (which maps the prompts for generation, embedded with
-# nomic-embed-text-v1.5 on Nomic Atlas). Here the embedding is latent semantic analysis (TF-IDF, leading singular vectors),
-# which needs no hub: prompts near each other share words. A source that lies alone differs in wording, not always in
-# content: a template is enough.
+# A prompt map, in the manner of the paper's Fig. 7 (which embeds the prompts with nomic-embed-text-v1.5). Here TF-IDF and
+# its leading singular vectors (scikit-learn) do it without a download: prompts near each other share words. A source that
+# lies alone differs in wording, not always in content.
 
 # %%
-plotting.prompt_map(data.read_json("prompt_map.json"), caption=caption)
+figures.prompt_map(data.read_json("prompt_map.json"), caption=run.caption)
 
 # %% [markdown]
 # ## Checks
+#
+# No prompt of the test pairs or of the evaluation is trained on.
 
 # %%
-for name, row in funnel["pairs"].items():
-    assert row["rows_in"] == row["rows_out"] + sum(row["dropped"].values()), f"{name}: rows are lost"
-test = {chat.prompt_key(row["prompt"]) for row in load_from_disk(str(data.path / "test"))}
-held_out = {chat.prompt_key(row["prompt"]) for row in load_from_disk(str(data.path / "evaluation_prompts"))}
-for name in settings.mixtures:
-    training = {chat.prompt_key(row["prompt"]) for row in load_from_disk(str(data.path / name))}
-    assert not training & test, "no prompt of the test pairs is in a mixture"
-    assert not training & held_out, "no evaluation prompt is in a mixture"
-prompts = {chat.prompt_key(row["prompt"]) for row in load_from_disk(str(data.path / "prompts"))}
-assert not prompts & held_out, "no evaluation prompt is among the prompts for generation"
-assert not {chat.prompt_key(row["messages"][:-1]) for row in load_from_disk(str(data.path / "sft"))} & held_out
+first_turns = pairs[~pairs.fate.str.startswith("dropped: ")].groupby("fate").first_turn.agg(set)
+assert not first_turns["train"] & first_turns["test"], "no prompt is in two splits"
+held_out = set(data.dataset("evaluation_prompts")["prompt_id"])
+assert not held_out & set(pairs[pairs.fate.isin(["train", "judge", "sft", "offline"])].prompt_id), "trained on"
+assert not held_out & set(data.dataset("prompts")["prompt_id"]), "generated on"
+assert len(pairs) == funnel.to_numpy().sum() + pairs.offline.sum(), "no pair is lost"
 print("all checks hold")
 
 # %% [markdown]
-# In the simulated world dirt was planted, row by row, and written down. The filters must find exactly that.
+# In the simulated world, dirt was planted row by row and written down. The filters must find exactly that dirt.
 
 # %%
 if run.profile.world:
-    planted = Counter()
-    for entry in json.loads((root / "planted_dirt.json").read_text(encoding="utf-8")):
-        planted[entry["source"], entry["reason"]] += entry["pairs"]
-    files = {source.name: Path(source.files[0]).stem for source in settings.preference_sources}
-    found = {(files[name], reason): n for name, row in funnel["pairs"].items() for reason, n in row["dropped"].items() if n}
-    assert found == {place: n for place, n in planted.items() if place[0] in files.values()}
-    print(f"{sum(found.values())} pairs planted as dirt, and dropped for the reason they were planted for; no other was dropped")
+    planted = pd.DataFrame(run["world"].read_json("planted_dirt.json")).groupby(["source", "reason"]).pairs.sum()
+    dropped = pairs[pairs.fate.str.startswith("dropped: ") & ~pairs.fate.str.endswith("_overlap")]
+    file, reason = dropped.row_id.str.split(":").str[0], dropped.fate.str.removeprefix("dropped: ")
+    found = dropped.groupby([file.rename("source"), reason.rename("reason")]).size()
+    pd.testing.assert_series_equal(found, planted.astype(found.dtype), check_names=False)
+    print(f"{found.sum()} planted pairs, each dropped for the reason it was planted for; no other pair was dropped")
 
 # %% [markdown]
 # ## Where we differ
 #
-# * Several of the authors' rules could not be established (PKU-SafeRLHF, UltraInteract, HelpSteer's 37,131 pairs): the simplest rule that
-#   fits is reconstructed and marked so in its data card (`data_cards/`).
-# * CodeUltraFeedback's ratings are strings, and the authors' card compares them as strings; here they are numbers.
-# * The paper reports no held-out pairs and no split by prompt; both are added.
+# * Several of the authors' rules could not be established (PKU-SafeRLHF, UltraInteract, HelpSteer's 37,131 pairs). We
+#   reconstruct the simplest rule that fits; the data card says so (`data_cards/`).
+# * CodeUltraFeedback's ratings are strings. The authors' card compares them as strings; here they are numbers.
+# * The paper reports no held-out pairs and no split by prompt. We add both.
 #
 # ## Summary and exercises
 #
-# Every row is accounted for. mix2 adds safety and reasoning to what mix1 knows, and its labels lean less to length.
+# Every pair has one fate. mix2 adds safety and reasoning to what mix1 knows, and its labels depend less on length.
 #
-# 1. Set `data.filters.min_score_ratio` to 3.0. Which source shrinks, and by how much? The last check then stops the guide;
-#    the funnel stands above it in the run folder's `notebooks/01_dataset_filtering.ipynb`. Why is it right to fail?
-# 2. `01_preference_data/dropped.jsonl` in the run folder names the rows dropped as `contradicted_label`: `shp:215` is line
-#    215, counted from 0, of `00_world/sources/shp.jsonl`. Look one up for two sources. Which field contradicted which?
-# 3. Raise `world.preferences.dirt_rate` to 0.3. Which relation between the funnel's columns must still hold?
+# 1. Add a margin of one point to `find_fate`. Which of the four pairs changes its fate? In the stage the rule is
+#    `small_margin`; for which sources is `data.filters.min_score_margin` set?
+# 2. Set `data.filters.min_score_ratio` to 3.0 in `OVERRIDES`. Which source shrinks? The last check then fails. Why is that
+#    right?
+# 3. Look up two pairs with the fate `dropped: contradicted_label`: `shp:215` is line 215, counted from 0, of
+#    `world/sources/shp.jsonl` in the run folder. Which field contradicts which?
+# 4. Add a source of your own: the head of `rlhflow_utils/data/sources.py` says how.
 #
 # **Next:** [02 · Supervised fine-tuning](02_supervised_finetuning.ipynb)
 
 # %%
-print(tables.run_line(run))
 run.finish()

@@ -303,7 +303,7 @@ def pin() -> int:
     from huggingface_hub import HfApi
 
     facts = load_facts()
-    profiles = [load_profile(path.stem) for path in sorted(PROFILES.glob("*.yaml")) if path != REVISIONS]
+    profiles = [load_profile(path.stem) for path in sorted(PROFILES.glob("*.yaml")) if path.name != REVISIONS.name]
     published = [hub_id for fact in facts["published"].values() for hub_id in fact["sets"]]
     published += [fact["standard"] for fact in facts["sources"].values() if "standard" in fact]
     models = {name for each in profiles for name in (each.model.base, each.model.reward_base) if name}

@@ -69,14 +69,14 @@ def build_preference_data(
     into.mkdir()
     work = into / "work"
     turns = {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS}
-    pairs = _table(candidates(settings, root, tokenizer, model), {**PAIRS, **turns}, work / "pairs")
+    pairs = write_table(candidates(settings, root, tokenizer, model), {**PAIRS, **turns}, work / "pairs")
     frame = pairs.select_columns([name for name in PAIRS if not name.endswith("excerpt")]).to_pandas()
     prompts, evaluation, held_out = _write_prompts(settings, root, pairs, frame, seed, into)
     _drop_contaminated(pairs, frame, frame.fate.isin(TRAINS), "pairs", held_out)
     wanted = {"test": True, "judge": settings.partition.judge > 0, "offline": settings.offline_source is not None}
     for name in (name for name, is_wanted in wanted.items() if is_wanted):
         _rows_of(pairs, frame, name).save_to_disk(into / name)
-    sft = _table(sft_rows(settings, root, _rows_of(pairs, frame, "sft"), held_out), SFT, work / "sft")
+    sft = write_table(sft_rows(settings, root, _rows_of(pairs, frame, "sft"), held_out), SFT, work / "sft")
     tables = {
         "pairs": frame[~frame.offline], "offline": frame[frame.offline], "sft": _light(sft, "messages"),
         "prompts": prompts, "evaluation_prompts": evaluation,
@@ -172,7 +172,7 @@ def judge(
     """Convert native rows, apply every rule that looks at one pair alone, and measure what passed."""
     strategy = settings.kwise_pairs.get(source.name, "all_pairs")
     pairs = [pair for row_id, row in native for pair in convert(source, row_id, row, strategy)]
-    rows = [_table_row(pair, source, settings) for pair in pairs]
+    rows = [_pair_row(pair, source, settings) for pair in pairs]
     texts = [[_joined(row["prompt"]), *(row[side][0]["content"] for side in ("chosen", "rejected"))]
              for row in rows if row["reason"] is None]  # fmt: skip
     flat = [text for three in texts for text in three]
@@ -185,7 +185,7 @@ def judge(
     return rows
 
 
-def _table_row(pair: Any, source: SourceSettings, settings: FilterSettings) -> Row:
+def _pair_row(pair: Any, source: SourceSettings, settings: FilterSettings) -> Row:
     if not isinstance(pair, Candidate):
         raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no preference pairs")
     last = pair.prompt[-1]["content"] if pair.prompt else ""
@@ -232,15 +232,19 @@ def split_of(first_turn: str, shares: PartitionSettings) -> str:
 # --- what is written ----------------------------------------------------------------------------------------------
 
 
-def _table(rows: Iterable[Row], columns: dict[str, str], folder: Path) -> Dataset:
+def write_table(rows: Iterable[Row], columns: dict[str, str], folder: Path) -> Dataset:
     """The rows as a dataset on disk, memory-mapped."""
     from datasets import Dataset, Features, List, Value
     from datasets.exceptions import DatasetGenerationError
 
     turns = List({"role": Value("string"), "content": Value("string")})
     features = Features({name: turns if kind == TURNS else Value(kind) for name, kind in columns.items()})
+    iterator = iter(rows)
+    if (first := next(iterator, None)) is None:
+        return Dataset.from_dict({name: [] for name in columns}, features)
+    whole = itertools.chain([first], iterator)
     try:
-        return Dataset.from_generator(lambda: iter(rows), features, cache_dir=str(folder), fingerprint=folder.name)
+        return Dataset.from_generator(lambda: whole, features, cache_dir=str(folder), fingerprint=folder.name)
     except DatasetGenerationError as error:
         raise error.__cause__ or error from None
 
@@ -288,11 +292,11 @@ def _write_prompts(
     """Write `prompts` and `evaluation_prompts`; returns the fates of both, and what is held out."""
     of_pairs = ((row["source"], Prompt(row["row_id"], row["prompt"])) for row in _rows_of(pairs, frame, "prompts"))
     found = itertools.chain(prompts_of_sources(settings.prompt_sources, root), of_pairs)
-    table = held = _table(prompt_rows(found), PROMPTS, into / "work" / "prompts")
+    table = held = write_table(prompt_rows(found), PROMPTS, into / "work" / "prompts")
     prompts = evaluation = _light(table, "prompt")
     if settings.evaluation_prompt_sources:
         found = itertools.chain(prompts_of_sources(settings.evaluation_prompt_sources, root))
-        held = _table(prompt_rows(found), PROMPTS, into / "work" / "evaluation_prompts")
+        held = write_table(prompt_rows(found), PROMPTS, into / "work" / "evaluation_prompts")
         evaluation = _light(held, "prompt")
     usable = _positions(evaluation.fate == "prompts")
     order = seeded_order([evaluation.first_turn[i] for i in usable], seed)
