@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.data import filters
 from rlhflow_utils.data.filters import DROPPED, Deduplicator, HeldOut, first_turn_key
-from rlhflow_utils.data.overview import TokenLength, prompt_map, table1, token_length
+from rlhflow_utils.data.overview import TokenLength, funnel, prompt_map, table1, token_length
 from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, Root, SourceError
 from rlhflow_utils.data.sources import convert, native_rows, read_conversations, read_prompts
 from rlhflow_utils.guide.settings import DataSettings, FilterSettings, ModelSettings, PartitionSettings, SourceSettings
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 SPLITS = ("test", "sft", "prompts", "judge", "train")
-TRAINS = ("sft", "judge", "train", "offline")  # their texts enter a loss: no evaluation prompt may be among them
+TRAINS = ("sft", "judge", "train")  # their texts enter a loss: no evaluation prompt may be among them
 STANDARD = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score", "source", "row_id")
 CHUNK = 500  # native rows
 EXCERPT = 120  # characters
@@ -73,6 +73,7 @@ def build_preference_data(
     frame = pairs.select_columns([name for name in PAIRS if not name.endswith("excerpt")]).to_pandas()
     prompts, evaluation, held_out = _write_prompts(settings, root, pairs, frame, seed, into)
     _drop_contaminated(pairs, frame, frame.fate.isin(TRAINS), "pairs", held_out)
+    _drop_contaminated(pairs, frame, frame.fate == "offline", "offline", held_out)
     wanted = {"test": True, "judge": settings.partition.judge > 0, "offline": settings.offline_source is not None}
     for name in (name for name, is_wanted in wanted.items() if is_wanted):
         _rows_of(pairs, frame, name).save_to_disk(into / name)
@@ -89,12 +90,14 @@ def build_preference_data(
     write_json(into / "table1.json", table1(tables["pairs"], names, *_unit(tokenizer)))
     write_json(into / "decontamination.json", held_out.to_json())
     write_json(into / "prompt_map.json", _map_of(pairs, frame, seed))
-    dropped = pd.concat(
-        [table.assign(flow=name)[["flow", "source", "row_id", "fate"]] for name, table in tables.items()]
-    )
+    fates = [table.assign(flow=name)[["flow", "source", "row_id", "fate"]] for name, table in tables.items()]
+    dropped = pd.concat(fates)
     dropped[dropped.fate.str.startswith(DROPPED)].to_json(into / "dropped.jsonl", orient="records", lines=True)
     shutil.rmtree(work)
-    rows = {f"{name} {source}": counted for name, table in tables.items() for source, counted in count(table).items()}
+    rows = {
+        f"{name} {source}": Rows(row["rows_in"], row["rows_out"], row["dropped"])
+        for name, table in tables.items() for source, row in funnel(table).items()
+    }  # fmt: skip
     splits = {f"{name}_pairs": int((tables["pairs"].fate == name).sum()) for name in SPLITS}
     return Summary({**rows, **mixed.rows}, {**splits, **mixed.metrics})
 
@@ -106,17 +109,6 @@ def _unit(tokenizer: Model | None) -> tuple[str, str | None]:
     return "tokens", tokenizer if isinstance(tokenizer, str) else "this run's base model"
 
 
-def count(table: pd.DataFrame) -> dict[str, Rows]:
-    """Source -> rows in, out and dropped by reason, from the column `fate`."""
-    counts = {}
-    for source, fates in table.groupby("source", sort=False).fate:
-        dropped = fates[fates.str.startswith(DROPPED)].str.removeprefix(DROPPED).value_counts().sort_index()
-        counts[str(source)] = Rows(
-            len(fates), int((~fates.str.startswith(DROPPED)).sum()), {str(k): int(n) for k, n in dropped.items()}
-        )
-    return counts
-
-
 # --- the table of candidate pairs ---------------------------------------------------------------------------------
 
 
@@ -126,7 +118,8 @@ def candidates(settings: DataSettings, root: Root, tokenizer: Model | None, mode
         is_offline = source is settings.offline_source
         deduplicator = Deduplicator(settings.filters.max_pairs_per_prompt.get(source.name))
         for row in judged_rows(source, root, settings.filters, (tokenizer, model), settings.workers):
-            reason = row.pop("reason") or deduplicator.failure(row["prompt_id"], row.pop("hashes"))
+            reason, hashes = row.pop("reason"), row.pop("hashes")
+            reason = reason or deduplicator.failure(row["prompt_id"], hashes)
             if reason:
                 row |= {"prompt": [], "chosen": [], "rejected": []}  # what a dropped row holds may fit no column
             split = "offline" if is_offline else None if reason else split_of(row["first_turn"], settings.partition)
@@ -173,11 +166,13 @@ def judge(
     strategy = settings.kwise_pairs.get(source.name, "all_pairs")
     pairs = [pair for row_id, row in native for pair in convert(source, row_id, row, strategy)]
     rows = [_pair_row(pair, source, settings) for pair in pairs]
-    texts = [[_joined(row["prompt"]), *(row[side][0]["content"] for side in ("chosen", "rejected"))]
-             for row in rows if row["reason"] is None]  # fmt: skip
-    flat = [text for three in texts for text in three]
-    lengths = iter(length(flat) if length else [len(text.split()) for text in flat])
-    for row in (row for row in rows if row["reason"] is None):
+    passed = [row for row in rows if row["reason"] is None]
+    texts: list[str] = []
+    for row in passed:
+        prompt = "\n".join(turn["content"] for turn in row["prompt"])
+        texts += [prompt, row["chosen"][0]["content"], row["rejected"][0]["content"]]
+    lengths = iter(length(texts) if length else [len(text.split()) for text in texts])
+    for row in passed:
         three = (next(lengths), next(lengths), next(lengths))
         row["prompt_length"], row["chosen_length"], row["rejected_length"] = three
         if length and filters.is_too_long(three, settings):
@@ -197,20 +192,13 @@ def _pair_row(pair: Any, source: SourceSettings, settings: FilterSettings) -> Ro
     if row["reason"] is None:
         key = prompt_key(pair.prompt)
         row |= {
-            "prompt": pair.prompt, "chosen": _answer(pair.chosen), "rejected": _answer(pair.rejected),
+            "prompt": pair.prompt, "chosen": [{"role": "assistant", "content": pair.chosen}],
+            "rejected": [{"role": "assistant", "content": pair.rejected}],
             "chosen_longer": len(pair.chosen) > len(pair.rejected), "prompt_id": key,
             "first_turn": key if len(pair.prompt) == 1 else first_turn_key(pair.prompt),
             "hashes": filters.pair_hashes(key, pair.chosen, pair.rejected),
         }  # fmt: skip
     return row
-
-
-def _answer(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
-
-
-def _joined(prompt: Sequence[dict[str, str]]) -> str:
-    return "\n".join(message["content"] for message in prompt)
 
 
 def _excerpt(content: Any) -> str:
@@ -362,9 +350,8 @@ def _write_mixtures(settings: DataSettings, pairs: Dataset, frame: pd.DataFrame,
         if most is not None and total > most:
             members_rows = members_rows.sample(most, random_state=seed_for(seed, mixture)).sort_index()
         if members_rows.empty:
-            raise ValueError(
-                f"mixture {mixture!r} is empty: no pair of {members} is left to train on; why is in {into / 'pairs'}"
-            )
+            found = frame[frame.source.isin(members)].fate.value_counts().to_dict()
+            raise ValueError(f"mixture {mixture!r} is empty: no pair of {members} is left to train on; fates: {found}")
         pairs.select_columns(list(STANDARD)).select(members_rows.index.tolist()).save_to_disk(into / mixture)
         kept = len(members_rows)
         rows[f"mixture {mixture}"] = Rows(total, kept, {"subsample": total - kept} if total > kept else {})
