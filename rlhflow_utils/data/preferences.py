@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from rlhflow_utils.data.reading import (
@@ -94,7 +94,8 @@ def group_helpsteer(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]
 def helpsteer(row_id: str, row: Row) -> list[ScoredResponses]:
     """nvidia/HelpSteer, grouped by prompt: scored by mean(helpfulness, correctness) (the authors' early README)."""
     members = get_list(row, "rows")
-    scores = [_mean(number(get(m, "helpfulness")), number(get(m, "correctness"))) for m in members]
+    rated = [(number(get(m, "helpfulness")), number(get(m, "correctness"))) for m in members]
+    scores = [None if a is None or b is None else (a + b) / 2 for a, b in rated]
     return [ScoredResponses(row_id, user_turn(get(row, "prompt")), [get(m, "response") for m in members], scores)]
 
 
@@ -127,9 +128,11 @@ def fine_grained_rlhf(row_id: str, row: Row) -> list[Candidate]:
 
     All six are candidates. The prompt is the passages the answer must rest on, then the question.
     """
-    passages = [joined("\n", _as_list(passage)) for passage in get_list(row, "passages")]
+    passages = get_list(row, "passages")
+    if not all(isinstance(passage, (list, tuple)) for passage in passages):
+        raise FieldError("field 'passages' must hold lists of sentences")
     question = joined("", ["Question: ", get(row, "question")])
-    prompt = user_turn(joined("\n\n", [*passages, question]))
+    prompt = user_turn(joined("\n\n", [*(joined("\n", passage) for passage in passages), question]))
     preferences = get_list(row, "preference")
     if len(preferences) != len(COMPARISONS):
         raise FieldError(f"field 'preference' must hold 6 comparisons, found {len(preferences)}")
@@ -141,16 +144,6 @@ def fine_grained_rlhf(row_id: str, row: Row) -> list[Candidate]:
         evidence = "tie" if verdict == 0 else None
         pairs.append(Candidate(f"{row_id}#{i + 1}v{j + 1}", prompt, *texts, evidence=evidence))
     return pairs
-
-
-def _as_list(passage: Any) -> Sequence[Any]:
-    if not isinstance(passage, (list, tuple)):
-        raise FieldError(f"field 'passages' must hold lists of sentences, found {type(passage).__name__}")
-    return passage
-
-
-def _mean(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else (first + second) / 2
 
 
 def shp(row_id: str, row: Row) -> list[Candidate]:
