@@ -278,7 +278,7 @@ def table_6(records: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         claim, variant, words = VARIANTS[name]
         record = records.get(claim, {})
         rates = _over_seeds(record, variant, "lc_win_rate", f"{words}; gold judge, LC win rate against SFT")
-        lengths = _over_seeds(record, variant, "length", f"{words}; characters (the paper names no unit)")
+        lengths = _over_seeds(record, variant, "mean_length", f"{words}; characters (the paper names no unit)")
         lines += _lines({"row": name, "column": "LC AlpacaEval-2 (%)"}, alpaca, rates)
         lines += _lines({"row": name, "column": "Arena-Hard (%)"}, arena, {})
         lines += _lines({"row": name, "column": "length"}, length, lengths, scale=1.0)
@@ -310,7 +310,7 @@ def _against_sft(profile: str, summary: Summary, policy: str) -> dict[str, dict[
 
 def _over_seeds(record: Mapping[str, Any], variant: str, metric: str, setting: str) -> Estimates:
     """A variant's measure after its last iteration: mean over seeds, from three seeds on with Student's t interval."""
-    seeds: Mapping[str, Mapping[str, float]] = record.get("arms", {}).get(variant, {})
+    seeds: Mapping[str, Mapping[str, float]] = record.get("variants", {}).get(variant, {})
     steps = [int(key.partition("@")[2]) for row in seeds.values() for key in row if key.startswith(f"{metric}@")]
     if not steps:
         return {}
