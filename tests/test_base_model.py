@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -59,7 +62,10 @@ def test_vocabulary_too_small_is_refused() -> None:
 
 def test_model_is_tied_float32_and_seeded(tokenizer: PreTrainedTokenizerFast) -> None:
     def build(seed: int):
-        return build_model(32, 2, 64, 4, 128, tokenizer, seed)
+        return build_model(
+            tokenizer, seed, hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4,
+            max_position_embeddings=128,
+        )  # fmt: skip
 
     state = torch.get_rng_state()
     first, second, other = build(0), build(0), build(1)
@@ -72,3 +78,11 @@ def test_model_is_tied_float32_and_seeded(tokenizer: PreTrainedTokenizerFast) ->
     assert first.config.pad_token_id == tokenizer.pad_token_id
     # Embeddings, per block four attention and three MLP matrices and two norms, and the last norm.
     assert sum(p.numel() for p in first.parameters()) == len(tokenizer) * 32 + 2 * (4 * 32**2 + 3 * 32 * 64 + 64) + 32
+
+
+def test_a_skipped_stage_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, rlhflow_utils.training.stages; print(sorted({'torch', 'transformers', 'trl'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

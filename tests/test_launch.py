@@ -9,21 +9,20 @@ import pytest
 import torch
 from tiny_training import build_tiny_model, losses, make_job, weights
 
-from rlhflow_utils.guide.child_process import stream_command
-from rlhflow_utils.guide.settings import LaunchSettings
+from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.guide.run import stream_command
 from rlhflow_utils.guide.stage import write_json
 from rlhflow_utils.training.trainers import launch_command, run_training
 
 KINDS = ("sft", "reward", "dpo")
-IN_PROCESS = LaunchSettings(num_processes=0, accelerate_config=None, use_cpu=True)
-TWO = LaunchSettings(num_processes=2, accelerate_config=None, use_cpu=True)
+TWO = {"num_processes": 2, "distributed_type": "MULTI_CPU", "mixed_precision": "no", "use_cpu": True}
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     model = build_tiny_model(tmp_path / "start")
     changes = {"per_device_train_batch_size": 2, "count": 20}  # the last batch is smaller: 8, 8 and 4 rows
-    one = {kind: run_training(make_job(kind, model, tmp_path / f"{kind}1", **changes), IN_PROCESS) for kind in KINDS}
+    one = {kind: run_training(make_job(kind, model, tmp_path / f"{kind}1", **changes), None) for kind in KINDS}
     files = []
     for kind in KINDS:
         files.append(tmp_path / f"{kind}2" / "job.json")
@@ -38,23 +37,11 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a), kind
 
 
-def test_the_command_line_comes_from_the_profile(tmp_path: Path) -> None:
-    job = tmp_path / "job.json"
-    cluster = LaunchSettings(num_processes=8, accelerate_config="profiles/accelerate/fsdp.yaml", use_cpu=False)
-    command = launch_command(job, cluster)
-    assert command[command.index("--num_processes") + 1] == "8"
-    config = Path(command[command.index("--config_file") + 1])
-    assert config.is_file()
-    assert "--cpu" not in command
-    assert command[-3:] == ["-m", "rlhflow_utils.training.trainers", str(job)]
-    assert "--cpu" in launch_command(job, TWO)
-
-
-def test_accelerate_accepts_the_committed_configuration() -> None:
+def test_accelerate_reads_the_profiles_configuration(tmp_path: Path) -> None:
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-    cluster = LaunchSettings(num_processes=8, accelerate_config="profiles/accelerate/fsdp.yaml", use_cpu=False)
-    command = launch_command(Path("job.json"), cluster)
+    command = launch_command(tmp_path / "job.json", load_profile("llama3-8b").launch or {})
+    assert command[-3:] == ["-m", "rlhflow_utils.training.trainers", str(tmp_path / "job.json")]
     arguments = launch_command_parser().parse_args(command[3:])  # after: python -c LAUNCHER
     arguments, _, precision_from_file = _validate_launch_command(arguments)
     assert arguments.use_fsdp

@@ -12,22 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from tiny_training import SETTINGS, build_tiny_model, losses, make_job, tokenised_rows, weights
+from tiny_training import build_tiny_model, losses, make_job, tokenised_rows, weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
-from rlhflow_utils.guide.provenance import PROJECT
-from rlhflow_utils.guide.settings import LoraSettings
-from rlhflow_utils.guide.stage import write_json
+from rlhflow_utils.guide.stage import PROJECT, write_json
 from rlhflow_utils.models.chat import IGNORED, load_tokenizer
-from rlhflow_utils.training.stages import dpo_tokens, reward_tokens, sft_tokens, tokenise
+from rlhflow_utils.training.stages import dpo_tokens, length_order, reward_tokens, sft_tokens, tokenise
 from rlhflow_utils.training.trainers import (
-    _check_global_batch,
-    accumulation_steps,
     build_trainer,
+    check_global_batch,
     last_checkpoint,
-    optimiser_steps,
     train,
-    training_arguments,
+    trainer_config,
 )
 
 LN2 = math.log(2)
@@ -99,32 +95,46 @@ def test_rows_over_the_limit_are_dropped_and_counted(model: Path) -> None:
 # --- batches ------------------------------------------------------------------------------------------------------
 
 
-def test_accumulation_makes_the_global_batch_exact() -> None:
-    settings = SETTINGS.model_copy(update={"global_batch_size": 128, "per_device_train_batch_size": 2})
-    assert accumulation_steps(settings, num_processes=8) == 8
+def test_accumulation_makes_the_global_batch_exact(model: Path, tmp_path: Path) -> None:
+    job = make_job("sft", model, tmp_path, per_device_train_batch_size=2)
+    job = job.model_copy(update={"training": job.training.model_copy(update={"global_batch_size": 128})})
+    assert trainer_config(job, processes=8).gradient_accumulation_steps == 8
     with pytest.raises(ValueError, match=r"global_batch_size 128 is not divisible by .* 2 x 3 processes"):
-        accumulation_steps(settings, num_processes=3)
-
-
-def test_steps_count_the_last_smaller_batch() -> None:
-    assert optimiser_steps(20, SETTINGS) == 3  # batches of 8, 8 and 4
-    assert optimiser_steps(16, SETTINGS.model_copy(update={"num_train_epochs": 2.5})) == 5
-    assert optimiser_steps(16, SETTINGS.model_copy(update={"max_steps": 7})) == 7, "whatever the epochs"
+        trainer_config(job, processes=3)
 
 
 def test_idle_gpus_that_would_enlarge_the_batch_are_an_error(model: Path, tmp_path: Path) -> None:
     job = make_job("sft", model, tmp_path)
-    arguments = training_arguments(job)
-    _check_global_batch(arguments, job.settings)
+    arguments = trainer_config(job)
+    check_global_batch(arguments, job.training)
     with pytest.raises(ValueError, match="the global batch would be 8, not 4"):
-        _check_global_batch(arguments, job.settings.model_copy(update={"global_batch_size": 4}))
+        check_global_batch(arguments, job.training.model_copy(update={"global_batch_size": 4}))
+
+
+@pytest.mark.parametrize("field", ["output_dir", "seed", "gradient_accumulation_steps", "resume_from_checkpoint"])
+def test_what_the_guide_computes_cannot_be_set(field: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^trainer.{field} is computed by the guide; "):
+        trainer_config(make_job("sft", model, tmp_path, **{field: 1}))
+
+
+def test_rows_of_similar_length_share_a_batch_and_the_short_batch_comes_last() -> None:
+    lengths = [int(value) for value in torch.randperm(250, generator=torch.Generator().manual_seed(3))]
+    order = length_order(lengths, 8, seed=1)
+    assert sorted(order) == list(range(250))
+    assert order == length_order(lengths, 8, seed=1) != length_order(lengths, 8, seed=2)
+    batches = [[lengths[row] for row in order[start : start + 8]] for start in range(0, 250, 8)]
+    assert all(max(batch) - min(batch) < 8 for batch in batches)
+    assert len(batches[-1]) == 2
+    means = [sum(batch) for batch in batches[:-1]]
+    assert means != sorted(means)
+    assert means != sorted(means, reverse=True)
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
 def test_one_batch_of_eight_is_eight_batches_of_one(kind: str, model: Path, tmp_path: Path) -> None:
     together = train(make_job(kind, model, tmp_path / "8x1"))
     one_by_one = train(make_job(kind, model, tmp_path / "1x8", per_device_train_batch_size=1))
-    assert together["steps"] == one_by_one["steps"] == optimiser_steps(24, SETTINGS) == 3
+    assert together["steps"] == one_by_one["steps"] == 3
     assert losses(one_by_one) == pytest.approx(losses(together), abs=1e-5)
     if kind != "reward":  # a fresh RM head starts near ln 2 and need not move far in three steps
         assert abs(losses(together)[0] - losses(together)[-1]) > 1e-3
@@ -132,7 +142,7 @@ def test_one_batch_of_eight_is_eight_batches_of_one(kind: str, model: Path, tmp_
 
 def test_packing_fills_blocks_of_max_length(model: Path, tmp_path: Path) -> None:
     rows = tokenised_rows("sft", model, 64)
-    job = make_job("sft", model, tmp_path, rows=rows, packing=True, max_length=64)
+    job = make_job("sft", model, tmp_path, rows=rows, packing=True, packing_strategy="wrapped", max_length=64)
     trainer = build_trainer(job)
     lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
     assert sum(lengths) == sum(rows["length"])
@@ -151,7 +161,7 @@ def test_dpo_without_a_reference_is_refused(model: Path, tmp_path: Path) -> None
 
 def test_dpo_starts_at_ln_2_and_precomputing_the_reference_changes_nothing(model: Path, tmp_path: Path) -> None:
     plain = losses(train(make_job("dpo", model, tmp_path / "plain")))
-    precomputed = losses(train(make_job("dpo", model, tmp_path / "precomputed", precompute=True)))
+    precomputed = losses(train(make_job("dpo", model, tmp_path / "precomputed", precompute_ref_log_probs=True)))
     assert plain[0] == pytest.approx(LN2, abs=1e-6)
     assert precomputed[0] == pytest.approx(LN2, abs=1e-6)
     assert precomputed == pytest.approx(plain, abs=1e-5)
@@ -160,10 +170,10 @@ def test_dpo_starts_at_ln_2_and_precomputing_the_reference_changes_nothing(model
 
 @pytest.mark.parametrize("precompute", [False, True])
 def test_the_second_iteration_is_measured_against_the_sft_model(model: Path, tmp_path: Path, precompute: bool) -> None:
-    first = make_job("dpo", model, tmp_path / "1", precompute=precompute)
+    first = make_job("dpo", model, tmp_path / "1", precompute_ref_log_probs=precompute)
     train(first)
     policy = tmp_path / "1" / "model"
-    options = {"reference": model, "precompute": precompute, "count": 8, "learning_rate": 1e-9}
+    options = {"reference": model, "precompute_ref_log_probs": precompute, "count": 8, "learning_rate": 1e-9}
     start = train(make_job("dpo", policy, tmp_path / "2", **options))["history"][0]
     # Eq. 5 by hand: rewards are beta times the log-ratio of the last iterate to π₀, not to itself.
     rows = tokenised_rows("dpo", model, 8)
@@ -203,7 +213,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(kind: str, model: Path, tmp_pa
     trainer.add_callback(_Crash())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert last_checkpoint(tmp_path / "cut" / "checkpoints").name == "checkpoint-2"
+    assert Path(last_checkpoint(tmp_path / "cut" / "checkpoints")).name == "checkpoint-2"
     resumed = train(job)
     assert losses(resumed) == losses(whole)
     _assert_same_weights(tmp_path / "whole" / "model", tmp_path / "cut" / "model")
@@ -214,7 +224,7 @@ KILLED_AT_STEP_12 = """
 import os, signal, sys
 from pathlib import Path
 from transformers import TrainerCallback
-from rlhflow_utils.training import TrainingJob, build_trainer
+from rlhflow_utils.training.trainers import TrainingJob, build_trainer
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **keywords):
@@ -229,14 +239,14 @@ trainer.train()
 
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_weights(model: Path, tmp_path: Path) -> None:
-    changes = {"num_train_epochs": 6.0, "save_steps": 5, "precompute": True}  # 18 steps over 3 batches
+    changes = {"num_train_epochs": 6.0, "save_steps": 5, "precompute_ref_log_probs": True}  # 18 steps over 3 batches
     whole = train(make_job("dpo", model, tmp_path / "whole", **changes))
     job = make_job("dpo", model, tmp_path / "cut", **changes)
     write_json(tmp_path / "job.json", job.model_dump(mode="json"))
     command = [sys.executable, "-c", KILLED_AT_STEP_12, str(tmp_path / "job.json")]
     child = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr[-500:]
-    assert last_checkpoint(tmp_path / "cut" / "checkpoints").name == "checkpoint-10"
+    assert Path(last_checkpoint(tmp_path / "cut" / "checkpoints")).name == "checkpoint-10"
     resumed = train(job)
     assert losses(resumed) == losses(whole)
     _assert_same_weights(tmp_path / "whole" / "model", tmp_path / "cut" / "model")
@@ -249,7 +259,7 @@ def test_a_half_written_checkpoint_is_removed_and_the_one_before_is_used(tmp_pat
         (folder / "model.safetensors").write_bytes(b"x")
         if state:
             (folder / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-4"]
     assert last_checkpoint(tmp_path / "absent") is None
 
@@ -265,8 +275,8 @@ def test_a_finished_job_is_not_run_again(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_an_adapter_is_merged_into_a_plain_model_folder(kind: str, model: Path, tmp_path: Path) -> None:
-    lora = LoraSettings(rank=4, alpha=8, dropout=0.0, target_modules="all-linear", load_in_4bit=False)
-    log = train(make_job(kind, model, tmp_path, lora=lora))
+    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
+    log = train(make_job(kind, model, tmp_path, peft=lora))
     if kind == "dpo":
         assert losses(log)[0] == pytest.approx(LN2, abs=1e-6)
     folder = tmp_path / "model"

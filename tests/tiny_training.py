@@ -11,28 +11,26 @@ from datasets import Dataset
 from rlhflow_utils.guide.settings import ModelSettings, TrainingSettings
 from rlhflow_utils.models.chat import load_tokenizer
 from rlhflow_utils.training.base_model import build_model, train_tokenizer
-from rlhflow_utils.training.stages import dpo_tokens, reward_tokens, sft_tokens, tokenise
-from rlhflow_utils.training.trainers import DpoObjective, TrainingJob
+from rlhflow_utils.training.stages import dpo_tokens, length_order, reward_tokens, sft_tokens, tokenise
+from rlhflow_utils.training.trainers import TrainingJob
 
 WORDS = "the red cat sat on a mat with 12 dogs and 3 birds near blue river stone".split()
 MODEL_SETTINGS = ModelSettings(
-    base=None, reward_base=None, revision=None, dtype="float32", attention="sdpa", chat_template=None, pad_token=None
+    base=None, reward_base=None, dtype="float32", attn_implementation="sdpa", chat_template=None, pad_token=None
 )
-SETTINGS = TrainingSettings(
-    learning_rate=5e-3, num_train_epochs=1.0, max_steps=None, global_batch_size=8, per_device_train_batch_size=8,
-    lr_scheduler_type="cosine", warmup_ratio=0.1, weight_decay=0.0, adam_beta2=0.999, muon_learning_rate=None,
-    max_length=128, group_by_length=True, gradient_checkpointing=False, save_steps=100, lora=None,
-)  # fmt: skip
+TRAINER = {
+    "learning_rate": 5e-3, "num_train_epochs": 1, "per_device_train_batch_size": 8, "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1, "max_length": 128, "train_sampling_strategy": "sequential", "gradient_checkpointing": False,
+    "save_steps": 100,
+}  # fmt: skip
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2}
 
 
 def build_tiny_model(folder: Path) -> Path:
     """A Llama of two narrow layers with a tokenizer of 300 tokens."""
     draw = random.Random(0)
     tokenizer = train_tokenizer([" ".join(draw.choices(WORDS, k=20)) for _ in range(100)], 300)
-    model = build_model(
-        hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=2, max_position_embeddings=256,
-        tokenizer=tokenizer, seed=0,
-    )  # fmt: skip
+    model = build_model(tokenizer, seed=0, **SIZES, max_position_embeddings=256, initializer_range=0.06)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -68,7 +66,8 @@ def tokenised_rows(kind: str, model: Path, count: int) -> Dataset:
         "reward": lambda row: reward_tokens(row, tokenizer),
         "dpo": lambda row: dpo_tokens(row, tokenizer),
     }
-    return tokenise(rows, functions[kind], SETTINGS.max_length)[0]
+    kept = tokenise(rows, functions[kind], TRAINER["max_length"])[0]
+    return kept.select(length_order(kept["length"][:], 8, seed=1))
 
 
 def make_job(
@@ -77,19 +76,17 @@ def make_job(
     out: Path,
     count: int = 24,
     reference: Path | None = None,
-    precompute: bool = False,
     rows: Dataset | None = None,
-    packing: bool = False,
+    peft: dict[str, Any] | None = None,
     **changes: Any,
 ) -> TrainingJob:
-    """A training job; `changes` replace training settings."""
+    """A training job; `changes` replace fields of TRL's arguments."""
     data = rows if rows is not None else tokenised_rows(kind, model, count)
     data.save_to_disk(str(out / "tokenised"))
-    objective = DpoObjective(beta=0.1, loss_type="sigmoid", label_smoothing=0.0, precompute_ref_log_probs=precompute)
+    training = TrainingSettings(global_batch_size=8, trainer={**TRAINER, **changes}, peft=peft)
     return TrainingJob(
         kind=kind, model=str(model), ref_model=str(reference or model) if kind == "dpo" else None,
-        dataset=str(out / "tokenised"), output=str(out), seed=1, settings=SETTINGS.model_copy(update=changes),
-        model_settings=MODEL_SETTINGS, packing=packing, dpo=objective if kind == "dpo" else None, report_to=[],
+        dataset=str(out / "tokenised"), output=str(out), seed=1, training=training, model_settings=MODEL_SETTINGS,
     )  # fmt: skip
 
 

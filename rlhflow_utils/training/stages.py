@@ -1,30 +1,180 @@
-"""The training stages of the chapters: which rows, which start, which settings."""
+"""The training stages: which rows, which start, which settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from datasets import Dataset, concatenate_datasets, load_from_disk
-
+from rlhflow_utils.data.reading import Root, folder_of
 from rlhflow_utils.data.sources import load_texts
-from rlhflow_utils.guide.settings import DpoSettings, TrainingSettings
-from rlhflow_utils.guide.stage import Stage
+from rlhflow_utils.guide.settings import (
+    BaseModelSettings,
+    DpoSettings,
+    ModelSettings,
+    OfflineDpoSettings,
+    PreferenceModelSettings,
+    RewardModelSettings,
+    SftSettings,
+    TrainingSettings,
+)
+from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage
 from rlhflow_utils.models.chat import IGNORED, encode_conversation, encode_prompt, encode_response, load_tokenizer
+from rlhflow_utils.models.forward import Model, model_path
 from rlhflow_utils.models.preference_model import training_tokens
 from rlhflow_utils.training.base_model import build_model, train_tokenizer
-from rlhflow_utils.training.trainers import DpoObjective, TrainingJob, run_training
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+Launch = dict[str, Any] | None
 Tokenise = Callable[[dict[str, Any]], dict[str, Any]]
+GROUP = 50  # batches sorted by length together: enough for little padding, few enough to stay random
+
+
+@stage
+def train_base_model(
+    settings: BaseModelSettings, root: Root, model: ModelSettings, seed: int, launch: Launch, *, into: Path
+) -> Summary:
+    """Chapter 00: tokenizer and tiny Llama, trained on the settings' corpus."""
+    texts = load_texts(settings.corpus, folder_of(root))
+    start = into / "initial"
+    if not (start / "config.json").exists():
+        tokenizer = train_tokenizer(texts, settings.vocab_size)
+        tokenizer.save_pretrained(start)
+        build_model(tokenizer, seed, **settings.architecture).save_pretrained(start)
+    rows = text_rows(texts, load_tokenizer(start))
+    muon = settings.muon_learning_rate
+    return _train("sft", start, rows, dict, settings, model, seed, launch, into, muon_learning_rate=muon)
+
+
+@stage
+def train_sft(
+    data: Artifact, base: Model, settings: SftSettings, model: ModelSettings, seed: int, launch: Launch, *, into: Path
+) -> Summary:
+    """Chapter 02: the SFT model π₀ (paper 3.1)."""
+    completion_only = bool(settings.trainer.get("completion_only_loss"))
+    tokens = partial(sft_tokens, tokenizer=load_tokenizer(base, model), completion_only=completion_only)
+    return _train("sft", base, data.dataset("sft"), tokens, settings, model, seed, launch, into)
+
+
+@stage
+def train_reward_model(
+    data: Artifact,
+    mixture: str,
+    start: Model,
+    settings: RewardModelSettings,
+    model: ModelSettings,
+    seed: int,
+    launch: Launch,
+    *,
+    into: Path,
+) -> Summary:
+    """Chapter 03: a Bradley-Terry reward model on one mixture (paper 2.2, eq. 4)."""
+    tokens = partial(reward_tokens, tokenizer=load_tokenizer(start, model))
+    return _train("reward", start, data.dataset(mixture), tokens, settings, model, seed, launch, into)
+
+
+@stage
+def train_preference_model(
+    data: Artifact,
+    mixture: str,
+    start: Model,
+    settings: PreferenceModelSettings,
+    model: ModelSettings,
+    seed: int,
+    launch: Launch,
+    *,
+    into: Path,
+) -> Summary:
+    """Chapter 04: the pairwise preference model on one mixture, as instruction following (paper 2.2)."""
+    tokens = partial(training_tokens, tokenizer=load_tokenizer(start, model), seed=seed)
+    return _train("sft", start, data.dataset(mixture), tokens, settings, model, seed, launch, into)
+
+
+@stage
+def train_dpo(
+    policy: Model,
+    reference: Model,
+    pairs: Sequence[Artifact],
+    settings: DpoSettings,
+    model: ModelSettings,
+    seed: int,
+    launch: Launch,
+    *,
+    into: Path,
+) -> Summary:
+    """Chapter 09: one iteration of DPO (eq. 5) from `policy`, measured against `reference`, on all of `pairs`."""
+    from datasets import concatenate_datasets
+
+    rows = concatenate_datasets([each.dataset() for each in pairs])
+    tokens = partial(dpo_tokens, tokenizer=load_tokenizer(policy, model))
+    return _train("dpo", policy, rows, tokens, settings, model, seed, launch, into, ref_model=model_path(reference))
+
+
+@stage
+def train_offline_dpo(
+    data: Artifact,
+    sft: Model,
+    settings: OfflineDpoSettings,
+    model: ModelSettings,
+    seed: int,
+    launch: Launch,
+    *,
+    into: Path,
+) -> Summary:
+    """Chapter 10: vanilla DPO on pairs of other models (paper App. B: Nectar), from π₀ with π₀ as reference."""
+    rows = data.dataset("offline")
+    kept = rows.shuffle(seed=seed).select(range(min(settings.pairs, len(rows)))) if settings.pairs else rows
+    tokens = partial(dpo_tokens, tokenizer=load_tokenizer(sft, model))
+    trained = _train("dpo", sft, kept, tokens, settings, model, seed, launch, into, ref_model=model_path(sft))
+    counted = Rows(len(rows), len(kept), {"subsample": len(rows) - len(kept)})
+    return Summary({"offline_pairs": counted, **trained.rows}, trained.metrics)
+
+
+def _train(
+    kind: Literal["sft", "reward", "dpo"],
+    start: Model,
+    rows: Dataset,
+    tokens: Tokenise,
+    training: TrainingSettings,
+    model: ModelSettings,
+    seed: int,
+    launch: Launch,
+    into: Path,
+    **more: Any,
+) -> Summary:
+    """Tokenise, count what is dropped, train, and report the run."""
+    from rlhflow_utils.training.trainers import TrainingJob, run_training, trainer_config
+
+    job = TrainingJob(
+        kind=kind, model=model_path(start), dataset=str(into / "tokenised"), output=str(into), seed=seed,
+        training=training, model_settings=model, **more,
+    )  # fmt: skip
+    config: Any = trainer_config(job, max(1, launch.get("num_processes", 1)) if launch else 1)
+    kept, dropped = tokenise(rows, tokens, config.max_length)
+    if not len(kept):
+        name = into.name.split("@")[0]
+        raise ValueError(f"{name}: none of {len(rows)} rows fits into trainer.max_length {config.max_length} tokens")
+    if config.train_sampling_strategy == "sequential":
+        kept = kept.select(length_order(kept["length"][:], training.global_batch_size, seed))
+    kept.save_to_disk(job.dataset)
+    log = run_training(job, launch)
+    history = log["history"]
+    metrics = {"first_loss": history[0]["loss"], "last_loss": history[-1]["loss"], "steps": log["steps"]}
+    counted = {"training_rows": Rows(len(rows), len(kept), dropped)}
+    return Summary(counted, {**metrics, "training_seconds": log["seconds"]})
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
 
 
 def text_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Language-modelling rows (`input_ids`, `labels`) from plain text: BOS where the tokenizer has one, text, EOS."""
+    from datasets import Dataset
+
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     ids = [[*start, *row, tokenizer.eos_token_id] for row in encoded]
@@ -67,151 +217,37 @@ def dpo_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[
     return out
 
 
-def row_length(row: dict[str, Any]) -> int:
-    """Tokens of the longest sequence that a row holds."""
-    if "input_ids" in row:
-        return len(row["input_ids"])
-    prompt = len(row.get("prompt_ids", []))
-    return prompt + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-
-
-def tokenise(rows: Dataset, function: Tokenise, max_length: int) -> tuple[Dataset, dict[str, int]]:
-    """Apply a row function and drop what is longer than `max_length` tokens.
+def tokenise(rows: Dataset, function: Tokenise, max_length: int | None) -> tuple[Dataset, dict[str, int]]:
+    """Apply a row function and drop what is longer than `max_length` tokens (None: nothing).
 
     Returns:
-        The tokenised rows with a `length` column (tokens), and the count dropped under `too_long`.
+        The tokenised rows with a `length` column (tokens of a row's longest sequence), and the count under `too_long`.
     """
 
     def with_length(row: dict[str, Any]) -> dict[str, Any]:
         tokens = function(row)
-        return {**tokens, "length": row_length(tokens)}
+        sides = [tokens[name] for name in ("input_ids", "chosen_ids", "rejected_ids") if name in tokens]
+        return {**tokens, "length": len(tokens.get("prompt_ids", [])) + max(map(len, sides))}
 
     mapped = rows.map(with_length, remove_columns=rows.column_names, load_from_cache_file=False)
-    kept = mapped.select([i for i, length in enumerate(mapped["length"][:]) if length <= max_length])
+    kept = mapped.select([i for i, length in enumerate(mapped["length"][:]) if not max_length or length <= max_length])
     return kept, {"too_long": len(mapped) - len(kept)}
 
 
-Kind = Literal["sft", "reward", "dpo"]
+def length_order(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
+    """Row numbers such that each batch holds rows of similar length, in random order; a short batch comes last.
 
-
-def train_base_model(stage: Stage) -> None:
-    """Chapter 00: tokenizer and tiny Llama, trained on `base_model.corpus`."""
-    settings = stage.profile.base_model
-    texts = load_texts(settings.corpus, stage.inputs.get("root"))
-    start = stage.out / "initial"
-    if not (start / "config.json").exists():
-        tokenizer = train_tokenizer(texts, settings.vocab_size)
-        tokenizer.save_pretrained(start)
-        build_model(
-            hidden_size=settings.hidden_size,
-            num_hidden_layers=settings.num_hidden_layers,
-            intermediate_size=settings.intermediate_size,
-            num_attention_heads=settings.num_attention_heads,
-            max_position_embeddings=settings.max_position_embeddings,
-            tokenizer=tokenizer,
-            seed=stage.seed,
-        ).save_pretrained(start)
-    tokenizer = load_tokenizer(start)
-    rows = text_rows(texts, tokenizer)
-    _train(stage, "sft", str(start), rows, settings.training, packing=settings.packing, tokens=lambda row: row)
-
-
-def train_sft(stage: Stage) -> None:
-    """Chapter 02: the SFT model π₀ (paper 3.1)."""
-    settings = stage.profile.sft
-    start = stage.profile.model.base or str(stage.inputs["base"] / "model")
-    tokenizer = load_tokenizer(start, stage.profile.model)
-    tokens = partial(sft_tokens, tokenizer=tokenizer, completion_only=settings.completion_only_loss)
-    rows = load_from_disk(str(stage.inputs["data"] / "sft"))
-    _train(stage, "sft", start, rows, settings.training, packing=settings.packing, tokens=tokens)
-
-
-def train_reward_model(stage: Stage, subset: str) -> None:
-    """Chapter 03: a Bradley-Terry reward model on one mixture (paper 2.2, eq. 4)."""
-    start = _preference_start(stage)
-    tokens = partial(reward_tokens, tokenizer=load_tokenizer(start, stage.profile.model))
-    rows = load_from_disk(str(stage.inputs["data"] / subset))
-    _train(stage, "reward", start, rows, stage.profile.reward_model.training, tokens=tokens)
-
-
-def train_preference_model(stage: Stage, subset: str) -> None:
-    """Chapter 04: the pairwise preference model on one mixture, as instruction following (paper 2.2)."""
-    settings = stage.profile.preference_model
-    start = _preference_start(stage)
-    tokens = partial(training_tokens, tokenizer=load_tokenizer(start, stage.profile.model), seed=stage.seed)
-    rows = load_from_disk(str(stage.inputs["data"] / subset))
-    _train(stage, "sft", start, rows, settings.training, packing=settings.packing, tokens=tokens)
-
-
-def train_dpo(stage: Stage) -> None:
-    """Chapter 09: one iteration of DPO (eq. 5) from `inputs["policy"]`, against the reference π₀ in `inputs["sft"]`.
-
-    Inputs whose names begin with `pairs` hold the pairs: the new ones, and with `iterative.replay` those of all so far.
+    transformers' own grouping runs from long to short rows again and again. Where length goes with content (a
+    statement, an exam sheet), training then sees one kind of text after the other and forgets in between.
     """
-    settings: DpoSettings = stage.profile.dpo
-    names = sorted(name for name in stage.inputs if name.startswith("pairs"))
-    rows = concatenate_datasets([load_from_disk(str(stage.inputs[name] / "data")) for name in names])
-    reference = "sft" if settings.reference == "sft" else "policy"
-    _train_dpo(stage, rows, reference, settings.training)
+    import torch
 
-
-def train_offline_dpo(stage: Stage, subset: str) -> None:
-    """Chapter 10: vanilla DPO on pairs of other models (paper App. B: Nectar), from π₀ with π₀ as reference."""
-    settings = stage.profile.offline_dpo
-    rows = load_from_disk(str(stage.inputs["data"] / subset))
-    if settings.pairs is not None and settings.pairs < len(rows):
-        kept = rows.shuffle(seed=stage.seed).select(range(settings.pairs))
-        stage.account("offline_pairs", len(rows), len(kept), {"subsample": len(rows) - len(kept)})
-        rows = kept
-    _train_dpo(stage, rows, "sft", settings.training)
-
-
-def _train_dpo(stage: Stage, rows: Dataset, reference: str, training: TrainingSettings) -> None:
-    settings: DpoSettings = stage.profile.dpo
-    start = str(stage.inputs.get("policy", stage.inputs["sft"]) / "model")
-    objective = DpoObjective(
-        beta=settings.beta,
-        loss_type=settings.loss_type,
-        label_smoothing=settings.label_smoothing,
-        precompute_ref_log_probs=settings.precompute_ref_log_probs,
-    )
-    tokens = partial(dpo_tokens, tokenizer=load_tokenizer(start, stage.profile.model))
-    ref_model = str(stage.inputs[reference] / "model")
-    _train(stage, "dpo", start, rows, training, tokens=tokens, ref_model=ref_model, dpo=objective)
-
-
-def _train(
-    stage: Stage,
-    kind: Kind,
-    start: str,
-    rows: Dataset,
-    settings: TrainingSettings,
-    tokens: Callable[[dict[str, Any]], dict[str, Any]],
-    packing: bool = False,
-    ref_model: str | None = None,
-    dpo: DpoObjective | None = None,
-) -> None:
-    """Tokenise, count what is dropped, train, and report the run."""
-    kept, dropped = tokenise(rows, tokens, settings.max_length)
-    stage.account("training_rows", len(rows), len(kept), dropped)
-    if not len(kept):
-        raise ValueError(f"stage {stage.name}: no row fits into max_length {settings.max_length} tokens; raise it")
-    tokenised = stage.out / "tokenised"
-    kept.save_to_disk(str(tokenised))
-    job = TrainingJob(
-        kind=kind, model=start, ref_model=ref_model, dataset=str(tokenised), output=str(stage.out), seed=stage.seed,
-        settings=settings, model_settings=stage.profile.model, packing=packing, dpo=dpo,
-        report_to=list(stage.profile.report_to),
-    )  # fmt: skip
-    log = run_training(job, stage.profile.launch)
-    prefix = f"{stage.name[:2]}.{stage.name[3:]}"
-    stage.metric(f"{prefix}.first_loss", log["history"][0]["loss"])
-    stage.metric(f"{prefix}.last_loss", log["history"][-1]["loss"])
-    stage.metric(f"{prefix}.steps", log["steps"])
-    stage.metric(f"{prefix}.training_seconds", log["seconds"])
-
-
-def _preference_start(stage: Stage) -> str:
-    """RM and PM start from the instruct model (paper 2.2, footnote), or else from the run's own SFT model."""
-    base: str | None = stage.profile.model.reward_base
-    return base or str(Path(stage.inputs["sft"]) / "model")
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
+    batches: list[list[int]] = []
+    for start in range(0, len(rows), batch_size * GROUP):
+        group = sorted(rows[start : start + batch_size * GROUP], key=lambda row: lengths[row])
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+    full = len(rows) // batch_size  # the short batch, if any, is the last one
+    order = [*torch.randperm(full, generator=generator).tolist(), *range(full, len(batches))]
+    return [row for index in order for row in batches[index]]
