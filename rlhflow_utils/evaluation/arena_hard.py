@@ -1,8 +1,8 @@
 """Arena-Hard: 500 hard prompts, every answer judged against a baseline's in both orders (Li et al. 2024; paper 4.1).
 
 A verdict is one of five, from ``A>>B`` to ``B>>A``. As in the benchmark, a clear verdict counts as three battles, a
-tie as half a battle won and half lost, and Bradley-Terry strengths over all battles give each policy's chance of
-beating the baseline. Its score is that chance in per cent.
+tie as half a battle won and half lost. The benchmark fits Bradley-Terry strengths to all battles; since each of them is
+against the same baseline, the likelihood separates, and its maximum is each policy's weighted win rate: the score.
 
 A judge that prefers the same *place* in both orders contradicts itself. Such pairs stay in (their two battles cancel
 out, where both are clear or neither is) and are counted. Intervals come from a bootstrap over questions, a question's
@@ -19,15 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
 
 from rlhflow_utils.data.reading import read_rows
 from rlhflow_utils.evaluation.judges import ChatEndpoint, Reply
 from rlhflow_utils.evaluation.statistics import Estimate
 from rlhflow_utils.models.chat import Message
 
-Floats = NDArray[np.float64]
 # Verdict -> (share of the battle won by A, weight).
 VERDICTS = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
 PATTERN = re.compile(r"\[\[([AB<>=]+)\]\]")
@@ -81,13 +78,6 @@ def read_answers(path: Path) -> dict[str, str]:
     return dict(read_rows(path, lambda row: (row["question_id"], row["choices"][0]["turns"][0]["content"])))
 
 
-def read_judgments(path: Path) -> list[Games]:
-    """Recorded judgments, their verdicts parsed anew from the judge's texts."""
-    return read_rows(
-        path, lambda row: Games(row["question_id"], *(parse_verdict(game["judgment"]) for game in row["games"]))
-    )
-
-
 # --- judging ------------------------------------------------------------------------------------------------------
 
 
@@ -115,12 +105,8 @@ def judge_answers(
 ) -> list[Games]:
     """Both games of every question that `answers` holds; prints what it will cost before it starts.
 
-    Args:
-        questions: id -> prompt.
-        answers: id -> the policy's answer.
-        baseline: id -> the baseline's answer (the benchmark's is GPT-4-0314).
-        endpoint: the judge.
-        prices: dollars per million prompt and completion tokens, for the estimate.
+    The mappings go from question id to prompt, to the policy's and to the baseline's answer (the benchmark's is
+    GPT-4-0314's); `prices` are dollars per million prompt and completion tokens, for the estimate.
 
     Raises:
         ValueError: an answer to no question, or without the baseline's answer.
@@ -150,95 +136,33 @@ def battles(games: Games) -> list[tuple[float, int]]:
     return played
 
 
-def bradley_terry(first: ArrayLike, second: ArrayLike, won: ArrayLike, weights: ArrayLike) -> Floats:
-    """Maximum-likelihood strengths, in log-odds, of players 0 (whose strength is 0) to n - 1.
+def score(games: Sequence[Games], samples: int, confidence: float, seed: int) -> dict[str, Any]:
+    """A policy's weighted win rate against the baseline, with its interval and what the judge did.
 
-    ``P(i beats j) = sigmoid(strength_i - strength_j)``. A ridge of a thousandth of a battle keeps the strengths finite
-    for a player who won or lost all.
-
-    Args:
-        first: player of each battle.
-        second: the other player.
-        won: share of the battle that the first won: 1, 0.5 or 0.
-        weights: of the battles.
-    """
-    a, b, y, w = np.asarray(first), np.asarray(second), np.asarray(won, float), np.asarray(weights, float)
-    design = np.zeros((len(a), int(max(a.max(), b.max())) + 1))
-    design[np.arange(len(a)), a] += 1
-    design[np.arange(len(a)), b] -= 1
-    x, ridge = design[:, 1:], 1e-3
-
-    def loss(strengths: Floats) -> tuple[float, Floats]:
-        logit = x @ strengths
-        value = w @ (np.logaddexp(0, logit) - y * logit) + ridge * (strengths @ strengths) / 2
-        return float(value), x.T @ (w * (special.expit(logit) - y)) + ridge * strengths
-
-    found = optimize.minimize(loss, np.zeros(x.shape[1]), jac=True, method="BFGS").x
-    return np.concatenate([[0.0], found])
-
-
-def scores(
-    policies: Mapping[str, Sequence[Games]], samples: int, confidence: float, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Each policy's chance of beating the baseline, with its interval and what the judge did.
-
-    Args:
-        policies: name -> games against the same baseline.
-        samples: bootstrap draws over questions.
-        confidence: coverage aimed at.
-        seed: of the draws.
+    The interval comes from `samples` bootstrap draws over questions.
 
     Returns:
-        Name -> `score` (value, ci_low, ci_high in [0, 1], n: questions with a verdict), `verdicts` (counts of every
-        verdict and failure over both games) and `contradictory` (questions).
+        `score` (value, ci_low, ci_high in [0, 1], n: questions with a verdict), `verdicts` (counts of every verdict and
+        failure over both games) and `contradictory` (questions).
 
     Raises:
-        ValueError: a policy has no verdict at all.
+        ValueError: no game has a verdict.
     """
-    won, fought = _tables(policies)
-    for name, total in zip(policies, fought.sum(axis=1), strict=True):
-        if total == 0:
-            raise ValueError(f"Arena-Hard: policy {name!r} has no game with a verdict")
-    rng = np.random.default_rng(seed)
-    n = won.shape[1]
-    # Every battle is against the baseline, so the likelihood separates, and its maximum is each policy's weighted win
-    # rate: the draws need no fit. A draw without a battle of a policy says nothing about it.
-    times = rng.multinomial(n, np.full(n, 1 / n), size=samples)
-    with np.errstate(invalid="ignore"):
-        draws = (times @ won.T) / (times @ fought.T)
+    won = np.array([sum(share * weight for share, weight in battles(each)) for each in games])
+    fought = np.array([sum(weight for _, weight in battles(each)) for each in games])
+    if not fought.any():
+        raise ValueError(f"Arena-Hard: none of the games of {len(games)} questions has a verdict")
+    times = np.random.default_rng(seed).multinomial(len(games), np.full(len(games), 1 / len(games)), size=samples)
+    with np.errstate(invalid="ignore"):  # a draw without any battle says nothing
+        draws = (times @ won) / (times @ fought)
     tail = 50 * (1 - confidence)
-    low, high = np.nanpercentile(draws, [tail, 100 - tail], axis=0)
-    values = _chances(won, fought)
+    low, high = np.nanpercentile(draws, [tail, 100 - tail])
+    value = Estimate(float(won.sum() / fought.sum()), float(low), float(high), int((fought > 0).sum()))
     return {
-        name: {
-            "score": asdict(Estimate(float(values[i]), float(low[i]), float(high[i]), int((fought[i] > 0).sum()))),
-            "verdicts": dict(Counter(verdict for each in games for verdict in (each.first, each.second))),
-            "contradictory": sum(each.contradictory for each in games),
-        }
-        for i, (name, games) in enumerate(policies.items())
+        "score": asdict(value),
+        "verdicts": dict(Counter(verdict for each in games for verdict in (each.first, each.second))),
+        "contradictory": sum(each.contradictory for each in games),
     }
-
-
-def _tables(policies: Mapping[str, Sequence[Games]]) -> tuple[Floats, Floats]:
-    """Battles won and fought, shape (policies, questions); questions are drawn for all policies together."""
-    identifiers = dict.fromkeys(each.question_id for games in policies.values() for each in games)
-    columns = {identifier: column for column, identifier in enumerate(identifiers)}
-    won = np.zeros((len(policies), len(columns)))
-    fought = np.zeros_like(won)
-    for row, games in enumerate(policies.values()):
-        for each in games:
-            for share, weight in battles(each):
-                won[row, columns[each.question_id]] += share * weight
-                fought[row, columns[each.question_id]] += weight
-    return won, fought
-
-
-def _chances(won: Floats, fought: Floats) -> Floats:
-    """Each policy's chance of beating the baseline, from its Bradley-Terry strength; shape (policies,)."""
-    total = fought.sum(axis=1)
-    players = np.arange(1, len(total) + 1)
-    strengths = bradley_terry(players, np.zeros_like(players), won.sum(axis=1) / total, total)
-    return np.asarray(special.expit(strengths[1:]))
 
 
 def _verdict(reply: Reply) -> str:

@@ -11,11 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlhflow_utils.data.reading import read_rows
-from rlhflow_utils.evaluation.judges import ChatEndpoint, Cost, Reply
+from rlhflow_utils.evaluation.judges import ChatEndpoint, Reply
 from rlhflow_utils.evaluation.statistics import bootstrap_mean
 from rlhflow_utils.models.chat import Message
 
@@ -104,13 +105,8 @@ def answer_questions(
 ) -> tuple[dict[int, list[str]], dict[str, int]]:
     """A policy's answers: the first turn, then the second with the first in its context.
 
-    Args:
-        model: Hugging Face folder or id.
-        questions: of `read_questions`.
-        settings: the profile's `generation` section; responses and temperatures are the benchmark's.
-        model_settings: the profile's `model` section.
-        out: folder for the generation's shards.
-        seed: of the sampling.
+    The number of responses and the temperatures are the benchmark's, all else is as in `settings`; `out` is the folder
+    for the generation's shards.
 
     Returns:
         Question id -> two answers, and how many questions were dropped as ``prompt_too_long``.
@@ -118,26 +114,24 @@ def answer_questions(
     from rlhflow_utils.online.generation import generate
 
     answers: dict[int, list[str]] = {question.question_id: [] for question in questions}
-    for turn in (0, 1):
-        for temperature in sorted(set(TEMPERATURES.values())):
-            # A question whose first turn was too long has no answer and gets no second turn.
-            rows = [
-                {"prompt_id": f"{q.question_id}-{turn}", "prompt": _conversation(q, answers[q.question_id])}
-                for q in questions
-                if TEMPERATURES[q.category] == temperature and len(answers[q.question_id]) == turn
-            ]
-            if rows:
-                folder = out / f"turn_{turn + 1}_temperature_{temperature}"
-                data, _ = generate(
-                    model, rows, settings, model_settings, folder, seed, responses=1, temperatures=[temperature]
-                )
-                for row in data:
-                    answers[int(row["prompt_id"].split("-")[0])].append(row["responses"][0])
+    for turn, temperature in product((0, 1), sorted(set(TEMPERATURES.values()))):
+        # A question whose first turn was too long has no answer and gets no second turn.
+        rows = [
+            {"prompt_id": f"{q.question_id}-{turn}", "prompt": conversation(q, answers[q.question_id])}
+            for q in questions
+            if TEMPERATURES[q.category] == temperature and len(answers[q.question_id]) == turn
+        ]
+        if rows:
+            folder = out / f"turn_{turn + 1}_temperature_{temperature}"
+            data, _ = generate(model, rows, settings.variant(1, [temperature]), model_settings, folder, seed)
+            for row in data:
+                answers[int(row["prompt_id"].split("-")[0])].append(row["responses"][0])
     whole = {identifier: given for identifier, given in answers.items() if len(given) == 2}
     return whole, {"prompt_too_long": len(questions) - len(whole)}
 
 
-def _conversation(question: Question, answers: Sequence[str]) -> list[Message]:
+def conversation(question: Question, answers: Sequence[str]) -> list[Message]:
+    """The turns up to the first that has no answer yet."""
     messages: list[Message] = []
     for turn, answer in zip(question.turns, answers, strict=False):
         messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
@@ -150,14 +144,7 @@ def _conversation(question: Question, answers: Sequence[str]) -> list[Message]:
 def grading_prompt(
     question: Question, answers: Sequence[str], turn: int, prompts: Mapping[str, JudgePrompt]
 ) -> list[Message]:
-    """What the judge is asked about one turn; for the second it sees the whole conversation.
-
-    Args:
-        question: with references where its category needs them.
-        answers: the two answers.
-        turn: 1 or 2.
-        prompts: of `read_judge_prompts`.
-    """
+    """What the judge is asked about turn 1 or 2; for the second it sees the whole conversation."""
     name = ("single-math-v1" if question.references else "single-v1") + ("-multi-turn" if turn == 2 else "")
     places = {"question": question.turns[0], "answer": answers[0]}
     if turn == 2:
@@ -177,34 +164,22 @@ def parse_grade(reply: str) -> float | None:
     return grade if grade is not None and 1 <= grade <= 10 else None
 
 
-def grading_cost(
-    questions: Sequence[Question],
-    answers: Mapping[int, Sequence[str]],
-    prompts: Mapping[str, JudgePrompt],
-    endpoint: ChatEndpoint,
-    prices: Sequence[float] | None = None,
-) -> Cost:
-    """What `grade_answers` will send, before it is sent."""
-    asked = [grading_prompt(q, answers[q.question_id], turn, prompts) for q in questions for turn in (1, 2)]
-    return endpoint.cost(asked, MAX_TOKENS, prices)
-
-
 def grade_answers(
     questions: Sequence[Question],
     answers: Mapping[int, Sequence[str]],
     prompts: Mapping[str, JudgePrompt],
     endpoint: ChatEndpoint,
+    prices: Sequence[float] | None = None,
 ) -> list[Grade]:
-    """Two grades per question, in order.
+    """Two grades per question, in order; prints what it will cost before it starts.
 
-    Args:
-        questions: those with an entry in `answers`.
-        answers: question id -> two answers.
-        prompts: of `read_judge_prompts`.
-        endpoint: the judge.
+    `questions` are those with an entry in `answers` (question id -> two answers); `prices` are dollars per million
+    prompt and completion tokens.
     """
     turns = [(question, turn) for question in questions for turn in (1, 2)]
-    replies = endpoint.ask([grading_prompt(q, answers[q.question_id], turn, prompts) for q, turn in turns], MAX_TOKENS)
+    asked = [grading_prompt(question, answers[question.question_id], turn, prompts) for question, turn in turns]
+    print(f"{endpoint}: {endpoint.cost(asked, MAX_TOKENS, prices)}", flush=True)
+    replies = endpoint.ask(asked, MAX_TOKENS)
     return [_grade(question, turn, reply) for (question, turn), reply in zip(turns, replies, strict=True)]
 
 
