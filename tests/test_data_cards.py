@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import DatasetCard
 
-from rlhflow_utils.data.cards import (
-    FOLDER,
-    OTHER_REASONS,
-    collect_counts,
-    draw_audit,
-    load_audit,
-    load_facts,
-    render_all,
-    rule_text,
-    run_data,
-)
+from rlhflow_utils.data.cards import FOLDER, load_facts, rule_text, run_data
 from rlhflow_utils.data.filters import RULES
 from rlhflow_utils.data.overview import PAPER_TABLE1
 from rlhflow_utils.data.sources import CONVERTERS
 from rlhflow_utils.guide.profile import load_profile
+
+RENDER = SimpleNamespace(**runpy.run_path(str(FOLDER / "render.py")))
 
 
 def committed(name: str) -> Any:
@@ -30,15 +24,15 @@ def committed(name: str) -> Any:
 
 
 def test_committed_cards_match_the_renderer() -> None:
-    cards = render_all()
+    cards = RENDER.render_all()
     assert {path.name for path in FOLDER.glob("*.md")} == set(cards)
     for name, card in cards.items():
         found = (FOLDER / name).read_text(encoding="utf-8")
-        assert found == card, f"{name} is stale: see the head of rlhflow_utils/data/cards.py"
+        assert found == card, f"{name} is stale: see the head of data_cards/render.py"
 
 
 def test_front_matter_is_what_the_hub_reads() -> None:
-    for name, text in render_all().items():
+    for name, text in RENDER.render_all().items():
         data = DatasetCard(text).data.to_dict()
         assert all(data[key] for key in ("license", "pretty_name", "tags")), name
         assert data["language"] == ["en"]
@@ -65,18 +59,18 @@ def test_a_card_says_of_each_rule_whether_it_is_sourced() -> None:
     assert rule_text("tie") == ("Both answers are equally good by the native label", "sourced")
     assert rule_text("zero_width")[1] == "reconstructed"
     assert rule_text("meaningless")[1] == "sourced in part, else reconstructed"
-    for reason in [*RULES, *OTHER_REASONS]:
+    for reason in [*RULES, *load_facts()["reasons"]]:
         assert all(rule_text(reason)), reason
-    cards = render_all()
+    cards = RENDER.render_all()
     for name, fact in load_facts()["sources"].items():
         card = cards[f"{fact['file']}.md"]
-        assert all(f"| `{reason}` |" in card for reason in [*RULES, *OTHER_REASONS]), name
+        assert all(f"| `{reason}` |" in card for reason in [*RULES, *load_facts()["reasons"]]), name
 
 
 def test_counts_and_audit_are_those_of_the_real_rows(data_root: Path, tmp_path: Path) -> None:
     data = run_data("slices", str(tmp_path), {"data.root": str(data_root)}, None)
-    assert collect_counts(data) == committed("counts.json")
-    record = draw_audit(data)
+    assert RENDER.collect_counts(data) == committed("counts.json")
+    record = RENDER.draw_audit(data)
     assert record == committed("audit.json")
     for source in record["sources"].values():
         assert len(set(source["kept"])) == 100
@@ -85,7 +79,7 @@ def test_counts_and_audit_are_those_of_the_real_rows(data_root: Path, tmp_path: 
 
 def test_every_audited_source_has_findings_about_rows_that_were_drawn() -> None:
     record = committed("audit.json")["sources"]
-    audit = load_audit()
+    audit = RENDER.load_audit()
     assert set(audit) == set(record)
     for name, found in audit.items():
         assert found["findings"]
@@ -96,4 +90,4 @@ def test_every_audited_source_has_findings_about_rows_that_were_drawn() -> None:
 def test_a_mixture_card_sums_its_sources() -> None:
     counts = committed("counts.json")
     together = counts["HH-RLHF"]["rows_in"] + counts["UltraFeedback"]["rows_in"]
-    assert f"gave {together:,} candidate pairs" in render_all()["mix1.md"]
+    assert f"gave {together:,} candidate pairs" in RENDER.render_all()["mix1.md"]

@@ -1,28 +1,23 @@
-"""Dataset cards, the hub, and the commands `data`, `push-data` and `pin`.
+"""Cards of what a run made, the hub, and the commands `data`, `push-data` and `pin`.
 
-Cards are Jinja templates (``data_cards/templates/``) over facts (``facts.yaml``), what a reader found (``audit.yaml``)
-and counts. To count the real rows anew and render the committed cards::
-
-    python -m rlhflow_utils data --profile slices --data-root folder
-    python -m rlhflow_utils.data.cards runs/slices-data/preference_data
+A card is a Jinja template (``data_cards/templates/``) over counts and facts (``facts.yaml``). The committed cards of
+the sources are rendered by ``data_cards/render.py``.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from rlhflow_utils.data import filters
-from rlhflow_utils.data.filters import DROPPED
-from rlhflow_utils.data.mixtures import build_preference_data, seeded_order
-from rlhflow_utils.data.overview import PAPER_COLUMNS, PAPER_TABLE1, explain_table1, funnel, funnel_rows, side_by_side
+from rlhflow_utils.data.mixtures import build_preference_data
+from rlhflow_utils.data.overview import explain_table1, funnel, funnel_rows, side_by_side
 from rlhflow_utils.guide.profile import PROFILES, REVISIONS, ConfigError, hub_ids, load_profile, read_revisions, variant
 from rlhflow_utils.guide.run import Run, locked, quiet_libraries
 from rlhflow_utils.guide.settings import HubSettings, Profile
@@ -33,27 +28,17 @@ from rlhflow_utils.simulator.world import build_world
 if TYPE_CHECKING:
     import pandas as pd
 
-Facts = Mapping[str, Any]
 FOLDER = PROJECT / "data_cards"
-AUDIT_SEED, AUDITED = 0, 100  # kept pairs of a source that a reader goes through
 SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
-AT_HAND = "on the rows at hand (profile `slices`), not on the whole set"
-OTHER_REASONS = {
-    "too_long": (filters.is_too_long.__doc__ or "").removeprefix("Reason ``too_long``: "),
-    "duplicate_pair": "The prompt and both answers were kept before. Reconstructed.",
-    "swapped_duplicate": "The pair was kept before with the opposite label. Reconstructed.",
-    "too_many_pairs": "The prompt has its number of pairs. Sourced for SHP (at most 5, its card).",
-    "evaluation_overlap": "The prompt opens like an evaluation prompt. Reconstructed.",
-    "ngram_overlap": "The prompt shares long runs of words with an evaluation prompt. Reconstructed.",
-}
 
 
 # --- what the cards say -------------------------------------------------------------------------------------------
 
 
-def load_facts() -> dict[str, dict[str, Facts]]:
-    """``{"sources": {name: facts}, "mixtures": ..., "published": ...}``."""
-    facts: dict[str, dict[str, Facts]] = yaml.safe_load((FOLDER / "facts.yaml").read_text(encoding="utf-8"))
+@lru_cache
+def load_facts() -> dict[str, dict[str, Any]]:
+    """``{"sources": {name: facts}, "mixtures": ..., "published": ..., "reasons": {reason: its meaning}}``."""
+    facts: dict[str, dict[str, Any]] = yaml.safe_load((FOLDER / "facts.yaml").read_text(encoding="utf-8"))
     return facts
 
 
@@ -66,68 +51,25 @@ def read_pairs(data: Path) -> pd.DataFrame:
     return frame[~frame.offline]
 
 
-def collect_counts(data: Path) -> dict[str, Any]:
-    """``{source: {native_rows, rows_in, dropped, rows_out, lengths}}`` of a finished folder."""
-    counts = funnel(read_pairs(data))
-    for row in json.loads((data / "table1.json").read_text(encoding="utf-8")):
-        del counts[row["source"]]["splits"]
-        lengths = {k: v for k, v in row.items() if k not in ("source", "paper", "completion", "annotator")}
-        counts[row["source"]]["lengths"] = lengths
-    return counts
-
-
-def draw_audit(data: Path) -> dict[str, Any]:
-    """Source -> the row ids to read: `AUDITED` pairs that pass the filters, drawn by a seed, and all dropped ones."""
-    drawn = {}
-    for source, rows in read_pairs(data).groupby("source", sort=False):
-        passed = rows[~rows.fate.str.startswith(DROPPED) | rows.fate.str.endswith("_overlap")].row_id.tolist()
-        kept = [passed[i] for i in sorted(seeded_order(passed, AUDIT_SEED)[:AUDITED])]
-        dropped = rows[~rows.row_id.isin(passed)].groupby("fate").row_id.apply(list)
-        by_reason = {str(fate).removeprefix(DROPPED): ids for fate, ids in dropped.items()}
-        drawn[str(source)] = {"kept": kept, "dropped": by_reason}
-    return {"profile": "slices", "seed": AUDIT_SEED, "sources": drawn}
-
-
-def load_audit() -> dict[str, Any]:
-    """Source -> what a reader found in its rows (``audit.yaml``) and how many rows that were (``audit.json``)."""
-    findings = yaml.safe_load((FOLDER / "audit.yaml").read_text(encoding="utf-8"))
-    rows = json.loads((FOLDER / "audit.json").read_text(encoding="utf-8"))["sources"]
-    return {
-        name: found | {"kept": len(rows[name]["kept"]), "dropped": sum(map(len, rows[name]["dropped"].values()))}
-        for name, found in findings.items()
-    }
-
-
 def rule_text(reason: str) -> tuple[str, str]:
     """What a drop reason means, and its basis (sourced, reconstructed), from the rule's docstring."""
-    text = " ".join((OTHER_REASONS.get(reason) or filters.RULES[reason].__doc__ or "").split())
+    text = " ".join((load_facts()["reasons"].get(reason) or filters.RULES[reason].__doc__ or "").split())
     words = [word for word in ("sourced", "reconstructed") if word in text.lower()]
     return text.split(". ")[0].removesuffix("."), " in part, else ".join(words)
 
 
-def rules_table(counts: Sequence[Mapping[str, Any]], where: str = AT_HAND) -> str:
+def rules_table(counts: Sequence[Mapping[str, Any]], where: str) -> str:
     """Every rule in its order, with its basis, and the pairs of some sources that it took."""
     dropped: Counter[str] = sum((Counter(row["dropped"]) for row in counts), Counter())
     native, pairs, kept = (sum(row[key] for row in counts) for key in ("native_rows", "rows_in", "rows_out"))
     text = f"Counted {where}: {native:,} native rows gave {pairs:,} candidate pairs, of which {kept:,} were kept. "
     text += "The first rule that a pair fails takes it."
     rows = []
-    for reason in [*filters.RULES, *OTHER_REASONS]:
+    for reason in [*filters.RULES, *load_facts()["reasons"]]:
         meaning, basis = rule_text(reason)
         number = {"pairs dropped": dropped[reason]} if counts else {}
         rows.append({"reason": f"`{reason}`", **number, "meaning": meaning, "basis": basis})
     return f"{text if counts else 'No run over these rows has been recorded here yet.'}\n\n{markdown_table(rows)}"
-
-
-def lengths_table(name: str, ours: Mapping[str, Any] | None) -> str:
-    """Table 1: the paper's line and ours; empty where there is neither."""
-    columns = ("prompts", "prompt_length", "chosen_length", "rejected_length", "pairs")
-    paper = dict(zip(PAPER_COLUMNS, PAPER_TABLE1[name], strict=True)) if name in PAPER_TABLE1 else None
-    lines = {"paper, Table 1": paper, "rows at hand": ours}
-    rows = [
-        {"": whose, **{c.removesuffix("_length"): line[c] for c in columns}} for whose, line in lines.items() if line
-    ]
-    return markdown_table(rows) if rows else ""
 
 
 # --- rendering ----------------------------------------------------------------------------------------------------
@@ -158,42 +100,6 @@ def hub_link(hub_id: str | None) -> str:
     return f"[{hub_id}](https://huggingface.co/datasets/{hub_id}); {pinned}"
 
 
-def render_all() -> dict[str, str]:
-    """File name -> card, for every source, mixture and published set in the facts."""
-    facts, audit = load_facts(), load_audit()
-    counts = json.loads((FOLDER / "counts.json").read_text(encoding="utf-8"))
-    sources, cards = facts["sources"], {}
-    for name, fact in sources.items():
-        counted, paper = counts.get(name), PAPER_TABLE1.get(name)
-        lengths = counted["lengths"] if counted else None
-        cards[fact["file"]] = render(
-            "source", f"{name}, filtered preference pairs", [fact["licence"]],
-            counted["rows_out"] if counted else paper[6] if paper else None,
-            name=name, facts=fact, rules=rules_table([counted] if counted else []), ours=lengths,
-            lengths=lengths_table(name, lengths), audit=audit.get(name),
-        )  # fmt: skip
-    for name, fact in facts["mixtures"].items():
-        members = fact["sources"]
-        known = sum(PAPER_TABLE1[member][6] for member in members if member in PAPER_TABLE1)
-        rows = [{
-            "source": f"[{member}]({sources[member]['file']}.md)", "licence": sources[member]["licence"],
-            "pairs in the paper's Table 1": PAPER_TABLE1[member][6] if member in PAPER_TABLE1 else None,
-            "kept of the rows at hand": f"{counts[member]['rows_out']:,} of {counts[member]['rows_in']:,}"
-            if member in counts else None,
-        } for member in members]  # fmt: skip
-        cards[name] = render(
-            "mixture", f"{name}, preference mixture", [sources[member]["licence"] for member in members], known,
-            name=name, facts=fact, members=markdown_table(rows), known=known, sources=sources,
-            rules=rules_table([counts[member] for member in members if member in counts]),
-        )  # fmt: skip
-    standard = [fact["standard"] for fact in sources.values() if "standard" in fact]
-    for name, fact in facts["published"].items():
-        title = f"{name}, {fact['kind']}"
-        sets = fact["sets"] or standard
-        cards[fact["file"]] = render("published", title, [fact["licence"]], None, name=name, facts=fact, sets=sets)
-    return {f"{name}.md": card for name, card in cards.items()}
-
-
 def mixture_card(data: Path, mixture: str) -> str:
     """The dataset card of a finished mixture, with the counts, lengths and provenance of the run that made it.
 
@@ -205,7 +111,7 @@ def mixture_card(data: Path, mixture: str) -> str:
     found = read_artifact(data)
     if found is None or not (data / mixture).is_dir():
         raise FileNotFoundError(f"no mixture {mixture!r} in {data}: build it with `python -m rlhflow_utils data`")
-    sources, counts = load_facts()["sources"], collect_counts(data)
+    sources, counts = load_facts()["sources"], funnel(read_pairs(data))
     here = Counter(load_from_disk(str(data / mixture))["source"])
     members = {name: counts[name] for name in here}
     licences = {name: sources.get(name, {}).get("licence", "unknown") for name in members}
@@ -375,16 +281,3 @@ def with_published_sets(profile: Profile, which: str) -> Profile:
         "data.preference_sources": sources, "data.mixtures": {which: list(sets)}, "data.main_mixture": which,
         "data.filters.min_score_margin": {}, "data.filters.max_pairs_per_prompt": {},
     })  # fmt: skip
-
-
-def main(data: Path) -> None:
-    """Write ``counts.json``, ``audit.json`` and every card anew, from a finished folder of the profile `slices`."""
-    for name, content in (("counts", collect_counts(data)), ("audit", draw_audit(data))):
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    for file, card in render_all().items():
-        (FOLDER / file).write_text(card, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
