@@ -1,15 +1,12 @@
 # %% [markdown]
 # # 11 · The claims, measured
 #
-# **The claim.** All of them. Every chapter so far ran once, with one seed. Here each claim of the paper is put to the
-# test over several seeds, in a world where the true reward is known, with a design, a control, an interval and a verdict:
-# *holds*, *does not hold*, *inconclusive* or *not testable here*. Four questions beyond the paper stand beside them.
+# Every chapter so far ran once, with one seed. After this one you can say which of the paper's claims hold in a world
+# where the true reward is known, how sure that is, and how to test a claim of your own.
 #
-# The runs are too long for a chapter: `make claims` does them (about two hours on two cores, resumable), and their
-# results are in `results/claims/`. This chapter reads them; and it measures three of the claims again, live, from the
-# stages of the run at hand.
-#
-# **You need** chapters 00–10.
+# Each claim has a design, a control, a margin and a verdict: *supported*, *not supported*, *inconclusive* or *not testable
+# here*. The runs take hours (`make claims`, resumable); their results lie in `results/claims/`, and this chapter reads them.
+# Each record names the commit that it was measured at. The discussion below was written for the records of commit 3dcf924.
 
 # %% tags=["parameters"]
 PROFILE = "tiny"
@@ -20,246 +17,185 @@ OVERRIDES = {}
 # %%
 import inspect
 
-from IPython.display import Markdown, display
+from IPython.display import Code
+from scipy import stats
 
-from rlhflow_utils.claims import tables as report
-from rlhflow_utils.claims import verdicts as effects
-from rlhflow_utils.claims.designs import build_arms
-from rlhflow_utils.claims.run import DEFAULT_PROFILE, seed_profile
-from rlhflow_utils.claims.tables import built_in, discussion
-from rlhflow_utils.claims.verdicts import (
-    CLAIMS,
-    MISSING,
-    READING,
-    claims_table,
-    collect_records,
-    read_records,
-    variants_table,
-)
+from rlhflow_utils.claims import tables as claims
+from rlhflow_utils.claims.designs import load_designs
+from rlhflow_utils.claims.verdicts import claims_table, comparison_verdict, read_records
 from rlhflow_utils.guide import tables
-from rlhflow_utils.guide import tables as paper
-from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.guide.run import open_run
 
 run = open_run("11_ablations", PROFILE, RUN_DIR, SEED, OVERRIDES)
-for name in ("09_sft_evaluation", "10_offline_dpo_evaluation", "10_iterative_dpo_evaluation"):
-    run.folder(name)
-records = read_records(run.stage("11_claims", collect_records, inputs={"records": CLAIMS}).path / "records")
-print(f"{len(records)} claims in results/claims/" if records else MISSING)
+designs, records = load_designs(), read_records()
 
 # %% [markdown]
+# ## The picture to remember
+#
+# Look at the orange line, the loop without a length penalty, in both panels: left the reward that it is trained on (the
+# proxy, counted from iteration 1), right the true reward (counted from SFT).
+
+# %%
+variants = {
+    "main": "with the length penalty",
+    "no_penalty": "without it",
+    "weak_rm": "without it, RM of few pairs",
+    "low_beta": "without it, low β",
+}
+claims.claim_curves(records["l"], variants)
+
+# %% [markdown]
+# Without the penalty the proxy goes on rising, while the mean true reward ends below SFT's: over-optimisation. With the
+# penalty the true reward ends above SFT's. The thin lines show how much worlds differ.
+#
 # ## The idea
 #
-# A seed here is a world: other facts, other people, other annotators' errors, another base model, and everything that is
-# trained on it. Two arms that are compared share all of it but the thing under test, and what follows from it: sampling and
-# shuffling draw other numbers. In the first iteration that differs arms rank the same responses, unless sampling is the
-# thing under test; from the next one on each answers with its own policy. So the *difference* is taken seed by seed, and
-# the interval is Student's $t$ over the seeds:
+# A seed is a world: other facts, other annotators' errors, another base model, and everything that is trained on it. Two
+# *variants* that are compared share everything except the factor under test and its consequences. So we take the difference
+# seed by seed. The interval over $k$ seeds is Student's $t$:
 #
 # $$\bar d \pm t_{0.975,\,k-1}\, s_d / \sqrt{k}.$$
 #
-# By hand: three seeds on which an arm wins 2, 4 and 6 points more. The mean is 4, $s_d = 2$, and $t_{0.975,2} = 4.303$:
+# By hand: on three seeds a variant wins 2, 4 and 6 points more. The mean is 4, $s_d = 2$, $t_{0.975,2} = 4.303$, so the
+# interval is $4 \pm 4.97$. All three seeds agree, and yet the interval includes zero: three seeds are few.
 
 # %%
-print(effects.t_interval([2.0, 4.0, 6.0], confidence=0.95), "by hand: 4 ± 4.303 · 2 / √3 = 4 ± 4.97")
+print("{:.2f} … {:.2f}".format(*stats.t.interval(0.95, df=2, loc=4, scale=stats.sem([2, 4, 6]))))
 
 # %% [markdown]
-# All three seeds agree, and yet the interval includes zero: the verdict is open. That is as it should be: three seeds are
-# few, and they differ by as much as their mean.
+# The same for a claim of the paper: is iterative DPO better than offline DPO, by true win rate against SFT?
+
+# %%
+rates = {name: list(records["e"]["variants"][name].values()) for name in ("no_penalty", "offline")}
+differences = [ours["win_rate@3"] - theirs["win_rate"] for ours, theirs in zip(*rates.values(), strict=True)]
+low, high = stats.t.interval(
+    0.95, df=len(differences) - 1, loc=sum(differences) / len(differences), scale=stats.sem(differences)
+)
+print("by seed:", [round(each, 3) for each in differences], f"interval: {low:+.3f} … {high:+.3f}")
+
+# %% [markdown]
+# An interval becomes a verdict by this rule. *No worse* and *near equal* need a margin that is set before the run.
+
+# %%
+Code(inspect.getsource(comparison_verdict), language="python")
+
+# %% [markdown]
+# A claim is supported only if all its comparisons are, and not supported if a single one is not. One failure among several
+# can happen by chance, since nothing is corrected for the number of comparisons: check which one it was. *Inconclusive* most
+# often means that there are too few seeds, not that there is no effect.
 #
-# A claim holds when *each* of its comparisons holds. "No worse" and "near equal" need a margin, which is set before; an
-# interval that merely includes zero proves no equality. Each interval stands alone: there is no correction for the forty
-# or so comparisons that decide. To hold is hard, since all parts of a claim must; *does not hold* can come by chance
-# from one part of several, so look at which.
-
-# %%
-print(inspect.getsource(effects.part_verdict))
-
-# %% [markdown]
-# ## The arms
+# ## The verdicts
 #
-# Each arm is the profile `tiny` with a few values changed, or its steps (*also*). An arm whose values are the profile's
-# own is the arm `main`. λ is the length penalty of eq. 8, in reward per character: an arm *without λ* ranks by the raw
-# reward. The best known of these is `no_penalty`; where rankers are compared (claims k, l, m) it goes by its ranker:
-# the RM of all pairs, the good RM, BT. The offline policy and the judges are described with their claims.
+# The table shows the comparison that decides each verdict, the one furthest from being supported.
 
 # %%
-measured = seed_profile(DEFAULT_PROFILE, {}, None)
-if records:
-    rows = [
-        {"arm": arm.name, "what": arm.what, "iterations": arm.iterations, "ranked by": arm.ranker, "changes": str(arm.overrides),
-         "also": ", ".join(name for name in ("restart", "two_checkpoints") if getattr(arm, name)) or None}
-        for arm in build_arms(measured).values()
-    ]  # fmt: skip
-    display(Markdown(tables.markdown_table(rows)))
-
-# %% [markdown]
-# What each arm was trained on in all its iterations, as measured (`make claims`). Policies are compared after equally many
-# iterations, with equal prompts, updates and batches (`claims.updates`); `restart` trains longer with every set of pairs,
-# and its claim is about just that. Pairs are not quite equal: a prompt whose answers are all the same text gives none, and
-# with λ, as answers get short, more prompts go that way; the rest are seen more often instead. A pair counts once for each
-# iteration that trains on it, so `replay` and `restart` show more. Against arms of one iteration `main` and `no_penalty`
-# stand as they are after their first, with a third of what is shown here. Tokens follow the length of the answers: the
-# policy's own in the loop, Nectar's in offline DPO. PM and BT see the same pairs once each; `bt_share0_5`, half of mix2,
-# has about as many as mix1. Equal updates are not equal schedules: the loop warms up and anneals anew in each iteration,
-# offline DPO and each `restart` once over all their updates.
+tables.show(
+    claims_table(records),
+    "Win rates and accuracies are shares. Simulated worlds: evidence about the method, not about LLaMA-3.",
+)
 
 # %%
-trained = report.budgets(records)
-display(Markdown(tables.markdown_table(trained, caption=report.CAPTION))) if trained else None
+claims.claim_forest(records)
 
 # %% [markdown]
-# ## Live: three claims on this run
+# ## What we learn
 #
-# The same functions, on the stages that chapters 05 and 06 left in this run, which have no RM of equal size for c and d.
-# One seed: the interval covers the choice of prompts and nothing else, so nothing here is a verdict about the method.
-
-# %%
-live = report.claims_of_run(run, ["a", "c", "d"]) if run.profile.claims and run.profile.evaluation.judge == "gold" else {}
-if live:
-    display(Markdown(tables.markdown_table(claims_table(live), caption=tables.world_caption(run.profile))))
-
-# %% [markdown]
-# ## Over seeds
-
-# %%
-display(Markdown(tables.markdown_table(claims_table(records), caption=f"{report.CAPTION} {READING}") if records else MISSING))
-
-# %% [markdown]
-# ### The judges: prompting, BT, PM, and two mixtures
-
-# %%
-report.show_family(records, "judges")
-
-# %% [markdown]
-# ### Length
-
-# %%
-report.show_family(records, "length")
-
-# %% [markdown]
-# ### The policies
-
-# %%
-report.show_family(records, "policies")
-
-# %% [markdown]
-# ### Choices inside the loop
-
-# %%
-report.show_family(records, "loop")
-
-# %% [markdown]
-# ### Who ranks, and over-optimisation
-
-# %%
-report.show_family(records, "rankers")
-
-# %%
-report.show_curves(records)
-
-# %%
-costs = report.ranking_costs(records)
-display(Markdown(tables.markdown_table(costs, caption=report.CAPTION))) if costs else None
-
-# %% [markdown]
-# ### Checks of the machinery and of the world
-
-# %%
-report.show_family(records, "checks")
-
-# %%
-report.show_sizes(records, run.profile)
-
-# %% [markdown]
+# Each finding names the claims whose tables, at the end of this chapter, hold its numbers.
+#
+# * **Without a length penalty the loop gains nothing over SFT (e, f, l).** The proxy goes on rising while win rate and true
+#   reward do not follow.
+# * **The penalty makes answers shorter (g).** With it, iterative DPO beats offline DPO in plain win rate because its answers
+#   are shorter. We see no advantage in right answers or in the length-controlled win rate (e).
+# * **Offline DPO is right more often than SFT, but does not win more often (e).** Its answers are longer, and filler loses a
+#   comparison between two right answers. The verdict depends on the metric.
+# * **A better RM gives a better policy where the RMs differ enough (k).** We see no effect of which two
+#   responses become a pair (j).
+# * **Mix2 helps through its sources, not its size (c, d).** At equal size its RM is better in safety and follows length
+#   less. Reasoning stays open.
+# * **The PM is behind the BT model with one pass over the pairs (b, m).** We cannot tell its pairs from random ones.
+# * **Restart, replay, the loss and the reference make no difference that we can see (i, n, o, reference).**
+# * **Worlds differ more than variants.** Base models of this size learn the skills unevenly; only large effects show.
+#
 # ### Other annotators
 #
-# A finding of a simulated world may be one of its settings. `make claims` measures claims a to e again with every
-# annotator's sharpness lowered (*noisier*), and with every annotator's taste for length enlarged, in whichever direction it
-# points (*longer*); `claims.variants` in the profile holds the factors. With few seeds the intervals there cover the choice
-# of prompts only.
+# A finding may depend on the settings of the simulated world. So claims a to e were measured again with every annotator
+# noisier, and with every annotator's taste for length doubled. These intervals cover the choice of prompts only.
 
 # %%
-varied = variants_table(records)
-display(Markdown(tables.markdown_table(varied, caption=report.CAPTION) if varied else "Not measured (`make claims` with at least two seeds)."))
+tables.show(claims.annotators_table(records))
 
 # %% [markdown]
-# ## Read it with care
-
-# %%
-display(Markdown(report.surprises(records)))
-
-# %% [markdown]
-# **What surprised us**, each with the comparison it rests on; an interval in brackets is over seeds unless it says otherwise.
-
-# %%
-display(Markdown(discussion(records)))
-
-# %% [markdown]
-# **What is built in** to the world, so that finding it proves only that the pipeline can. *Measured* is whether the models
-# pick any of it up, how far a policy follows, and what each choice costs. The numbers are those of the claims' worlds.
-
-# %%
-if records:
-    display(Markdown(built_in(measured.world)))
-
-# %% [markdown]
-# **What was known before.** Settings were chosen on development worlds, seeds 1 and 2: λ and the learning rate of DPO,
-# both for the loop with λ; the arms without λ and offline DPO take them over. The PM's learning rate was chosen there
-# for two epochs and serves one here, where twice as much did worse on both worlds and less was not tried. The β of each
-# loss in claim o was chosen on seed 1 (`results/claims/development.json`); elsewhere β is the paper's, but for
-# `low_beta`. The world itself was changed after looks at seed 0: the README says how. The designs grew over an earlier
-# round on seeds 10 to 14 and a look at seed 20: random rules that keep all prompts, an RM of equal size, the loop
-# without λ as what decides e, f and h (as in the paper), equal updates for all policies, and for PM and BT. The worlds
-# shown here were drawn after all of this was fixed, and measured once, but for offline DPO: it was trained again, on as
-# many pairs of each skill, before any result was read. That moved a verdict. On the first pairs, with fewer of chat and
-# chat-hard (commit e3272a8), its win rate less one half was −0.034 (−0.052 … −0.015), and claim e would not have held.
+# ## What is built in, and what was known before
 #
-# The β of claim o, after one iteration on the development seed. The intervals, over prompts, overlap: this shuns a bad β
-# rather than finding the best.
+# Some effects are built into the world, so finding them only shows that the pipeline can detect them: the annotators of mix1
+# prefer long answers and label reasoning and safety carelessly; mix2 adds sources with clean labels there. *Measured* is
+# whether the models pick it up, how far a policy follows, and what each choice costs.
 
 # %%
-chosen = report.development_rows()
-display(Markdown(tables.markdown_table(chosen, caption=report.CAPTION))) if chosen else None
+world = run.profile.world
+sources = world.preferences.sources if world else {}
+tables.show(
+    [
+        {"source": name, "rows": each.rows, "reward per character": each.length_bonus, "sharpness": str(each.sharpness)}
+        for name, each in sources.items()
+    ]
+)
 
 # %% [markdown]
-# The paper's own ablation rows (Table 6), for orientation: another scale, another judge.
+# The length penalty and DPO's learning rate were chosen on worlds 1 and 2, the β of each loss on world 1. The worlds shown
+# here were drawn after all designs were fixed, and measured once. One exception: offline DPO was trained again on as many
+# pairs of each skill, before any result was read. This changed one verdict: with the first pairs (commit e3272a8) offline DPO
+# lost to SFT.
+#
+# ## The variants
+#
+# Policies are compared after equally many iterations, prompts and optimiser steps. In claims k, l and m `no_penalty` appears
+# under the name of its reward model ("RM of all pairs", "good RM", "BT"). Pairs, updates and tokens are sums over iterations.
 
 # %%
-columns = ("LC AlpacaEval-2 (%)", "Arena-Hard (%)", "length")
-display(Markdown(tables.markdown_table([{"paper": name, **dict(zip(columns, row, strict=True))} for name, row in paper.ABLATIONS.items()])))
+tables.show(claims.variants_table(designs, records))
+
+# %%
+claims.claim_sizes(records["sizes"], {"bt_share0_125": 0.125, "bt_share0_25": 0.25, "bt_share0_5": 0.5, "bt": 1.0})
+
+# %% [markdown]
+# ## Every comparison
+
+# %%
+claims.show_claims(records, list(records))
 
 # %% [markdown]
 # ## Checks
 
 # %%
+part = records["e"]["comparisons"][0]
+assert abs(low - part["ci_low"]) < 1e-4, "scipy's interval, from the variants' own numbers, is the record's"
+assert abs(high - part["ci_high"]) < 1e-4, "scipy's interval, from the variants' own numbers, is the record's"
 for record in records.values():
     assert record["ci_low"] <= record["effect"] <= record["ci_high"], "an interval around its effect"
-    assert all(len(part["per_seed"]) == record["seeds"] for part in record["parts"]), "every comparison on every seed"
-    assert str(SEED) not in next(iter(record["arms"].values())), "a test seed is not the guide's own"
+    assert all(len(each["per_seed"]) == record["seeds"] for each in record["comparisons"]), (
+        "every comparison on every seed"
+    )
+    assert str(SEED) not in next(iter(record["variants"].values())), "a test seed is not the guide's own"
 print("all checks hold")
 
 # %% [markdown]
 # ## Where we differ
 #
-# * UltraRM-13B is not run; the RM of mix1, and one of few pairs, stand in its place.
-# * λ is scaled to this world (marked in the profile) and was chosen on two development worlds; the β of each loss in claim
-#   o on the first of them. The β of every other arm but `low_beta` is the paper's.
-# * Offline DPO has as many updates as all iterations together, which is two passes over its pairs (one in the paper and in
-#   chapter 10), and takes best against worst. It has as many pairs as the loop has prompts, as many of each skill; where
-#   Nectar has too few of one, some come twice. The PM has one epoch, as in the paper (two in chapter 04).
-# * With answers this short many comparisons are ties, often at equal length; each counts one half, in win rates of both
-#   kinds.
-# * Some arms run for one iteration only: the table of arms says which. Both sides of a comparison run equally long.
+# * UltraRM-13B is not run; the RM of mix1, and one of few pairs, take its place.
+# * The length penalty is scaled to this world. β is the paper's, except in `low_beta` and in claim o.
+# * Offline DPO makes two passes over its pairs (one in the paper), to have as many updates as all iterations together.
+# * Many comparisons are ties between short answers; each counts one half.
 #
-# ## Summary and exercises
+# ## Exercises
 #
-# 1. Run `make claims SEEDS=1 ONLY=f` and open `runs/claims/results/f.json` (a shorter run does not replace a longer one's
-#    record). For which step is the interval narrower than the one over seeds, for which wider? What does each cover?
-# 2. Which verdict would change if every margin in `claims.margins` were doubled? And if halved? Work it out from the tables.
-# 3. Add a setting to `claims.variants` with `length_bonus: -1`: it turns every annotator's taste round. Predict claim d first.
+# 1. Which verdicts would change if every margin were doubled? Work it out from the tables.
+# 2. `make claims SEEDS=1 ONLY=f` writes `runs/claims/results/f.json` and leaves the committed record alone. Its interval
+#    covers prompts only. For which step is it narrower than the one over seeds? What does each cover?
+# 3. Add annotators with `length_bonus: -1.0` to `claims/designs.yaml`: every taste for length turns round. Predict claim d
+#    first, then run `make claims SEEDS=2 ONLY=d`.
 #
 # **Next:** [12 · The reproduction report](12_reproduction_report.ipynb)
 
 # %%
-print(tables.run_line(run))
 run.finish()

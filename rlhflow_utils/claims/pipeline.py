@@ -210,7 +210,7 @@ def training_cost(models: Sequence[Artifact]) -> Found:
 
 def estimates(results: dict[str, Any]) -> Found:
     """The estimates among a stage's results."""
-    return {name: Measure(**each) for name, each in results.items() if isinstance(each, dict) and "ci_low" in each}
+    return {name: Measure(**each) for name, each in results.items() if isinstance(each, dict) and "value" in each}
 
 
 @stage
