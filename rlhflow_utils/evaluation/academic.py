@@ -12,8 +12,6 @@ results as absent; nothing is put in its place.
 from __future__ import annotations
 
 import csv
-import gzip
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -74,7 +72,7 @@ def _config(name: str, subject: str, root: Path | None) -> Config:
 
     is_code = SUITE[name].metric == "pass_at_1"  # lm-eval's functions run it in this process, so they are not loaded
     path = _task_folder() / SUITE[name].task_file.format(subject=subject)
-    config = load_yaml(path, resolve_func=not is_code)
+    config: Config = load_yaml(path, resolve_func=not is_code)
     config |= {"task": f"{name}_{subject}" if subject else name, "num_fewshot": SUITE[name].shots}
     if is_code:
         metric = {"metric": pass_at_1, "aggregation": "mean", "higher_is_better": True}
@@ -105,9 +103,6 @@ def _subjects(root: Path | None) -> list[str]:
     return found
 
 
-# --- code, in the sandbox -------------------------------------------------------------------------------------------
-
-
 def pass_at_1(references: Sequence[str], predictions: Sequence[str | Sequence[str]]) -> float:
     """1 where the one program passes the one reference's tests, as lm-eval's `code_eval`, but in the sandbox."""
     program = predictions[0] if isinstance(predictions[0], str) else predictions[0][0]
@@ -120,24 +115,14 @@ def whole_programs(responses: Sequence[Sequence[str]], docs: Sequence[Row]) -> l
     return [[doc["prompt"] + each for each in row] for row, doc in zip(responses, docs, strict=True)]
 
 
-# --- local files ----------------------------------------------------------------------------------------------------
-
-
 def _datasets(name: str, files: Mapping[str, Path], **_: Any) -> Any:
     """Rows in the hub's schema; lm-eval passes the task's metadata, which no set here needs."""
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, load_dataset
 
-    read = {"mmlu": _mmlu_rows, "truthfulqa": _truthfulqa_rows, "mbpp": _mbpp_rows}.get(name, _json_lines)
-    return DatasetDict({split: Dataset.from_list(read(file)) for split, file in files.items()})
-
-
-def _json_lines(path: Path) -> list[Row]:
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [json.loads(line) for line in text.decode("utf-8").split("\n") if line.strip()]
-
-
-def _mbpp_rows(path: Path) -> list[Row]:
-    return [row for row in _json_lines(path) if row["task_id"] in MBPP_TEST]
+    if read := {"mmlu": _mmlu_rows, "truthfulqa": _truthfulqa_rows}.get(name):
+        return DatasetDict({split: Dataset.from_list(read(file)) for split, file in files.items()})
+    rows = load_dataset("json", data_files={split: str(file) for split, file in files.items()})
+    return rows.filter(lambda row: row["task_id"] in MBPP_TEST) if name == "mbpp" else rows
 
 
 def _mmlu_rows(path: Path) -> list[Row]:
@@ -162,9 +147,6 @@ def _truthfulqa_row(row: Mapping[str, str]) -> Row:
 
 def _answers(text: str) -> list[str]:
     return [answer.strip() for answer in text.split(";") if answer.strip()]
-
-
-# --- running --------------------------------------------------------------------------------------------------------
 
 
 def evaluate_academic(
@@ -193,10 +175,7 @@ def evaluate_academic(
         batch_size=8,
         device="cuda" if torch.cuda.is_available() else "cpu",
         bootstrap_iters=0,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
+        **dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed),
     )
     assert found is not None  # it is on the first process alone, and there is one
     values = scores_by_task(found["samples"])

@@ -55,9 +55,6 @@ class Games(NamedTuple):
         return len(preferred) == 2 and preferred[0] == preferred[1] != 0.5
 
 
-# --- files --------------------------------------------------------------------------------------------------------
-
-
 def read_questions(path: Path) -> dict[str, str]:
     """Question id -> prompt, from ``question.jsonl`` in its schema of 2024 or that of 2025.
 
@@ -78,9 +75,6 @@ def read_answers(path: Path) -> dict[str, str]:
     return dict(read_rows(path, lambda row: (row["question_id"], row["choices"][0]["turns"][0]["content"])))
 
 
-# --- judging ------------------------------------------------------------------------------------------------------
-
-
 def comparison_prompt(prompt: str, answer_a: str, answer_b: str) -> list[Message]:
     """What the judge is asked, in the benchmark's layout."""
     content = (
@@ -97,12 +91,9 @@ def parse_verdict(reply: str) -> str:
 
 
 def judge_answers(
-    questions: Mapping[str, str],
-    answers: Mapping[str, str],
-    baseline: Mapping[str, str],
-    endpoint: ChatEndpoint,
+    questions: Mapping[str, str], answers: Mapping[str, str], baseline: Mapping[str, str], endpoint: ChatEndpoint,
     prices: Sequence[float] | None = None,
-) -> list[Games]:
+) -> list[Games]:  # fmt: skip
     """Both games of every question that `answers` holds; prints what it will cost before it starts.
 
     The mappings go from question id to prompt, to the policy's and to the baseline's answer (the benchmark's is
@@ -120,9 +111,6 @@ def judge_answers(
     print(f"{endpoint}: {endpoint.cost([*first, *second], MAX_TOKENS, prices)}", flush=True)
     verdicts = [_verdict(reply) for reply in endpoint.ask([*first, *second], MAX_TOKENS)]
     return [Games(*row) for row in zip(identifiers, verdicts, verdicts[len(identifiers) :], strict=False)]
-
-
-# --- scores -------------------------------------------------------------------------------------------------------
 
 
 def battles(games: Games) -> list[tuple[float, int]]:

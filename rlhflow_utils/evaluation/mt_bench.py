@@ -59,9 +59,6 @@ class JudgePrompt(NamedTuple):
     template: str
 
 
-# --- files --------------------------------------------------------------------------------------------------------
-
-
 def read_questions(folder: Path) -> list[Question]:
     """Questions with references, from ``question.jsonl`` and ``reference_answer_gpt-4.jsonl``.
 
@@ -92,24 +89,13 @@ def read_judge_prompts(path: Path) -> dict[str, JudgePrompt]:
     return dict(read_rows(path, lambda row: (row["name"], JudgePrompt(row["system_prompt"], row["prompt_template"]))))
 
 
-# --- answering ----------------------------------------------------------------------------------------------------
-
-
 def answer_questions(
-    model: str | Path,
-    questions: Sequence[Question],
-    settings: GenerationSettings,
-    model_settings: ModelSettings,
-    out: Path,
-    seed: int,
-) -> tuple[dict[int, list[str]], dict[str, int]]:
-    """A policy's answers: the first turn, then the second with the first in its context.
+    model: str | Path, questions: Sequence[Question], settings: GenerationSettings, model_settings: ModelSettings,
+    out: Path, seed: int,
+) -> tuple[dict[int, list[str]], dict[str, int]]:  # fmt: skip
+    """Question id -> two answers, the second with the first in its context; and the questions dropped, by reason.
 
-    The number of responses and the temperatures are the benchmark's, all else is as in `settings`; `out` is the folder
-    for the generation's shards.
-
-    Returns:
-        Question id -> two answers, and how many questions were dropped as ``prompt_too_long``.
+    The number of responses and the temperatures are the benchmark's, all else is as in `settings`.
     """
     from rlhflow_utils.online.generation import generate
 
@@ -138,9 +124,6 @@ def conversation(question: Question, answers: Sequence[str]) -> list[Message]:
     return [*messages, {"role": "user", "content": question.turns[len(answers)]}]
 
 
-# --- judging ------------------------------------------------------------------------------------------------------
-
-
 def grading_prompt(
     question: Question, answers: Sequence[str], turn: int, prompts: Mapping[str, JudgePrompt]
 ) -> list[Message]:
@@ -165,17 +148,10 @@ def parse_grade(reply: str) -> float | None:
 
 
 def grade_answers(
-    questions: Sequence[Question],
-    answers: Mapping[int, Sequence[str]],
-    prompts: Mapping[str, JudgePrompt],
-    endpoint: ChatEndpoint,
-    prices: Sequence[float] | None = None,
-) -> list[Grade]:
-    """Two grades per question, in order; prints what it will cost before it starts.
-
-    `questions` are those with an entry in `answers` (question id -> two answers); `prices` are dollars per million
-    prompt and completion tokens.
-    """
+    questions: Sequence[Question], answers: Mapping[int, Sequence[str]], prompts: Mapping[str, JudgePrompt],
+    endpoint: ChatEndpoint, prices: Sequence[float] | None = None,
+) -> list[Grade]:  # fmt: skip
+    """Two grades per question, in order; every question must be answered. Prints the cost before it starts."""
     turns = [(question, turn) for question in questions for turn in (1, 2)]
     asked = [grading_prompt(question, answers[question.question_id], turn, prompts) for question, turn in turns]
     print(f"{endpoint}: {endpoint.cost(asked, MAX_TOKENS, prices)}", flush=True)
