@@ -247,6 +247,17 @@ def test_code_below_an_import_counts_and_unrelated_modules_do_not(package: Path)
     assert core.hash_code("pack.work") != before
 
 
+def test_a_yaml_file_of_a_modules_own_name_is_part_of_its_code(package: Path) -> None:
+    before = core.hash_code("pack.work")
+    (package / "paper.yaml").write_text("one: 1\n")  # named like no module
+    (package / "other.yaml").write_text("one: 1\n")  # named like a module that nothing here imports
+    assert core.hash_code("pack.work") == before
+    (package / "sub" / "deep.yaml").write_text("one: 1\n")
+    first = core.hash_code("pack.work")
+    (package / "sub" / "deep.yaml").write_text("one: 2\n")
+    assert len({before, first, core.hash_code("pack.work")}) == 3
+
+
 def test_comments_docstrings_and_layout_do_not_count(package: Path) -> None:
     before = core.hash_code("pack.work")
     body = 'def run():\n    """A function."""\n    return (tools.two())\n'

@@ -217,7 +217,10 @@ def hash_path(path: Path) -> str:
 
 
 def hash_code(module: str) -> str:
-    """Hash of a module of this package together with every module of the package that it imports."""
+    """Hash of a module of this package together with every module of the package that it imports.
+
+    A YAML file of a module's own name beside it is part of its code.
+    """
     seen: dict[str, str] = {}
     queue = [module]
     while queue:
@@ -225,6 +228,8 @@ def hash_code(module: str) -> str:
         if name not in seen and (path := _module_path(name)):
             text = path.read_text(encoding="utf-8")
             seen[name] = hash_source(text)
+            if (data := path.with_suffix(".yaml")).is_file():
+                seen[f"{name}.yaml"] = hash_path(data)
             queue.extend(package_imports(text))
     return hash_value(seen)
 
