@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# **What this is.** A guidebook that runs. It reproduces *RLHF Workflow: From Reward Modeling to Online RLHF*
+# **What this is.** A runnable guide to a paper. It reproduces *RLHF Workflow: From Reward Modeling to Online RLHF*
 # (arXiv 2405.07863) step by step: from raw preference data to a policy that has been aligned in three online iterations.
-# Chapters 01 to 10 each start from a claim of the paper, show the code that does the work, run it, and draw what came
-# out; chapter 11 measures all claims over seeds.
+# Chapters 01 to 10 each start from a claim of the paper, show the code that does the work, run it, and draw the result.
+# Chapter 11 measures all claims over several seeds.
 #
 # **The words.** A language model that answers prompts is called a *policy*, π. *Supervised fine-tuning* (SFT) teaches it
 # to imitate written answers and gives π₀. *Reinforcement learning from human feedback* (RLHF) then *aligns* it: a judge
@@ -12,17 +12,17 @@
 # *direct preference optimisation* (DPO, chapter 09). That is *offline* where the pairs are given beforehand, and *online*
 # where the policy's own new answers are judged in every iteration.
 #
-# **The claim of this chapter.** None of the paper's. It shows the map, checks your machine, and prepares what the
-# other chapters stand on: the data files and the base model.
+# **This chapter** tests no claim. It shows the map, checks your machine, and prepares the data files and the base model
+# that the other chapters need.
 #
-# **You need** nothing yet. One dial, the *profile*, decides the scale:
+# **You need** nothing yet. One setting, the *profile*, decides the scale:
 #
 # | profile | model | data | machine |
 # |:--|:--|:--|:--|
 # | `tiny` | a Llama of under one million parameters, trained here | a simulated world | 2 CPU cores, offline |
 # | `slices` | the same | real rows from local files | 2 CPU cores, offline |
-# | `gemma-2b` | Gemma-2B-it | the hub | one GPU |
-# | `llama3-8b` | LLaMA-3-8B | the hub | 8 GPUs |
+# | `gemma-2b` | Gemma-2B-it | the Hugging Face Hub | one GPU |
+# | `llama3-8b` | LLaMA-3-8B | the Hugging Face Hub | 8 GPUs |
 #
 # The code is the same at every scale.
 
@@ -33,21 +33,18 @@ SEED = 0
 OVERRIDES = {}
 
 # %%
-import inspect
 import json
 import math
-import platform
 
-from rlhflow_utils.guide import figures as plotting
-from rlhflow_utils.guide import provenance, tables
-from rlhflow_utils.guide.run import local_files
-from rlhflow_utils.guide.stage import open_run
+from rlhflow_utils.guide import figures
+from rlhflow_utils.guide.run import open_run
+from rlhflow_utils.guide.stage import provenance
 from rlhflow_utils.models import chat
 from rlhflow_utils.simulator.world import build_world
-from rlhflow_utils.training import base_model
 from rlhflow_utils.training.stages import train_base_model
 
 run = open_run("00_start_here", PROFILE, RUN_DIR, SEED, OVERRIDES)
+profile = run.profile
 
 # %% [markdown]
 # ## The map
@@ -70,27 +67,24 @@ run = open_run("00_start_here", PROFILE, RUN_DIR, SEED, OVERRIDES)
 # ## Your machine
 
 # %%
-facts = provenance.provenance()
-print("Python", platform.python_version(), "on", facts["device"])
+facts = provenance()
+print("Python", facts["python"], "on", facts["device"])
 for package, version in facts["versions"].items():
     print(f"  {package} {version}")
 
 # %% [markdown]
 # ## How a run is kept
 #
-# Every expensive step is a *stage*: a function, the profile sections that it may read, and its input stages. A finished
-# stage is a folder with a `manifest.json`. If you run a chapter again and nothing that a stage depends on has changed,
-# neither numbers nor inputs nor code, the stage is skipped. If a run is killed, the next one goes on from the last shard
-# or checkpoint.
+# Every expensive step is a *stage*: a function that you call like any other. Everything that the step depends on is an
+# argument, and `into` names the folder of its result. The folder holds a `manifest.json` with the arguments, the seed,
+# the library versions, the row counts and the time. If you run a chapter again and neither an argument nor the code has
+# changed, the stage is skipped. If a run is killed, the next one continues from the last shard or checkpoint.
 #
-# This is the first stage: where the profile has a simulated world, its files are written.
+# This is the first stage. It writes the files of the simulated world, where the profile has one.
 
 # %%
-print(inspect.getsource(build_world))
-
-# %%
-if run.profile.world:
-    world = run.stage("00_world", build_world, reads=("world",))
+if profile.world:
+    world = build_world(profile.world, into=run / "world")
     print(json.dumps({name: rows["rows_out"] for name, rows in world.rows.items()}, indent=1))
 
 # %% [markdown]
@@ -113,57 +107,72 @@ if run.profile.world:
 # number from this world is evidence about the method there, not about LLaMA-3.
 
 # %%
-if run.profile.world:
+if profile.world:
     for line in (world.path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[:6]:
         print(json.loads(line)["context_messages"][-1]["content"])
 
 # %%
-if run.profile.world:
+if profile.world:
     from rlhflow_utils.simulator.gold import World
 
-    gold = World(run.profile.world)
+    gold = World(profile.world)
     for answer in ("3+4=7, so 7.", "Sure! 3+4=7, so 7. I hope this helps.", "3+4=8, so 8."):
         print(f"{gold.reward('Add 3+4.', answer):+.2f}  {answer}")
 
 # %% [markdown]
 # ## The base model
 #
-# A reward model can judge only what its base model knows, so the base model first reads the world's text: true
-# statements, and true and false ones with their marks. A byte-level BPE tokenizer (single digits, nothing ever unknown),
-# then next-token prediction, the mean of $-\log p(y_t \mid y_{<t})$ over the tokens. Its hidden matrices are trained with
-# Muon: with AdamW, a model this small does not learn to check a sum in the time we have. Where the profile names a
-# pretrained model, this step is skipped.
+# A reward model can judge only what its base model knows. So the base model first learns the world's text by next-token
+# prediction: true statements, true and false statements with marks, and comparisons of answers. The loss is the mean of
+# $-\log p(y_t \mid y_{<t})$ over the tokens.
+#
+# The model is a plain `LlamaForCausalLM`, and the profile's `base_model.architecture` goes to `LlamaConfig` as it is. The
+# tokenizer is byte-level BPE: every byte has a token, so no text is unknown, and every digit is a token of its own. This
+# is the model before training:
 
 # %%
-print(inspect.getsource(base_model.build_model))
+if profile.base_model:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    architecture = LlamaConfig(
+        vocab_size=profile.base_model.vocab_size, tie_word_embeddings=True, **profile.base_model.architecture
+    )
+    untrained = LlamaForCausalLM(architecture)
+    print(untrained)
+    print(f"{sum(p.numel() for p in untrained.parameters()):,} parameters")
+
+# %% [markdown]
+# The stage trains the tokenizer and this model with TRL's `SFTTrainer`; chapter 02 shows that call. The hidden matrices
+# are trained with [Muon](https://kellerjordan.github.io/posts/muon/), an optimiser that makes each update orthogonal: with
+# AdamW, a model this small does not learn to check a sum in the time we have. If the profile names a pretrained model,
+# this step is skipped.
 
 # %%
-if run.profile.base_model:
-    base = run.stage(
-        "00_base_model", train_base_model, reads=("base_model", "model", "launch", "report_to"), inputs=local_files(run)
+if profile.base_model:
+    base = train_base_model(
+        profile.base_model, run.data_root(), profile.model, run.seed, profile.launch, into=run / "base_model"
     )
     log = base.read_json("log.json")
     print(f"{log['parameters']:,} parameters, {log['tokens']:,} tokens, {log['seconds']:.0f} s")
 
 # %%
 figure = None
-if run.profile.base_model:
-    uniform = math.log(run.profile.base_model.vocab_size)
-    figure = plotting.loss_curves(
-        {"base model": log["history"]}, baseline=uniform, baseline_label="ln(vocabulary): knows nothing",
-        caption=tables.world_caption(run.profile),
+if profile.base_model:
+    uniform = math.log(profile.base_model.vocab_size)
+    figure = figures.loss_curves(
+        {"base model": log["history"]}, baseline=uniform, baseline_label="ln(vocabulary): a uniform guess",
+        caption=run.caption,
     )  # fmt: skip
 figure
 
 # %% [markdown]
 # ## The chat template
 #
-# All text meets the model through one module, `chat.py`. One BOS, the same end-of-turn token in training, stopping and
-# scoring, and a padding token that is not the end-of-turn token.
+# Every prompt and answer is rendered and tokenised in `chat.py`. Training, generation and scoring therefore agree: one
+# beginning-of-sequence token (BOS), the same end-of-turn token, and a padding token that is not the end-of-turn token.
 
 # %%
-model_folder = str(base.path / "model") if run.profile.base_model else run.profile.model.base
-tokenizer = chat.load_tokenizer(model_folder, run.profile.model)
+tokenizer = chat.load_tokenizer(run.base_model(), profile.model)
 example = [{"role": "user", "content": "Add 4+2."}]
 print(chat.render([*example, {"role": "assistant", "content": "4+2=6, so 6."}], tokenizer))
 print("prompt  ", chat.encode_prompt(example, tokenizer))
@@ -181,7 +190,7 @@ assert chat.decode_response(chat.encode_response(example, "4+2=6, so 6.", tokeni
 print("all checks hold")
 
 # %% [markdown]
-# Your own data, model, logging and cluster: a profile of your own, as the README's *Bring your own* tells.
+# For your own data, model, logging or cluster, write a profile of your own: see *Bring your own* in the README.
 #
 # ## Where we differ
 #
@@ -190,23 +199,22 @@ print("all checks hold")
 #
 # ## Exercises
 #
-# Every chapter ends with some. Do them on a copy of the run, so that whatever depends on your change runs again, in all
-# chapters, and nothing else does:
+# Do the exercises on a copy of the run. Only the stages that depend on your change run again:
 #
 # ```bash
 # cp -r runs/tiny runs/exercise
-# make guide RUN_DIR=runs/exercise SET="dpo.beta=0.2"
+# make guide RUN_DIR=runs/exercise SET="dpo.trainer.beta=0.2"
 # ```
 #
-# Several settings are separated by blanks, so a list has none: `SET="generation.temperatures=[1.0,0.5] dpo.beta=0.2"`.
-# `OVERRIDES` at the top of a notebook reaches only the stages that this notebook runs itself.
+# Separate several settings with blanks, and write lists without blanks:
+# `SET="generation.temperatures=[1.0,0.5] dpo.trainer.beta=0.2"`. `OVERRIDES` at the top of a notebook affects only the
+# stages that this notebook runs itself.
 #
 # 1. Set `world.padding_cost` to 0. Which of the three answers above now tie?
-# 2. Halve `base_model.training.muon_learning_rate`. Predict which later chapter suffers first.
-# 3. Delete the stage folder `00_base_model` from the run folder and run the guide again. What runs, what is skipped?
+# 2. Halve `base_model.muon_learning_rate`. Predict which later chapter suffers first.
+# 3. Delete the folder `base_model` from the run folder and run the guide again. What runs, and what is skipped?
 #
 # **Next:** [01 · Dataset filtering](01_dataset_filtering.ipynb)
 
 # %%
-print(tables.run_line(run))
 run.finish()

@@ -2,7 +2,7 @@
 # # 02 · Supervised fine-tuning
 #
 # **The claim.** Open instruction data and one epoch of supervised fine-tuning (SFT) give the starting policy π₀
-# (paper 3.1). In the paper it scores 10.2 on length-controlled AlpacaEval-2: a decent start with much room above it.
+# (paper 3.1). In the paper it scores 10.2 % on AlpacaEval-2 with length control (chapter 10): a start with much room above.
 # This chapter trains π₀. How good its sampled answers are, and how good the best of eight would be, is measured in
 # chapters 07 and 08.
 #
@@ -15,22 +15,19 @@ SEED = 0
 OVERRIDES = {}
 
 # %%
-import inspect
 import math
+import tempfile
 
-from datasets import load_from_disk
-from IPython.display import Markdown, display
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
 
-from rlhflow_utils.guide import figures as plotting
-from rlhflow_utils.guide import tables
-from rlhflow_utils.guide.run import base_model
-from rlhflow_utils.guide.stage import open_run
-from rlhflow_utils.models import chat
-from rlhflow_utils.training import stages as training_data
-from rlhflow_utils.training.stages import train_sft
+from rlhflow_utils.guide import figures, tables
+from rlhflow_utils.guide.run import open_run
+from rlhflow_utils.models import chat, forward
+from rlhflow_utils.training.stages import sft_tokens, train_sft
 
 run = open_run("02_supervised_finetuning", PROFILE, RUN_DIR, SEED, OVERRIDES)
-data = run.folder("01_preference_data")
+profile, data, base = run.profile, run["preference_data"], run.base_model()
 
 # %% [markdown]
 # ## The idea
@@ -39,47 +36,73 @@ data = run.folder("01_preference_data")
 #
 # $$\mathcal L = -\frac{1}{|y|}\sum_{t} \log \pi(y_t \mid x, y_{<t}).$$
 #
-# The mean runs over the answers' tokens alone: nobody wants to learn to write the user's part. In code, a label of −100 takes a
-# token out of the loss.
+# The mean runs over the answer's tokens alone: the model should not learn to write the user's part. In code, a label of
+# −100 takes a token out of the loss.
 #
 # By hand: a three-token answer to which the model gives probabilities 0.5, 0.8 and 0.9.
 
 # %%
 probabilities = [0.5, 0.8, 0.9]
-print("per token:", [round(-math.log(p), 3) for p in probabilities])
-print(f"mean loss {-sum(math.log(p) for p in probabilities) / 3:.3f}, perplexity {math.exp(-sum(math.log(p) for p in probabilities) / 3):.2f}")
+losses = [-math.log(p) for p in probabilities]
+mean = sum(losses) / len(losses)
+print("per token:", [round(loss, 3) for loss in losses])
+print(f"mean loss {mean:.3f}, perplexity {math.exp(mean):.2f}")
 
 # %% [markdown]
-# ## The code
+# ## The loss mask
+#
+# Two conversations of the SFT set. We tokenise the prompt and the answer apart, put them together, and mask the prompt.
+# Tokens in the loss are shown in brackets: the answer, and the token that ends the turn, which is how the model learns to
+# stop.
 
 # %%
-print(inspect.getsource(training_data.sft_tokens))
-
-# %% [markdown]
-# Two rows of the SFT set. Tokens in the loss stand in brackets: the answer and the token that ends the turn, which is how the model
-# learns to stop.
-
-# %%
-start = str(run.folder("00_base_model").path / "model") if run.profile.model.base is None else run.profile.model.base
-tokenizer = chat.load_tokenizer(start, run.profile.model)
-rows = load_from_disk(str(data.path / "sft"))
+tokenizer = chat.load_tokenizer(base, profile.model)
+rows = data.dataset("sft")
+examples = []
 for row in rows.select(range(2)):
-    tokens = training_data.sft_tokens(row, tokenizer, completion_only=True)
-    shown = [
-        f"[{tokenizer.decode([i])}]" if label != chat.IGNORED else tokenizer.decode([i])
-        for i, label in zip(tokens["input_ids"], tokens["labels"], strict=True)
-    ]
+    *context, answer = row["messages"]
+    text = tokenizer.apply_chat_template(context, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    response = chat.encode_response(context, answer["content"], tokenizer)
+    examples.append({"input_ids": prompt + response, "labels": [-100] * len(prompt) + response})
+    shown = [tokenizer.decode([i]) if label == -100 else f"[{tokenizer.decode([i])}]"
+             for i, label in zip(*examples[-1].values(), strict=True)]  # fmt: skip
     print("".join(shown), "\n")
+
+# %% [markdown]
+# ## Training, in plain TRL
+#
+# TRL's `SFTTrainer` takes these rows as they are. Here it trains on the two conversations for a few steps, in a temporary
+# folder: change any argument and run the cell again. The loss falls fast, since the model memorises two rows.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    config = SFTConfig(
+        output_dir=folder, max_steps=5, per_device_train_batch_size=2, learning_rate=1e-3, lr_scheduler_type="constant",
+        bf16=False, use_cpu=True, gradient_checkpointing=False, logging_steps=1, save_strategy="no", report_to="none",
+        disable_tqdm=True, seed=SEED, model_init_kwargs={"dtype": "float32"},
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=forward.model_path(base),
+        args=config,
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+demo = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+print("loss by step:", [round(loss, 3) for loss in demo])
+del trainer
 
 # %% [markdown]
 # ## The full run
 #
-# TRL's `SFTTrainer` does the training. Rows longer than `max_length` are dropped and counted, not cut.
+# The stage does the same for all rows: `sft.trainer` of the profile goes to `SFTConfig` as it is. The guide adds the
+# output folder, the seed, and gradient accumulation for an exact global batch. It drops and counts rows longer than
+# `max_length` instead of cutting them.
 
 # %%
-sft = run.stage(
-    "02_sft", train_sft, reads=("sft", "model", "launch", "report_to"), inputs={"data": data, **base_model(run)}
-)
+print(profile.sft.trainer)
+sft = train_sft(data, base, profile.sft, profile.model, run.seed, profile.launch, into=run / "sft")
 print(sft.rows)
 
 # %% [markdown]
@@ -87,52 +110,50 @@ print(sft.rows)
 
 # %%
 log = sft.read_json("log.json")
-settings = run.profile.sft.training
-table = [
-    {"": "learning rate", "paper": "2e-5", "ours": f"{settings.learning_rate:g}"},
-    {"": "epochs", "paper": "1", "ours": f"{settings.num_train_epochs:g}"},
-    {"": "global batch", "paper": "32", "ours": str(settings.global_batch_size)},
-    {"": "block or longest row (tokens)", "paper": "8192, packed", "ours": str(settings.max_length)},
-    {"": "rows", "paper": None, "ours": f"{len(rows):,}"},
-    {"": "optimiser steps", "paper": None, "ours": f"{log['steps']:,}"},
-    {"": "loss of the last batch", "paper": None, "ours": f"{log['history'][-1]['loss']:.3f}"},
+ours, paper = {**profile.sft.trainer, **profile.sft.model_dump()}, tables.paper_settings("sft", profile.model.base)
+table = [{"setting": name, "paper": str(paper[name]), "ours": str(ours.get(name))} for name in paper]
+table += [
+    {"setting": "rows", "paper": None, "ours": f"{len(rows):,}"},
+    {"setting": "optimiser steps", "paper": None, "ours": f"{log['steps']:,}"},
+    {"setting": "loss of the last batch", "paper": None, "ours": f"{log['history'][-1]['loss']:.3f}"},
 ]
-display(Markdown(tables.markdown_table(table, caption=tables.world_caption(run.profile))))
+tables.show(table, run.caption)
 
 # %%
-plotting.loss_curves({"SFT": log["history"]}, caption=tables.world_caption(run.profile))
+figures.loss_curves({"SFT": log["history"]}, caption=run.caption)
 
 # %% [markdown]
 # ## Checks
 
 # %%
+assert demo[-1] < demo[0], "two rows are memorised"
 assert log["history"][-1]["loss"] < log["history"][0]["loss"], "the loss fell"
-assert all(label in (chat.IGNORED, i) for i, label in zip(tokens["input_ids"], tokens["labels"], strict=True))
-assert tokens["labels"][-1] in chat.stop_token_ids(tokenizer), "the end of the turn is learnt"
-evaluation = {chat.prompt_key(row["prompt"]) for row in load_from_disk(str(data.path / "evaluation_prompts"))}
+packaged = [sft_tokens(row, tokenizer, completion_only=True) for row in rows.select(range(2))]
+assert len(rows[0]["messages"]) > 2 or packaged[0] == examples[0], "the stage uses the mask that we built by hand"
+assert all(row["labels"][-1] in chat.stop_token_ids(tokenizer) for row in packaged), "the end of the turn is learnt"
+evaluation = {chat.prompt_key(row["prompt"]) for row in data.dataset("evaluation_prompts")}
 assert not evaluation & {chat.prompt_key(row["messages"][:-1]) for row in rows}, "no held-out prompt was trained on"
 print("all checks hold")
 
 # %% [markdown]
 # ## Where we differ
 #
-# * The paper packs samples into blocks of 8192 tokens (its script: 4096). `sft.packing` does the same; with short rows
-#   it saves nothing.
-# * The tiny world's demonstrations are right only part of the time and often padded: **built in**, so that there is room
-#   above π₀, as there is above every real SFT model. Built in, too: translations (the fifth skill), and rows in the form
-#   in which judges will be asked, so that the prompted judge of chapter 05 knows the form of the question.
+# * The paper packs samples into blocks of 8192 tokens (its script: 4096). `sft.trainer.packing` does the same; with short
+#   rows it saves nothing.
+# * In the tiny world the demonstrations are right only part of the time and often padded. This is **built in**, so that π₀
+#   can be improved, like every real SFT model. Two more things are built in: translations (the fifth skill), and rows in
+#   the format of a judge's question, so that the prompted judge of chapter 05 knows that format.
 # * SFT rows whose prompts are held out for evaluation are taken out in chapter 01, and counted there.
 #
 # ## Summary and exercises
 #
 # π₀ imitates its demonstrations, good and bad. The next chapters build a judge that can tell them apart.
 #
-# 1. Set `sft.completion_only_loss` to false. Does the loss rise or fall at first, and why does the number mislead?
-# 2. Double `sft.training.learning_rate`. Predict the shape of the curve.
+# 1. Set `sft.trainer.completion_only_loss` to false. Does the loss rise or fall at first, and why does the number mislead?
+# 2. Double `sft.trainer.learning_rate`. Predict the shape of the curve.
 # 3. Raise `world.sft.correct_rate` to 0.95 and run on to chapter 09. What is left for RLHF to do?
 #
 # **Next:** [03 · A Bradley-Terry reward model](03_bradley_terry_reward_model.ipynb)
 
 # %%
-print(tables.run_line(run))
 run.finish()

@@ -133,7 +133,7 @@ def _declared(config: type, name: str) -> Any:
 
 
 def _fits(value: Any, declared: Any) -> bool:
-    """Strictly of the declared type; or the value of an enum; or one item where a list is declared (`loss_type`)."""
+    """Strictly of the declared type; or the value of an enum; or one item where a list is declared."""
     try:
         adapter = TypeAdapter(declared, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticUserError:  # a type with a configuration of its own
