@@ -137,7 +137,7 @@ def test_gemma_turns_with_and_without_a_system_message(tmp_path: Path) -> None:
 def test_fields_that_no_line_of_ours_names_reach_trl_and_peft() -> None:
     trainer = {
         "use_liger_kernel": True, "loss_type": "nca_pair", "ld_alpha": 0.5, "torch_compile": True,
-        "optim": "adafactor", "max_grad_norm": 0.3, "neftune_noise_alpha": 5.0, "pad_to_multiple_of": 64,
+        "adam_epsilon": 1e-6, "max_grad_norm": 0.3, "neftune_noise_alpha": 5.0, "pad_to_multiple_of": 64,
         "sync_ref_model": True, "average_tokens_across_devices": False,
     }  # fmt: skip
     source = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "rlhflow_utils").rglob("*.py"))

@@ -48,11 +48,8 @@ def check_profile(name: str, overrides: Mapping[str, Any] | None = None) -> None
         ours = getattr(profile, section).model_dump()
         print(section, *comparison_table({**ours, **ours.get("sampling", {})}, paper_settings(section, None)), sep="\n")
         print("\n".join(f"  {key}: {value}" for key, value in ours.items() if isinstance(value, dict)) + "\n")
-    print(
-        "launch",
-        *(f"  {key}: {value}" for key, value in (profile.launch or {"null": "in this process"}).items()),
-        sep="\n",
-    )
+    launch = profile.launch or {"null": "in this process"}
+    print("launch", *(f"  {key}: {value}" for key, value in launch.items()), sep="\n")
 
 
 def check_configs(profile: Profile) -> dict[str, Any]:
@@ -156,4 +153,4 @@ def _one_line(where: str) -> Iterator[None]:
 
 
 def _processes(profile: Profile) -> int:
-    return max(1, (profile.launch or {}).get("num_processes", 1))
+    return max(1, int((profile.launch or {}).get("num_processes", 1)))

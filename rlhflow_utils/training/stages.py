@@ -62,16 +62,9 @@ def train_sft(
 
 @stage
 def train_reward_model(
-    data: Artifact,
-    mixture: str,
-    start: Model,
-    settings: RewardModelSettings,
-    model: ModelSettings,
-    seed: int,
-    launch: Launch,
-    *,
-    into: Path,
-) -> Summary:
+    data: Artifact, mixture: str, start: Model, settings: RewardModelSettings,
+    model: ModelSettings, seed: int, launch: Launch, *, into: Path,
+) -> Summary:  # fmt: skip
     """Chapter 03: a Bradley-Terry reward model on one mixture (paper 2.2, eq. 4)."""
     tokens = partial(reward_tokens, tokenizer=load_tokenizer(start, model))
     return _train("reward", start, data.dataset(mixture), tokens, settings, model, seed, launch, into)
@@ -79,16 +72,9 @@ def train_reward_model(
 
 @stage
 def train_preference_model(
-    data: Artifact,
-    mixture: str,
-    start: Model,
-    settings: PreferenceModelSettings,
-    model: ModelSettings,
-    seed: int,
-    launch: Launch,
-    *,
-    into: Path,
-) -> Summary:
+    data: Artifact, mixture: str, start: Model, settings: PreferenceModelSettings,
+    model: ModelSettings, seed: int, launch: Launch, *, into: Path,
+) -> Summary:  # fmt: skip
     """Chapter 04: the pairwise preference model on one mixture, as instruction following (paper 2.2)."""
     tokens = partial(training_tokens, tokenizer=load_tokenizer(start, model), seed=seed)
     return _train("sft", start, data.dataset(mixture), tokens, settings, model, seed, launch, into)
@@ -96,16 +82,9 @@ def train_preference_model(
 
 @stage
 def train_dpo(
-    policy: Model,
-    reference: Model,
-    pairs: Sequence[Artifact],
-    settings: DpoSettings,
-    model: ModelSettings,
-    seed: int,
-    launch: Launch,
-    *,
-    into: Path,
-) -> Summary:
+    policy: Model, reference: Model, pairs: Sequence[Artifact], settings: DpoSettings,
+    model: ModelSettings, seed: int, launch: Launch, *, into: Path,
+) -> Summary:  # fmt: skip
     """Chapter 09: one iteration of DPO (eq. 5) from `policy`, measured against `reference`, on all of `pairs`."""
     from datasets import concatenate_datasets
 
@@ -116,15 +95,9 @@ def train_dpo(
 
 @stage
 def train_offline_dpo(
-    data: Artifact,
-    sft: Model,
-    settings: OfflineDpoSettings,
-    model: ModelSettings,
-    seed: int,
-    launch: Launch,
-    *,
-    into: Path,
-) -> Summary:
+    data: Artifact, sft: Model, settings: OfflineDpoSettings,
+    model: ModelSettings, seed: int, launch: Launch, *, into: Path,
+) -> Summary:  # fmt: skip
     """Chapter 10: vanilla DPO on pairs of other models (paper App. B: Nectar), from π₀ with π₀ as reference."""
     rows = data.dataset("offline")
     kept = rows.shuffle(seed=seed).select(range(min(settings.pairs, len(rows)))) if settings.pairs else rows
@@ -135,17 +108,9 @@ def train_offline_dpo(
 
 
 def _train(
-    kind: Literal["sft", "reward", "dpo"],
-    start: Model,
-    rows: Dataset,
-    tokens: Tokenise,
-    training: TrainingSettings,
-    model: ModelSettings,
-    seed: int,
-    launch: Launch,
-    into: Path,
-    **more: Any,
-) -> Summary:
+    kind: Literal["sft", "reward", "dpo"], start: Model, rows: Dataset, tokens: Tokenise, training: TrainingSettings,
+    model: ModelSettings, seed: int, launch: Launch, into: Path, **more: Any
+) -> Summary:  # fmt: skip
     """Tokenise, count what is dropped, train, and report the run."""
     from rlhflow_utils.training.trainers import TrainingJob, run_training, trainer_config
 

@@ -66,9 +66,6 @@ class TrainingJob(Section):
     muon_learning_rate: float | None = None
 
 
-# --- running a job --------------------------------------------------------------------------------------------------
-
-
 def run_training(job: TrainingJob, launch: Mapping[str, Any] | None) -> dict[str, Any]:
     """Train, in this process or in children, and return the training log (also `<output>/log.json`)."""
     if launch is None:
@@ -138,9 +135,6 @@ def last_checkpoint(folder: Path) -> str | None:
         except (OSError, json.JSONDecodeError):
             shutil.rmtree(newest, ignore_errors=True)  # every process of a launch tries it
     return None
-
-
-# --- the trainer and its arguments ----------------------------------------------------------------------------------
 
 
 def build_trainer(job: TrainingJob) -> Trainer:
@@ -258,9 +252,6 @@ class StepLines(TrainerCallback):
             print(f"  step {step:5d}/{last}  loss {float(logs['loss']):.4f}  {seconds:5.0f} s", flush=True)
 
 
-# --- models ---------------------------------------------------------------------------------------------------------
-
-
 def load_model(path: str, job: TrainingJob, quantise: bool = True) -> PreTrainedModel:
     """A causal LM, or for a reward model a sequence classifier with one output (its head fresh or loaded)."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
@@ -314,8 +305,6 @@ def _merged_model(trainer: Trainer, job: TrainingJob) -> PreTrainedModel:
     return merged
 
 
-# --- Muon -----------------------------------------------------------------------------------------------------------
-
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration, as in torch.optim.Muon
 
@@ -342,13 +331,11 @@ class Muon(torch.optim.AdamW):
         self, model: torch.nn.Module, muon_lr: float, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
         """Split a model's parameters: `embed`, `lm_head` and `score` in a name mean AdamW; norms are not decayed."""
-        hidden: list[Tensor] = []
-        tables: list[Tensor] = []
-        vectors: list[Tensor] = []
+        groups: list[dict[str, Any]] = [{"lr": muon_lr}, {}, {"weight_decay": 0.0}]
+        hidden, tables, vectors = (group.setdefault("params", []) for group in groups)
         for name, parameter in model.named_parameters():
             outer = any(part in name for part in ("embed", "lm_head", "score"))
             (vectors if parameter.ndim < 2 else tables if outer else hidden).append(parameter)
-        groups = [{"params": hidden, "lr": muon_lr}, {"params": tables}, {"params": vectors, "weight_decay": 0.0}]
         super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay)
 
     @torch.no_grad()
