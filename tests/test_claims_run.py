@@ -1,4 +1,4 @@
-"""A shortened real run of three claims in a very small world: equal budgets, shared work, nothing run twice."""
+"""A shortened real run of five claims in a very small world: equal budgets, shared work, nothing run twice."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished measurement of e (with other annotators), i and n, by two iterations of three updates each."""
+    """A finished measurement of five claims, e with other annotators, too, by two iterations of three updates each."""
     folder = tmp_path_factory.mktemp("claims")
     raw = yaml.safe_load(
         DESIGNS.read_text(encoding="utf-8").replace("@3", "@2").replace("iterations: 3", "iterations: 2")
@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(folder: Path) -> None:
     run_dir, designs = os.path.relpath(folder / "runs", PROJECT), folder / "designs.yaml"
-    run_claims("tiny", only=["e", "i", "n"], overrides=SMALL, run_dir=run_dir, designs_file=designs)
+    run_claims("tiny", only=["e", "i", "m", "n", "sizes"], overrides=SMALL, run_dir=run_dir, designs_file=designs)
 
 
 def _stages(finished: Path, name: str) -> Iterator[Artifact]:
@@ -74,7 +74,7 @@ def _stages(finished: Path, name: str) -> Iterator[Artifact]:
 def test_each_claim_has_its_record(finished: Path) -> None:
     files = (finished / "runs" / "results").glob("*.json")
     records = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
-    assert set(records) == {"e", "i", "n"}
+    assert set(records) == {"e", "i", "m", "n", "sizes"}
     e = records["e"]
     assert (e["claim"], e["seeds"], e["interval"]) == ("e", 1, "over prompts, not over seeds")
     assert set(e["variants"]) == {"main", "offline", "no_penalty", "sft"}
@@ -89,11 +89,15 @@ def test_each_claim_has_its_record(finished: Path) -> None:
 
 def test_every_variant_trains_for_equally_many_updates(finished: Path) -> None:
     """Whatever pairs an iteration finds; a restart trains longer with every set of pairs: its claim is about that."""
-    records = {name: json.loads((finished / f"runs/results/{name}.json").read_text(encoding="utf-8")) for name in "ein"}
+    records = {
+        name: json.loads((finished / f"runs/results/{name}.json").read_text(encoding="utf-8")) for name in "eimn"
+    }
     variants = {name: values["30"] for record in records.values() for name, values in record["variants"].items()}
     updates = {name: values.get("updates") for name, values in variants.items()}
-    equal = dict.fromkeys(("main", "no_penalty", "replay", "offline"), 2.0 * STEPS)
-    assert updates == {**equal, "restart": 3.0 * STEPS, "sft": None}
+    del updates["bt"], updates["pm"]
+    two = dict.fromkeys(("main", "no_penalty", "replay", "offline"), 2.0 * STEPS)
+    one = dict.fromkeys(("pm_tournament", "pm_round_robin", "random_no_penalty"), 1.0 * STEPS)
+    assert updates == {**two, **one, "restart": 3.0 * STEPS, "sft": None}
     steps = Counter(each.metrics["steps"] for each in _stages(finished, "train_dpo"))
     assert set(steps) == {STEPS, 2 * STEPS}
     assert [each.metrics["steps"] for each in _stages(finished, "train_offline_dpo")] == [2 * STEPS] * 2
@@ -113,11 +117,21 @@ def test_equal_work_is_shared(finished: Path) -> None:
     """Base and SFT model see no annotator; iteration 1 of main, replay and restart is one training."""
     assert len(list(_stages(finished, "build_world"))) == 2, "the profile's annotators and noisier ones"
     assert len(list(_stages(finished, "train_base_model"))) == len(list(_stages(finished, "train_sft"))) == 1
-    assert len(list(_stages(finished, "train_reward_model"))) == 2
-    # main and no_penalty in both worlds, two iterations each; the second one of replay and of restart
+    assert len(list(_stages(finished, "train_reward_model"))) == 2 + 3, "and three shares of the mixture"
+    # main and no_penalty in both worlds, two iterations each; the second one of replay and of restart; three of claim m
     trained = list(_stages(finished, "train_dpo"))
-    assert len(trained) == 2 * 2 * 2 + 2
-    assert sorted(len(each.manifest["inputs"]["pairs"]) for each in trained) == [1] * 8 + [2, 2]
+    assert sorted(len(each.manifest["inputs"]["pairs"]) for each in trained) == [1] * (8 + 3) + [2, 2]
+
+
+def test_judges_are_measured(finished: Path) -> None:
+    measured = json.loads((finished / "runs/results/m.json").read_text(encoding="utf-8"))["variants"]
+    sections = {"chat", "chat_hard", "safety", "reasoning", "overall", "accuracy"}
+    costs = {"pairs", "updates", "tokens"}
+    assert set(measured["pm"]["30"]) == sections | costs
+    assert set(measured["bt"]["30"]) == sections | costs | {"mean_pearson"}
+    sizes = json.loads((finished / "runs/results/sizes.json").read_text(encoding="utf-8"))["variants"]
+    pairs = [sizes[name]["30"]["pairs"] for name in ("bt_share0_125", "bt_share0_25", "bt_share0_5", "bt")]
+    assert pairs == sorted(set(pairs)), "each share is larger than the one before"
 
 
 def test_nothing_runs_twice_and_a_lost_stage_is_made_again(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:

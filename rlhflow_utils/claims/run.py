@@ -107,7 +107,7 @@ def run_seeds(
     designs: Designs, profiles: Mapping[int, Profile], jobs: Mapping[int, Jobs], folder: Path, workers: int
 ) -> tuple[dict[int, Measured], list[str]]:
     """What each seed measured, and which seeds failed; one that fails does not stop the others."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))  # read by the children's torch
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))  # for the children's torch
     started, measured, failed = time.time(), dict[int, Measured](), list[str]()
     print(f"Claims: seeds {', '.join(map(str, jobs))}", flush=True)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
