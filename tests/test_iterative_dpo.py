@@ -13,9 +13,13 @@ from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.preference_model import preference_probability
 from rlhflow_utils.models.reward_model import score
-from rlhflow_utils.online.generation import generate_responses
-from rlhflow_utils.online.iterative_dpo import prompts_of_iteration, rank, run_iteration
-from rlhflow_utils.online.pair_building import build_preference_pairs
+from rlhflow_utils.online.iterative_dpo import (
+    build_preference_pairs,
+    generate_responses,
+    prompts_of_iteration,
+    rank,
+    train_dpo,
+)
 
 SMALL = {
     "generation.max_prompt_tokens": 100,
@@ -46,6 +50,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def open_small(folder: Path, **overrides: Any) -> Run:
     changes = {name.replace("__", "."): value for name, value in overrides.items()}
     return Run("09_iterative_dpo", load_profile("tiny", {**SMALL, **changes}), folder)
+
+
+def iterate(run: Run, k: int, policy: Artifact, models: dict[str, Artifact], data: Artifact) -> Artifact:
+    """Iteration k with the calls of chapter 09."""
+    profile, prompts_k = run.profile, prompts_of_iteration(data, k, run.profile.iterative)
+    responses = generate_responses(
+        policy, prompts_k, profile.generation, profile.model, run.seed, None, into=run / f"iter{k}_responses"
+    )
+    scores = rank(run, models["bt_mix2"], responses, into=run / f"iter{k}_scores")
+    build_preference_pairs(scores, profile.pair_building, run.seed, into=run / f"iter{k}_pairs")
+    pairs = [run[f"iter{i}_pairs"] for i in (range(1, k + 1) if profile.iterative.replay else [k])]
+    reference = models["sft"] if profile.dpo.reference == "sft" else policy
+    return train_dpo(policy, reference, pairs, profile.dpo, profile.model, run.seed, None, into=run / f"iter{k}_dpo")
 
 
 def test_no_prompt_is_used_in_two_iterations(data: Artifact) -> None:
@@ -84,21 +101,17 @@ def test_an_iteration_goes_on_from_the_last_policy_against_its_reference(
     models: dict[str, Artifact], data: Artifact, tmp_path: Path, reference: str
 ) -> None:
     run = open_small(tmp_path, dpo__reference=reference)
-    arguments = (run, 2, models["iter1_dpo"], models["sft"], models["bt_mix2"], data)
-    policy, pairs = run_iteration(*arguments, [])
+    policy = iterate(run, 2, models["iter1_dpo"], models, data)
     assert run["iter2_responses"].manifest["arguments"]["policy"] == {"artifact": "iter1_dpo"}
     assert list(run["iter2_responses"].dataset()["prompt_id"]) == ["p4", "p5", "p6", "p7"]
     assert run["iter2_scores"].manifest["inputs"]["reward_model"] == ["bt_mix2"]
     inputs = policy.manifest["inputs"]
-    assert (policy.path.name, inputs["policy"]) == ("iter2_dpo", ["iter1_dpo"])
+    assert (policy.path.name, inputs["policy"], inputs["pairs"]) == ("iter2_dpo", ["iter1_dpo"], ["iter2_pairs"])
     assert inputs["reference"] == ["sft" if reference == "sft" else "iter1_dpo"]
-    assert (inputs["pairs"], [each.path.name for each in pairs]) == (["iter2_pairs"], ["iter2_pairs"])
-    assert run_iteration(*arguments, [])[0].key == policy.key, "found again"
+    assert iterate(run, 2, models["iter1_dpo"], models, data).key == policy.key, "found again"
 
 
 def test_replay_trains_on_all_pairs_so_far(models: dict[str, Artifact], data: Artifact, tmp_path: Path) -> None:
     run = open_small(tmp_path, iterative__replay=True)
-    _, pairs = run_iteration(run, 1, models["sft"], models["sft"], models["bt_mix2"], data, [])
-    policy, pairs = run_iteration(run, 2, run["iter1_dpo"], models["sft"], models["bt_mix2"], data, pairs)
+    policy = iterate(run, 2, iterate(run, 1, models["sft"], models, data), models, data)
     assert policy.manifest["inputs"]["pairs"] == ["iter1_pairs", "iter2_pairs"]
-    assert [each.path.name for each in pairs] == ["iter1_pairs", "iter2_pairs"]
