@@ -32,7 +32,7 @@ from rlhflow_utils.data.filters import (
 )
 from rlhflow_utils.data.mixtures import candidates
 from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError, load_rows
-from rlhflow_utils.data.sources import CONVERTERS, convert, read_records
+from rlhflow_utils.data.sources import CONVERTERS, convert, read_candidates
 from rlhflow_utils.guide.profile import load_profile
 
 hypothesis_settings.register_profile(
@@ -320,7 +320,7 @@ def test_long_runs_take_no_time(piece: str, tmp_path: Path) -> None:
     text = "\n\nHuman: " + piece * (1_000_000 // len(piece))
     started = time.process_time()
     write(tmp_path / "f.jsonl", [{"chosen": text + "\n\nAssistant: a", "rejected": text + "\n\nAssistant: b"}])
-    for record in read_records(settings("hh_rlhf", ["f.jsonl"]), tmp_path):
+    for record in read_candidates(settings("hh_rlhf", ["f.jsonl"]), tmp_path):
         judged(record)
     assert time.process_time() - started < 10  # a second at most; a search that goes back and forth takes hours
 

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from rlhflow_utils.data.reading import SourceError, load_rows
+from rlhflow_utils.data.reading import Conversation, SourceError, load_rows
 from rlhflow_utils.data.sources import (
     CONVERTERS,
     convert,
     load_texts,
     native_rows,
+    read,
     read_candidates,
-    read_conversations,
     read_prompts,
 )
 from rlhflow_utils.guide.settings import SourceSettings
@@ -177,9 +177,9 @@ def test_conversations_prompts_and_texts(tmp_path: Path) -> None:
     write("eval.jsonl", [{"instruction": "Q"}, {"prompt": "Q2"}])
     write("exact.jsonl", [{"prompt": "Q", "answer": "A"}])
     write("text.jsonl", [{"text": "one"}, {"text": "two"}])
-    conversation = next(read_conversations(settings("sft_messages", ["sft.jsonl"]), tmp_path))
+    conversation = next(read(settings("sft_messages", ["sft.jsonl"]), tmp_path, Conversation))
     assert (conversation.row_id, conversation.messages) == ("sft:0", whole)
-    labelled = list(read_conversations(settings("llama_factory_kto", ["kto.jsonl"]), tmp_path))
+    labelled = list(read(settings("llama_factory_kto", ["kto.jsonl"]), tmp_path, Conversation))
     assert [c.evidence for c in labelled] == [None, "labelled_bad"]
     texts = [settings("gsm8k", ["gsm.jsonl"]), settings("text", ["text.jsonl"])]
     assert load_texts(texts, tmp_path) == ["Q\na #### 2", "one", "two"]
@@ -336,5 +336,5 @@ def test_real_files_have_the_rows_their_readme_counts(data_root: Path) -> None:
 
 def test_kto_demo_gives_sft_rows_from_true_labels(data_root: Path) -> None:
     source = settings("llama_factory_kto", ["llama-factory-preference-demo/kto_en_demo.json"])
-    good = Counter(c.evidence for c in read_conversations(source, data_root))
+    good = Counter(c.evidence for c in read(source, data_root, Conversation))
     assert good == {None: 150, "labelled_bad": 150}

@@ -22,7 +22,7 @@ from rlhflow_utils.data import filters
 from rlhflow_utils.data.filters import DROPPED, Deduplicator, HeldOut, first_turn_key
 from rlhflow_utils.data.overview import TokenLength, funnel, prompt_map, table1, token_length
 from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, Root, SourceError
-from rlhflow_utils.data.sources import convert, native_rows, read_conversations, read_prompts
+from rlhflow_utils.data.sources import convert, native_rows, read
 from rlhflow_utils.guide.settings import DataSettings, FilterSettings, ModelSettings, PartitionSettings, SourceSettings
 from rlhflow_utils.guide.stage import Rows, Summary, seed_for, stage, write_json
 from rlhflow_utils.models.chat import prompt_key
@@ -258,7 +258,7 @@ def seeded_order(keys: Sequence[str], seed: int) -> list[int]:
 
 def prompts_of_sources(sources: Iterable[SourceSettings], root: Root) -> Iterator[tuple[str, Prompt]]:
     """(source name, prompt) of every prompt of several sources."""
-    return ((source.name, prompt) for source in sources for prompt in read_prompts(source, root))
+    return ((source.name, prompt) for source in sources for prompt in read(source, root, Prompt))
 
 
 def prompt_rows(prompts: Iterable[tuple[str, Prompt]]) -> Iterator[Row]:
@@ -325,7 +325,7 @@ def sft_rows(settings: DataSettings, root: Root, pairs: Iterable[Row], held_out:
     Of the pairs of one prompt that share their chosen answer all but the first are dropped as ``repeated_answer``.
     """
     of_sources = ((source.name, record, False) for source in settings.sft_sources
-                  for record in read_conversations(source, root))  # fmt: skip
+                  for record in read(source, root, Conversation))  # fmt: skip
     of_pairs = ((row["source"], Conversation(row["row_id"], [*row["prompt"], *row["chosen"]]), True) for row in pairs)
     seen: set[tuple[str, str]] = set()
     for source, record, is_pair in itertools.chain(of_sources, of_pairs):

@@ -7,9 +7,8 @@ import gzip
 import io
 import json
 import logging
+import math
 import sys
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from rlhflow_utils.models.chat import Message
 if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import SourceSettings
 
+LOG = logging.getLogger(__name__)
 Row = dict[str, Any]
 Root = Artifact | Path | None  # where local files lie: the simulated world, a folder, or None for the hub
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -100,8 +100,12 @@ class Text:
 # --- fields -------------------------------------------------------------------------------------------------------
 
 
-def get(row: Row, path: str) -> Any:
-    """The value at a dotted path such as ``info.post``; raises FieldError, which lists the fields there are."""
+def get(row: Row, path: str, kind: type = object) -> Any:
+    """The value at a dotted path such as ``info.post``; with a `kind` it must be of it (null is an empty list).
+
+    Raises:
+        FieldError: the field is missing (the message lists those that are there) or of another kind.
+    """
     node: Any = row
     for part in path.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -110,15 +114,11 @@ def get(row: Row, path: str) -> Any:
                 f"field {path!r} is missing (found: {there}); the file is not in this schema, or it was renamed"
             )
         node = node[part]
+    if kind is list and node is None:
+        return []
+    if not isinstance(node, kind):
+        raise FieldError(f"field {path!r} must be a {kind.__name__}, found {type(node).__name__}")
     return node
-
-
-def get_list(row: Row, path: str) -> list[Any]:
-    """The list at a path; null counts as an empty one."""
-    value = get(row, path)
-    if value is not None and not isinstance(value, (list, tuple)):
-        raise FieldError(f"field {path!r} must be a list, found {type(value).__name__}")
-    return list(value or [])
 
 
 def get_one_of(row: Row, path: str, allowed: Sequence[Any]) -> Any:
@@ -129,23 +129,13 @@ def get_one_of(row: Row, path: str, allowed: Sequence[Any]) -> Any:
     return value
 
 
-def get_text(row: Row, path: str) -> str:
-    """A string that names something (an id, a task); answers go through `get` and the filters instead."""
-    value = get(row, path)
-    if not isinstance(value, str):
-        raise FieldError(f"field {path!r} must be a string, found {type(value).__name__}")
-    return value
-
-
 def number(value: Any) -> float | None:
     """A score as float; numbers written as text are cast, anything else is None (no label)."""
-    if isinstance(value, bool):
-        return None
     try:
-        result = float(value)
+        result = float("nan" if isinstance(value, bool) else value)
     except (TypeError, ValueError, OverflowError):  # OverflowError: an integer of hundreds of digits
         return None
-    return result if abs(result) < float("inf") else None  # also refuses NaN
+    return result if math.isfinite(result) else None
 
 
 def joined(separator: str, parts: Sequence[Any]) -> Any:
@@ -162,7 +152,7 @@ def user_turn(content: Any) -> list[Message]:
 def get_messages(row: Row, path: str, role_key: str = "role", content_key: str = "content") -> list[Message]:
     """A list of turns with the roles ``system``, ``user`` and ``assistant`` (sharegpt's names are translated)."""
     turns = []
-    for turn in get_list(row, path):
+    for turn in get(row, path, list):
         if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
             raise FieldError(
                 f"field {path!r} must hold turns with {role_key!r} and {content_key!r}, found {str(turn)[:80]!r}"
@@ -175,9 +165,6 @@ def get_messages(row: Row, path: str, role_key: str = "role", content_key: str =
 
 
 # --- files and the hub --------------------------------------------------------------------------------------------
-
-# ValueError: JSON, UTF-8; RecursionError: JSON nested thousands deep; OverflowError: a date out of range.
-BROKEN_FILE = (OSError, EOFError, zlib.error, ValueError, csv.Error, RecursionError, OverflowError)
 
 
 def folder_of(root: Root) -> Path | None:
@@ -196,8 +183,14 @@ def load_rows(source: SourceSettings, root: Root) -> Iterator[tuple[str, Row]]:
     folder = folder_of(root)
     if folder is not None and source.files is not None:
         for path, stem in _local_files(source, folder):
-            for index, row in enumerate(_file_rows(source, path)):
-                yield f"{stem}:{index}", row
+            index = -1
+            try:
+                for index, row in enumerate(_file_rows(path)):
+                    yield f"{stem}:{index}", row
+                if index < 0:
+                    raise SourceError(f"{path.name} holds no rows; fetch it again, or take it out of `files`")
+            except SourceError as error:
+                raise SourceError(f"source {source.name!r}: {error}") from error
     elif source.hub_id is not None:
         yield from _hub_rows(source)
     else:
@@ -209,40 +202,34 @@ def _local_files(source: SourceSettings, folder: Path) -> list[tuple[Path, str]]
         raise SourceError(f"source {source.name!r}: data.root {folder} is not a folder; point it at the local files")
     paths: list[Path] = []
     for pattern in source.files or []:
-        found = sorted(folder.glob(pattern))
-        if not found:
+        if not (found := sorted(folder.glob(pattern))):
             raise SourceError(
                 f"source {source.name!r}: no file {pattern!r} under {folder}; set data.root or correct `files`"
             )
         paths.extend(found)
-    stems = Counter(_plain(path).stem for path in paths)
+    stems = [Path(path.name.removesuffix(".gz")).stem for path in paths]
     # Two files of one name (train.jsonl in two folders) would share row ids: name the folder too.
-    return [(p, s if stems[s := _plain(p).stem] == 1 else p.relative_to(folder).as_posix()) for p in paths]
+    return [
+        (path, stem if stems.count(stem) == 1 else path.relative_to(folder).as_posix())
+        for path, stem in zip(paths, stems, strict=True)
+    ]
 
 
-def _plain(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".gz"))
-
-
-def _file_rows(source: SourceSettings, path: Path) -> Iterator[Row]:
-    reader = READERS.get(_plain(path).suffix)
+def _file_rows(path: Path) -> Iterator[Row]:
+    """Rows of a local file; raises SourceError, without the source's name, where it cannot be read to its end."""
+    reader = READERS.get(Path(path.name.removesuffix(".gz")).suffix)
     if reader is None:
-        raise SourceError(f"source {source.name!r}: {path.name} ends in none of {tuple(READERS)} (each also with .gz)")
+        raise SourceError(f"{path.name} ends in none of {tuple(READERS)} (each also with .gz)")
     done = 0
     try:
-        with cast("IO[bytes]", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")) as stream:
+        with cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as stream:
             for row in reader(stream):
                 if not isinstance(row, dict):
                     raise ValueError(f"expected an object with fields, found {type(row).__name__}")
                 yield row
                 done += 1
-    except BROKEN_FILE as error:
-        text = " ".join(str(error).split())[:200]
-        raise SourceError(f"source {source.name!r}: {path.name} breaks after {done} rows: {text}") from error
-    if not done:
-        raise SourceError(
-            f"source {source.name!r}: {path.name} holds no rows; fetch it again, or take it out of `files`"
-        )
+    except Exception as error:  # gzip, json, csv and pyarrow have a dozen kinds for a broken file
+        raise SourceError(f"{path.name} breaks after {done} rows: {' '.join(str(error).split())[:200]}") from error
 
 
 def _jsonl(stream: IO[bytes]) -> Iterator[Any]:
@@ -262,6 +249,7 @@ def _json(stream: IO[bytes]) -> Iterator[Any]:
 
 def _csv(stream: IO[bytes]) -> Iterator[Any]:
     csv.field_size_limit(sys.maxsize)
+    # Not pandas: it fills a line that lacks fields with empty ones.
     for row in csv.DictReader(_csv_lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")), strict=True):
         if None in row or None in row.values():
             raise ValueError("a line has more or fewer fields than the header")
@@ -272,20 +260,15 @@ def _csv_lines(stream: io.TextIOWrapper) -> Iterator[str]:
     # A last field that was cut short looks like a whole one; published files do lack the line break that would tell.
     for line in stream:
         if not line.endswith(("\n", "\r")):
-            name = Path(stream.name).name
-            logging.getLogger(__name__).warning("%s ends without a line break: its last row may be cut short", name)
+            LOG.warning("%s ends without a line break: its last row may be cut short", Path(stream.name).name)
         yield line
 
 
 def _parquet(stream: IO[bytes]) -> Iterator[Any]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:  # not all of them are ValueError or OSError
-        raise ValueError(str(error)) from error
+    for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
+        yield from batch.to_pylist()
 
 
 READERS: dict[str, Callable[[IO[bytes]], Iterator[Any]]] = {
@@ -297,9 +280,7 @@ def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Row]]:
     import datasets
 
     if source.revision is None:
-        logging.getLogger(__name__).warning(
-            "source %s: no revision of %s is pinned; the default branch is read", source.name, source.hub_id
-        )
+        LOG.warning("source %s: no revision of %s is pinned; the default branch is read", source.name, source.hub_id)
     split = source.split or "train"
     try:
         rows = datasets.load_dataset(
@@ -319,16 +300,15 @@ Parsed = TypeVar("Parsed")
 
 
 def read_rows(path: Path, parse: Callable[[Any], Parsed]) -> list[Parsed]:
-    """Every row of a benchmark's ``.jsonl`` or ``.json`` file; `parse` takes what is needed, by key and index.
+    """Every row of a benchmark's file; `parse` takes what is needed, by key and index.
 
     Raises:
-        SourceError: a row is not JSON, or lacks what `parse` takes from it.
+        SourceError: the file is broken, or a row lacks what `parse` takes from it.
     """
     parsed: list[Parsed] = []
     try:
-        with path.open("rb") as stream:
-            for row in READERS[path.suffix](stream):
-                parsed.append(parse(row))
+        for row in _file_rows(path):
+            parsed.append(parse(row))
     except (ValueError, LookupError, TypeError) as error:
         problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise SourceError(

@@ -4,10 +4,10 @@ To add a preference source, write one function in `preferences.py`, name it in `
 in a profile. For example, one answer a row pair with ratings from 1 to 5 (the higher rating is chosen, equal ratings
 are dropped as ``tie``)::
 
-    def my_ratings(row_id: str, row: Row) -> list[ScoredResponses]:
+    def my_ratings(row_id: str, row: Row) -> ScoredResponses:
         answers = [get(row, "answer_a"), get(row, "answer_b")]
         scores = [number(get(row, "rating_a")), number(get(row, "rating_b"))]
-        return [ScoredResponses(row_id, user_turn(get(row, "question")), answers, scores)]
+        return ScoredResponses(row_id, user_turn(get(row, "question")), answers, scores)
 
 and in the profile, under ``data``: ``preference_sources: - {name: Mine, schema: my_ratings, files: [mine.jsonl]}``
 (`hub_id` instead of `files` for the hub), the name in a mixture, and, where wanted, the smallest gap between ratings
@@ -17,7 +17,7 @@ that counts: ``filters.min_score_margin: {Mine: 1.0}``. `get` names a missing fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhflow_utils.data import preferences
 from rlhflow_utils.data.preferences import PairStrategy, make_pairs
@@ -32,19 +32,18 @@ from rlhflow_utils.data.reading import (
     SourceError,
     Text,
     get,
-    get_list,
     get_messages,
     get_one_of,
-    get_text,
     load_rows,
     user_turn,
 )
-from rlhflow_utils.models.chat import Message
 
 if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import SourceSettings
 
 Record = Candidate | Conversation | Prompt | Text
+R = TypeVar("R", Candidate, Conversation, Prompt, Text)
+KINDS = {Candidate: "preference pairs", Conversation: "conversations", Prompt: "prompts", Text: "texts"}
 LLMBAR_SUBSETS = {
     "natural": "llmbar-natural",
     "adversarial_neighbor": "llmbar-adver-neighbor",
@@ -55,27 +54,27 @@ LLMBAR_SUBSETS = {
 FULL_COMPLIANCE, FULL_REFUSAL = "1_full_compliance", "2_full_refusal"
 
 
-def reward_bench(row_id: str, row: Row) -> list[Candidate]:
+def reward_bench(row_id: str, row: Row) -> Candidate:
     """allenai/reward-bench: ``extra`` carries the subset and the benchmark's id."""
-    extra = {"subset": get_text(row, "subset"), "id": get(row, "id")}
-    return [Candidate(row_id, user_turn(get(row, "prompt")), get(row, "chosen"), get(row, "rejected"), extra=extra)]
+    extra = {"subset": get(row, "subset", str), "id": get(row, "id")}
+    return Candidate(row_id, user_turn(get(row, "prompt")), get(row, "chosen"), get(row, "rejected"), extra=extra)
 
 
-def llmbar(row_id: str, row: Row) -> list[Candidate]:
+def llmbar(row_id: str, row: Row) -> Candidate:
     """princeton-nlp/LLMBar: ``label`` names the better output; the subset is the file's name."""
     winner = get_one_of(row, "label", (1, 2))
     stem = row_id.rpartition(":")[0]
     texts = get(row, f"output_{winner}"), get(row, f"output_{3 - winner}")
-    return [Candidate(row_id, user_turn(get(row, "input")), *texts, extra={"subset": LLMBAR_SUBSETS.get(stem, stem)})]
+    return Candidate(row_id, user_turn(get(row, "input")), *texts, extra={"subset": LLMBAR_SUBSETS.get(stem, stem)})
 
 
-def humanevalpack(row_id: str, row: Row) -> list[Candidate]:
+def humanevalpack(row_id: str, row: Row) -> Candidate:
     """bigcode/humanevalpack: the canonical solution against the buggy one; the subset is the file's name (language)."""
-    prompt = get_text(row, "prompt")
-    texts = get_text(row, "canonical_solution"), get_text(row, "buggy_solution")
+    prompt = get(row, "prompt", str)
+    texts = get(row, "canonical_solution", str), get(row, "buggy_solution", str)
     chosen, rejected = (f"{prompt}{text}" for text in texts)  # RewardBench's answers repeat the declaration
     extra = {"subset": f"hep-{row_id.rpartition(':')[0]}", "id": get(row, "task_id")}
-    return [Candidate(row_id, user_turn(get(row, "instruction")), chosen, rejected, extra=extra)]
+    return Candidate(row_id, user_turn(get(row, "instruction")), chosen, rejected, extra=extra)
 
 
 def join_xstest(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
@@ -86,7 +85,7 @@ def join_xstest(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     labels: dict[str, str] = {}
     completions: dict[str, list[Row]] = {}
     for _, row in rows:
-        key = get_text(row, "id").removeprefix("v2-")
+        key = get(row, "id", str).removeprefix("v2-")
         if "completion" in row:
             completions.setdefault(key, []).append(row)
         else:
@@ -97,78 +96,76 @@ def join_xstest(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
         yield f"xstest:{key}", {"label": labels[key], "answers": answers}
 
 
-def xstest(row_id: str, row: Row) -> list[Candidate]:
+def xstest(row_id: str, row: Row) -> Candidate:
     """XSTest, joined: a full compliance against a full refusal, whichever model gave it; others are no pair.
 
     A safe prompt should be answered (subset xstest-should-respond), an unsafe one refused (xstest-should-refuse).
     """
-    answers = get_list(row, "answers")
+    answers = get(row, "answers", list)
     if not answers:
         raise FieldError("field 'answers' is empty; `join_xstest` makes these rows")
     prompt = user_turn(get(answers[0], "prompt"))
-    by_label = {get_text(a, "final_label"): get(a, "completion") for a in answers}
+    by_label = {get(a, "final_label", str): get(a, "completion") for a in answers}
     safe = get(row, "label") == "safe"
     extra = {"subset": "xstest-should-respond" if safe else "xstest-should-refuse", "id": row_id}
     if FULL_COMPLIANCE not in by_label or FULL_REFUSAL not in by_label:
-        return [Candidate(row_id, prompt, "", "", evidence="no_pair", extra=extra)]
+        return Candidate(row_id, prompt, "", "", evidence="no_pair", extra=extra)
     comply, refuse = by_label[FULL_COMPLIANCE], by_label[FULL_REFUSAL]
-    return [Candidate(row_id, prompt, *((comply, refuse) if safe else (refuse, comply)), extra=extra)]
+    return Candidate(row_id, prompt, *((comply, refuse) if safe else (refuse, comply)), extra=extra)
 
 
-def sft_messages(row_id: str, row: Row) -> list[Conversation]:
+def sft_messages(row_id: str, row: Row) -> Conversation:
     """RLHFlow/RLHFlow-SFT-Dataset-ver2 and the like: ``messages``; ``conversations`` is the older name there."""
-    return [Conversation(row_id, get_messages(row, "messages" if "messages" in row else "conversations"))]
+    return Conversation(row_id, get_messages(row, "messages" if "messages" in row else "conversations"))
 
 
-def llama_factory_kto(row_id: str, row: Row) -> list[Conversation]:
+def llama_factory_kto(row_id: str, row: Row) -> Conversation:
     """LLaMA-Factory's unpaired labels: a conversation labelled true is one to imitate, the others are counted out."""
     good = get_one_of(row, "label", (True, False))
-    return [Conversation(row_id, get_messages(row, "messages"), evidence=None if good else "labelled_bad")]
+    return Conversation(row_id, get_messages(row, "messages"), evidence=None if good else "labelled_bad")
 
 
-def gsm8k(row_id: str, row: Row) -> list[Conversation]:
+def gsm8k(row_id: str, row: Row) -> Conversation:
     """openai/gsm8k: a question and its worked answer."""
     question = user_turn(get(row, "question"))
-    return [Conversation(row_id, [*question, {"role": "assistant", "content": get(row, "answer")}])]
+    return Conversation(row_id, [*question, {"role": "assistant", "content": get(row, "answer")}])
 
 
-def prompt_collection(row_id: str, row: Row) -> list[Prompt]:
+def prompt_collection(row_id: str, row: Row) -> Prompt:
     """RLHFlow/prompt-collection-v0.1 and the iterative-prompt sets: ``context_messages``."""
-    return [Prompt(row_id, get_messages(row, "context_messages"))]
+    return Prompt(row_id, get_messages(row, "context_messages"))
 
 
-def instructions(row_id: str, row: Row) -> list[Prompt]:
+def instructions(row_id: str, row: Row) -> Prompt:
     """Prompts as one string: ``instruction`` (AlpacaEval) or ``prompt``."""
-    return [Prompt(row_id, user_turn(get(row, "instruction" if "instruction" in row else "prompt")))]
+    return Prompt(row_id, user_turn(get(row, "instruction" if "instruction" in row else "prompt")))
 
 
-def exact_match(row_id: str, row: Row) -> list[Prompt]:
+def exact_match(row_id: str, row: Row) -> Prompt:
     """A prompt and its one right answer."""
-    answer = get_text(row, "answer")
+    answer = get(row, "answer", str)
     if not answer.strip():
         raise FieldError("field 'answer' is empty; an exact-match row needs its answer")
     prompt = get(row, "prompt")
-    return [Prompt(row_id, get_messages(row, "prompt") if isinstance(prompt, list) else user_turn(prompt), answer)]
+    return Prompt(row_id, get_messages(row, "prompt") if isinstance(prompt, list) else user_turn(prompt), answer)
 
 
-def text(row_id: str, row: Row) -> list[Text]:
+def text(row_id: str, row: Row) -> Text:
     """Documents: ``text``."""
-    return [Text(row_id, get_text(row, "text"))]
+    return Text(row_id, get(row, "text", str))
 
 
-Converter = Callable[[str, Row], list[Any]]
-_PAIRS: tuple[Converter, ...] = (
+# Each gives the record of a native row, or a list of them.
+Converter = Callable[[str, Row], Any]
+_CONVERTERS: tuple[Converter, ...] = (
     preferences.hh_rlhf, preferences.shp, preferences.helpsteer, preferences.pku_safe_rlhf, preferences.ultrafeedback,
     preferences.ultrafeedback_binarized, preferences.ultrainteract, preferences.code_ultrafeedback,
     preferences.argilla_math, preferences.orca, preferences.capybara, preferences.summarize_from_feedback,
     preferences.nectar, preferences.rlhflow_standard, preferences.llama_factory_dpo, preferences.pandalm,
-    preferences.fine_grained_rlhf,
+    preferences.fine_grained_rlhf, reward_bench, llmbar, humanevalpack, xstest, sft_messages, llama_factory_kto, gsm8k,
+    prompt_collection, instructions, exact_match, text,
 )  # fmt: skip
-_BENCHMARKS: tuple[Converter, ...] = (reward_bench, llmbar, humanevalpack, xstest)
-_OTHERS: tuple[Converter, ...] = (
-    sft_messages, llama_factory_kto, gsm8k, prompt_collection, instructions, exact_match, text
-)  # fmt: skip
-CONVERTERS: dict[str, Converter] = {each.__name__: each for each in (*_PAIRS, *_BENCHMARKS, *_OTHERS)}
+CONVERTERS: dict[str, Converter] = {each.__name__: each for each in _CONVERTERS}
 # Schemas in which several native rows belong together: they are joined before conversion.
 JOINED = {"helpsteer": preferences.group_helpsteer, "xstest": join_xstest}
 
@@ -196,50 +193,52 @@ def convert(source: SourceSettings, row_id: str, row: Row, strategy: PairStrateg
         SourceError: a field is missing or unreadable; the message names source, row and field.
     """
     try:
-        records = CONVERTERS[source.schema_name](row_id, row)
-        pairs = [make_pairs(each, strategy) if isinstance(each, ScoredResponses) else [each] for each in records]
+        found = CONVERTERS[source.schema_name](row_id, row)
     except FieldError as error:
         raise SourceError(f"source {source.name!r}, schema {source.schema_name}, row {row_id}: {error}") from error
-    return [pair for group in pairs for pair in group]
+    if isinstance(found, ScoredResponses):
+        return [*make_pairs(found, strategy)]
+    return found if isinstance(found, list) else [found]
 
 
-def read_records(source: SourceSettings, root: Root, *kinds: type, what: str = "records") -> Iterator[Any]:
-    """All records of a source, in file order; raises SourceError where one is of none of the `kinds`."""
+def read(source: SourceSettings, root: Root, kind: type[R]) -> Iterator[R]:
+    """All records of a source, in file order, as records of one kind.
+
+    A pair also gives a prompt and a conversation (with the chosen answer), a conversation also a prompt (all turns but
+    the last) and a text. Candidates are unfiltered: those whose `evidence` is ``no_pair`` hold empty answers.
+
+    Raises:
+        SourceError: the source cannot be read, or its records give none of that kind.
+    """
     for row_id, row in native_rows(source, root):
         for record in convert(source, row_id, row):
-            if kinds and not isinstance(record, kinds):
-                raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no {what}")
+            if not isinstance(record, kind):
+                record = _in_other_words(record, kind)
+            if not isinstance(record, kind):
+                raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no {KINDS[kind]}")
             yield record
+
+
+def _in_other_words(record: Record, kind: type) -> Record:
+    if kind is Conversation and isinstance(record, Candidate):
+        return Conversation(record.row_id, [*record.prompt, {"role": "assistant", "content": record.chosen}])
+    if kind is Prompt and isinstance(record, (Candidate, Conversation)):
+        return Prompt(record.row_id, record.prompt if isinstance(record, Candidate) else record.messages[:-1])
+    if kind is Text and isinstance(record, Conversation):
+        return Text(record.row_id, "\n".join(message["content"] for message in record.messages))
+    return record
 
 
 def read_candidates(source: SourceSettings, root: Root) -> Iterator[Candidate]:
-    """Pairs of a source, unfiltered (those whose `evidence` is ``no_pair`` hold empty answers)."""
-    yield from read_records(source, root, Candidate, what="preference pairs")
-
-
-def read_conversations(source: SourceSettings, root: Root) -> Iterator[Conversation]:
-    """Conversations to imitate; of a preference source, the prompts with their chosen answers."""
-    for record in read_records(source, root, Candidate, Conversation, what="conversations"):
-        if isinstance(record, Candidate):
-            answer: Message = {"role": "assistant", "content": record.chosen}
-            record = Conversation(record.row_id, [*record.prompt, answer])
-        yield record
+    """Pairs of a source, unfiltered."""
+    return read(source, root, Candidate)
 
 
 def read_prompts(source: SourceSettings, root: Root) -> Iterator[Prompt]:
-    """Prompts; of a conversation, all turns before the last; of a pair, its prompt."""
-    for record in read_records(source, root, Candidate, Conversation, Prompt, what="prompts"):
-        if isinstance(record, Prompt):
-            yield record
-        else:
-            turns = record.prompt if isinstance(record, Candidate) else record.messages[:-1]
-            yield Prompt(record.row_id, turns)
+    """Prompts of a source."""
+    return read(source, root, Prompt)
 
 
 def load_texts(sources: Iterable[SourceSettings], root: Root) -> list[str]:
-    """All documents of several sources, in memory; of a conversation, its turns one below the other."""
-    return [
-        record.text if isinstance(record, Text) else "\n".join(message["content"] for message in record.messages)
-        for source in sources
-        for record in read_records(source, root, Text, Conversation, what="texts")
-    ]
+    """All documents of several sources, in memory."""
+    return [record.text for source in sources for record in read(source, root, Text)]
