@@ -70,7 +70,7 @@ def test_reasons_and_matches_are_shown() -> None:
     assert held_out.contamination("pairs", "S", "r1", user("the three longest rivers of the moon")) == "ngram_overlap"
     assert held_out.contamination("pairs", "S", "r2", user("the three longest rivers of the moon")) == "ngram_overlap"
     assert held_out.contamination("pairs", "S", "r3", user("another question altogether, is it not")) is None
-    shown = held_out.to_json()
+    shown = held_out.matches
     assert [(m["row_id"], m["reason"], m["evaluation_id"], m["overlap"]) for m in shown] == [
         ("r0", "evaluation_overlap", "E:0", 1.0),
         ("r1", "ngram_overlap", "E:0", 0.5), ("r2", "ngram_overlap", "E:0", 0.5),
@@ -111,5 +111,5 @@ def test_real_rows_that_repeat_an_evaluation_prompt(data_root: Path) -> None:
         p.row_id: held_out.contamination("pairs", "HH-RLHF", p.row_id, p.prompt) for p in pairs if p.evidence is None
     }
     assert dropped["harmless-base.test:75"] == "evaluation_overlap"
-    assert held_out.matches[0].evaluation_id == "XSTest:xstest:182"
+    assert held_out.matches[0]["evaluation_id"] == "XSTest:xstest:182"
     assert sum(reason is not None for reason in dropped.values()) == len(held_out.matches) < 20

@@ -14,7 +14,6 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.data.reading import Candidate, Conversation
@@ -29,35 +28,23 @@ ZERO_WIDTH = re.compile("[\u200b-\u200d\u2060\ufeff]")
 ROLE_TAG = re.compile(r"\b(?:Human|Assistant):|^[ \t]*User:", re.MULTILINE)
 PLACEHOLDER = re.compile(r"<\s*no\s*(?:in|out)put\s*>", re.IGNORECASE)  # left by self-instruct; found by the audit
 SHORT_WORDS = frozenset({"no", "ok", "hi"})
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 
 # A rule: True where the pair must go. Arguments: the pair, the settings, the source's name.
 Rule = Callable[[Candidate, "FilterSettings", str], bool]
 
 
-# --- text and turns -----------------------------------------------------------------------------------------------
+# --- rules on one pair --------------------------------------------------------------------------------------------
 
 
 def is_text(content: Any) -> bool:
-    """Whether a turn's content is a string that a file can hold (no lone surrogates)."""
-    if not isinstance(content, str):
-        return False
-    if content.isascii():
-        return True
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def is_empty(text: str) -> bool:
-    """Nothing but white space."""
-    return not text.strip()
+    """Whether a turn's content is a string that a file can hold."""
+    return isinstance(content, str) and (content.isascii() or not SURROGATE.search(content))
 
 
 def is_zero_width(text: str) -> bool:
     """Looks empty, but holds zero-width characters."""
-    return not text.isascii() and bool(text.strip()) and not ZERO_WIDTH.sub("", text).strip()
+    return not text.isascii() and not ZERO_WIDTH.sub("", text).strip()
 
 
 def alternates(prompt: list[Message]) -> bool:
@@ -65,11 +52,7 @@ def alternates(prompt: list[Message]) -> bool:
     roles = [message["role"] for message in prompt]
     if roles[:1] == ["system"]:
         roles = roles[1:]
-    expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(roles))]
-    return roles == expected and len(roles) % 2 == 1
-
-
-# --- rules on one pair --------------------------------------------------------------------------------------------
+    return len(roles) % 2 == 1 and roles == [("user", "assistant")[i % 2] for i in range(len(roles))]
 
 
 def no_pair(pair: Candidate, settings: FilterSettings, source: str) -> bool:
@@ -84,7 +67,7 @@ def non_string_content(pair: Candidate, settings: FilterSettings, source: str) -
 
 def empty_turn(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """A turn of either side is empty or white space. Sourced: "empty rounds", paper 2.1."""
-    return any(is_empty(content) for content in pair.contents())
+    return not all(content.strip() for content in pair.contents())
 
 
 def zero_width(pair: Candidate, settings: FilterSettings, source: str) -> bool:
@@ -94,10 +77,8 @@ def zero_width(pair: Candidate, settings: FilterSettings, source: str) -> bool:
 
 def broken_alternation(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """Roles do not alternate user/assistant, or the prompt does not end with the user. Sourced: HH-RLHF card."""
-    if pair.evidence == "broken_alternation" or not alternates(pair.prompt):
-        return True
-    other = pair.rejected_prompt
-    return other is not None and other != pair.prompt and not alternates(other)
+    contexts = [pair.prompt] if pair.rejected_prompt is None else [pair.prompt, pair.rejected_prompt]
+    return pair.evidence == "broken_alternation" or not all(map(alternates, contexts))
 
 
 def unequal_context(pair: Candidate, settings: FilterSettings, source: str) -> bool:
@@ -118,7 +99,8 @@ def role_tag_in_turn(pair: Candidate, settings: FilterSettings, source: str) -> 
 
 def identical_responses(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """Both answers are the same text, white space aside. Sourced: HH-RLHF card ("final answers differ")."""
-    starts_alike = pair.chosen.split(None, 1)[:1] == pair.rejected.split(None, 1)[:1]  # almost never, and fast to see
+    # Their first words differ almost always, and are fast to see.
+    starts_alike = pair.chosen.split(None, 1)[:1] == pair.rejected.split(None, 1)[:1]
     return starts_alike and _normal(pair.chosen) == _normal(pair.rejected)
 
 
@@ -129,9 +111,9 @@ def no_label(pair: Candidate, settings: FilterSettings, source: str) -> bool:
 
 def contradicted_label(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """Another native field says the opposite of the label. Sourced: paper 2.1; the fields compared: reconstructed."""
-    scores = pair.chosen_score, pair.rejected_score
-    lower = scores[0] is not None and scores[1] is not None and scores[0] < scores[1]
-    return lower or pair.evidence == "contradicted_label"
+    if pair.chosen_score is not None and pair.rejected_score is not None and pair.chosen_score < pair.rejected_score:
+        return True
+    return pair.evidence == "contradicted_label"
 
 
 def tie(pair: Candidate, settings: FilterSettings, source: str) -> bool:
@@ -219,14 +201,12 @@ class Deduplicator:
         ``duplicate_pair``: the same prompt and answers were kept before. ``swapped_duplicate``: with the opposite
         label; the first stays. ``too_many_pairs``: the prompt has its number of pairs (SHP: at most 5, its card).
         """
-        straight, swapped = hashes
-        if straight in self._seen:
-            return "duplicate_pair"
-        if swapped in self._seen:
-            return "swapped_duplicate"
+        for seen, reason in zip(hashes, ("duplicate_pair", "swapped_duplicate"), strict=True):
+            if seen in self._seen:
+                return reason
         if self._limit is not None and self._pairs_of_prompt[key] >= self._limit:
             return "too_many_pairs"
-        self._seen.add(straight)
+        self._seen.add(hashes[0])
         self._pairs_of_prompt[key] += 1
         return None
 
@@ -249,7 +229,7 @@ def prompt_failure(prompt: list[Message], answers: Sequence[Any] = ()) -> str | 
     contents: list[Any] = [*(message["content"] for message in prompt), *answers]
     if not all(is_text(content) for content in contents):
         return "non_string_content"
-    if any(is_empty(content) for content in contents):
+    if not all(content.strip() for content in contents):
         return "empty_turn"
     if any(is_zero_width(content) for content in contents):
         return "zero_width"
@@ -265,19 +245,6 @@ def first_turn_key(prompt: Sequence[Message]) -> str:
 
 WORD = re.compile(r"\w+|[-+*/=<>%^]")  # operators are words: "a + 1" is not "a * 1"
 EXCERPT = 200  # characters of the shared words that a match shows
-
-
-@dataclass(frozen=True)
-class Match:
-    """A training row (as in ``dropped.jsonl``) and the evaluation prompt it repeats."""
-
-    flow: str
-    source: str
-    row_id: str
-    reason: str  # `evaluation_overlap`: they open alike; `ngram_overlap`: they share long runs of words
-    evaluation_id: str  # ``<source>:<position>``
-    overlap: float  # share of the evaluation prompt's words that lie in shared n-grams
-    shared: str  # the shared words, cut short
 
 
 class NgramIndex:
@@ -329,10 +296,15 @@ class NgramIndex:
 
 
 class HeldOut:
-    """The evaluation prompts, what trains compared with them, and the matches found so far."""
+    """The evaluation prompts, what trains compared with them, and the matches found so far.
+
+    A match is a training row (`flow`, `source`, `row_id`) and the evaluation prompt it repeats. Its reason is
+    `evaluation_overlap` (they open alike) or `ngram_overlap` (they share long runs of words); `overlap` is the share of
+    the evaluation prompt's words that lie in shared n-grams, `shared` those words, cut short.
+    """
 
     def __init__(self, settings: DecontaminationSettings) -> None:
-        self.matches: list[Match] = []
+        self.matches: list[dict[str, Any]] = []
         self._first_turns: dict[str, str] = {}
         self._index = NgramIndex(settings.ngram, settings.min_overlap)
         self._last: tuple[Any, tuple[str, float, str] | None] = (None, None)
@@ -345,22 +317,22 @@ class HeldOut:
 
     def contamination(self, flow: str, source: str, row_id: str, prompt: Sequence[Message]) -> str | None:
         """Reason to drop a training row with this (well-formed) prompt, or None; a match is remembered."""
-        evaluation_id = self._first_turns.get(first_turn_key(prompt))
-        if evaluation_id is not None:
+        reason = "evaluation_overlap"
+        found: tuple[str, float, str] | None
+        if evaluation_id := self._first_turns.get(first_turn_key(prompt)):
             first = next(turn["content"] for turn in prompt if turn["role"] == "user")
-            match = Match(flow, source, row_id, "evaluation_overlap", evaluation_id, 1.0, first[:EXCERPT])
+            found = evaluation_id, 1.0, first[:EXCERPT]
         else:
             if prompt != self._last[0]:  # pairs of one prompt follow each other: one search serves them all
                 self._last = (prompt, self._index.find(prompt))
-            if (found := self._last[1]) is None:
-                return None
-            match = Match(flow, source, row_id, "ngram_overlap", found[0], round(found[1], 3), found[2])
-        self.matches.append(match)
-        return match.reason
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Every match, in the order in which they were found."""
-        return [asdict(match) for match in self.matches]
+            reason, found = "ngram_overlap", self._last[1]
+        if found is None:
+            return None
+        self.matches.append({
+            "flow": flow, "source": source, "row_id": row_id, "reason": reason, "evaluation_id": found[0],
+            "overlap": round(found[1], 3), "shared": found[2],
+        })  # fmt: skip
+        return reason
 
 
 def words_of(text: str) -> list[str]:

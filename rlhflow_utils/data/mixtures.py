@@ -88,7 +88,7 @@ def build_preference_data(
     pairs.select_columns(columns).add_column("fate", frame.fate.tolist()).save_to_disk(into / "pairs")
     names = [source.name for source in settings.preference_sources]
     write_json(into / "table1.json", table1(tables["pairs"], names, *_unit(tokenizer)))
-    write_json(into / "decontamination.json", held_out.to_json())
+    write_json(into / "decontamination.json", held_out.matches)
     write_json(into / "prompt_map.json", _map_of(pairs, frame, seed))
     fates = [table.assign(flow=name)[["flow", "source", "row_id", "fate"]] for name, table in tables.items()]
     dropped = pd.concat(fates)
