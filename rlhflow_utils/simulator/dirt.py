@@ -1,36 +1,25 @@
 """Known dirt at a known rate: what the filters of chapter 01 must find, and how much of it.
 
-Each spoiled row has exactly one defect. The reasons carry the names of the filter rules.
+Each spoiled row has exactly one defect; `dirt.yaml` says which, under the names of the filter rules, and where it is.
 """
 
 from __future__ import annotations
 
 import copy
 import random
+from functools import reduce
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 Row = dict[str, Any]
 
-_COMMON = ("empty_turn", "zero_width", "identical_responses", "duplicate_pair", "swapped_duplicate")
-DIRT_OF_SOURCE: dict[str, tuple[str, ...]] = {
-    "hh_rlhf": (*_COMMON, "role_tag_in_turn", "broken_alternation", "unequal_context"),
-    "shp": (*_COMMON, "contradicted_label", "small_margin"),
-    "helpsteer": ("empty_turn", "zero_width", "tie", "non_string_content"),
-    "pku_safe_rlhf": (*_COMMON, "contradicted_label"),
-    "ultrafeedback": ("empty_turn", "zero_width", "tie", "duplicate_pair", "role_tag_in_turn", "non_string_content"),
-    "ultrainteract": (*_COMMON, "broken_alternation"),
-    "code_ultrafeedback": ("empty_turn", "zero_width", "tie", "duplicate_pair", "non_string_content"),
-    "argilla_math": (*_COMMON, "tie", "contradicted_label"),
-    "orca": (*_COMMON, "tie", "contradicted_label", "non_string_content"),
-    "capybara": (*_COMMON, "tie", "contradicted_label", "broken_alternation", "unequal_context"),
-    "summarize": (*_COMMON, "role_tag_in_turn"),
-    "nectar": (),
+_DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+DIRT_OF_SOURCE: dict[str, list[str]] = {
+    **{source: _DATA["common"] + reasons for source, reasons in _DATA["reasons"].items()},
+    **_DATA["reasons_of_many_answers"],
 }
-_COPIES = ("duplicate_pair", "swapped_duplicate")
-_OF_ONE_ANSWER = ("empty_turn", "zero_width", "role_tag_in_turn", "non_string_content")
-# Pairs that a defect of one answer costs, and a defect of the whole row: four answers give six pairs.
-_PAIRS_OF_ANSWER = {"helpsteer": 3, "ultrafeedback": 3, "code_ultrafeedback": 3}
-_PAIRS_OF_ROW = {"ultrafeedback": 6, "code_ultrafeedback": 6}
 _TAG = "\n\nAssistant: "
 
 
@@ -51,19 +40,15 @@ def plant_dirt(source: str, rows: list[Row], rate: float, rng: random.Random) ->
     picked = rng.sample(units, each * len(reasons))
     record: list[Row] = []
     for index, reason in zip(picked, [reason for reason in reasons for _ in range(each)], strict=True):
-        if reason in _COPIES:
+        if "duplicate" in reason:
             rows.append(copy.deepcopy(rows[index]))
             index = len(rows) - 1
         _spoil(source, rows, index, reason)
-        lost = _PAIRS_OF_ANSWER if reason in _OF_ONE_ANSWER else _PAIRS_OF_ROW if reason in _COPIES else {}
-        identity = _id_of(rows[index])
-        record.append({"source": source, "row": index, "id": identity, "reason": reason, "pairs": lost.get(source, 1)})
+        lost = _DATA["pairs"].get(source, {}).get(reason, 1)
+        holder = rows[index].get("info", rows[index])
+        identity = holder.get("id", holder.get("post_id"))
+        record.append({"source": source, "row": index, "id": identity, "reason": reason, "pairs": lost})
     return rows, record
-
-
-def _id_of(row: Row) -> str | None:
-    identity = row["info"]["id"] if "info" in row else row.get("id", row.get("post_id"))
-    return None if identity is None else str(identity)
 
 
 def _spoil(source: str, rows: list[Row], index: int, reason: str) -> None:
@@ -93,23 +78,10 @@ def _spoil(source: str, rows: list[Row], index: int, reason: str) -> None:
         raise ValueError(f"simulator: no way to plant {reason!r} in {source}")
 
 
-# Where a schema keeps its two answers (else under `chosen` and `rejected`), its many answers, and their ratings.
-_FIELDS = {
-    "shp": ("human_ref_A", "human_ref_B"), "pku_safe_rlhf": ("response_0", "response_1"),
-    "argilla_math": ("chosen_response", "rejected_response"),
-}  # fmt: skip
-_LISTS = {"summarize": "summaries", "ultrafeedback": "completions", "code_ultrafeedback": "responses"}
-_RATINGS = {"argilla_math": ("chosen_rating", "rejected_rating"), "capybara": ("rating_chosen", "rating_rejected")}
-
-
-def _place(source: str, row: Row, side: int) -> tuple[Row, str]:
-    """The dictionary and the key that hold answer 0 or 1: two different answers, of K-wise rows the first two."""
-    if source == "helpsteer":
-        return row, "response"
-    if source in _LISTS:
-        return row[_LISTS[source]][side], "text" if source == "summarize" else "response"
-    field = _FIELDS.get(source, ("chosen", "rejected"))[side]
-    return (row[field][-1], "content") if source == "capybara" else (row, field)
+def _place(source: str, row: Row, side: int) -> tuple[Any, str]:
+    """What holds answer 0 or 1, and its key there: two different answers, of K-wise rows the first two."""
+    *way, key = _DATA["answers"].get(source, (["chosen"], ["rejected"]))[side]
+    return reduce(lambda holder, step: holder[step], way, row), key
 
 
 def _get_answer(source: str, row: Row, side: int) -> str:
@@ -148,7 +120,7 @@ def _tie(source: str, rows: list[Row], index: int) -> None:
     elif source == "orca":
         row.update(rating=[row["rating"][0]] * 2, status="tie")
     else:
-        chosen, rejected = _RATINGS[source]
+        chosen, rejected = _DATA["ratings"][source]
         row[rejected] = row[chosen]
 
 
@@ -161,7 +133,7 @@ def _contradict(source: str, row: Row) -> None:
     elif source == "orca":
         row["status"] = "tie"
     else:
-        chosen, rejected = _RATINGS[source]
+        chosen, rejected = _DATA["ratings"][source]
         row[chosen], row[rejected] = row[rejected], row[chosen]
 
 

@@ -1,4 +1,4 @@
-"""Ranked answers written in the native schema of each source (field names of the hub's datasets).
+"""Ranked answers written in the native schema of each source (`native_rows.yaml`).
 
 Every writer takes one ``RankedAnswers`` and returns its native rows: one row, or four for HelpSteer. Scores follow the
 annotator's ranking without ties, so that a clean row gives every pair that its schema can give.
@@ -12,7 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from rlhflow_utils.guide.settings import AnnotatorSettings
 from rlhflow_utils.simulator.gold import World
@@ -21,8 +24,8 @@ from rlhflow_utils.simulator.tasks import REFUSAL, Task, write_distinct_response
 Row = dict[str, Any]
 UsedPairs = set[tuple[str, frozenset[str]]]  # a prompt and two answers
 
-MULTI_TURN_SOURCES = ("hh_rlhf", "ultrainteract", "capybara")
-ANSWERS_PER_PROMPT = {"helpsteer": 4, "ultrafeedback": 4, "code_ultrafeedback": 4, "nectar": 7}
+_DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+MODELS = [f"model-{letter}" for letter in "abcdefgh"]
 MAX_PAIRS_PER_PROMPT = 5  # SHP's filter keeps five pairs a prompt; natural rows stay below it in every source
 
 
@@ -58,11 +61,24 @@ class RankedAnswers:
     def prompt(self) -> str:
         return self.turns[-1]["content"]
 
+    def row(self, schema: str, **values: Any) -> Row:
+        """A row of a schema of `native_rows.yaml` with these values, the prompt, and the best and second answer."""
+        own = {"id": self.row_id, "prompt": self.prompt, "chosen": self.answers[0], "rejected": self.answers[1]}
+        return dict(_fill(_DATA["rows"][schema], own | values))
 
-def _shuffled_two(ranked: RankedAnswers, rng: random.Random) -> tuple[list[str], int]:
-    """The two answers in random order, and the position of the better one."""
+
+def _fill(template: Any, values: Row) -> Any:
+    if isinstance(template, dict):
+        return {key: _fill(part, values) for key, part in template.items()}
+    if isinstance(template, list):
+        return [_fill(part, values) for part in template]
+    return values[template[1:]] if isinstance(template, str) and template.startswith("$") else template
+
+
+def _two_places(ranked: RankedAnswers, rng: random.Random) -> dict[str, Any]:
+    """The two answers in random order, and the positions of the better and the worse one."""
     better = rng.randrange(2)
-    return (ranked.answers[::-1] if better else ranked.answers), better
+    return {"a": ranked.answers[better], "b": ranked.answers[1 - better], "better": better, "worse": 1 - better}
 
 
 def hh_rlhf(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
@@ -74,144 +90,108 @@ def hh_rlhf(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
 
 def shp(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """stanfordnlp/SHP: two comments with vote counts, the better one with more than twice the votes."""
-    answers, better = _shuffled_two(ranked, rng)
-    low = rng.randint(2, 40)
+    two, low = _two_places(ranked, rng), rng.randint(2, 40)
     high = rng.randint(2 * low + 1, 8 * low)
-    return [{
-        "post_id": ranked.row_id, "domain": "askworld_test", "upvote_ratio": round(rng.uniform(0.7, 1.0), 2),
-        "history": ranked.prompt, "human_ref_A": answers[0], "human_ref_B": answers[1], "labels": 1 - better,
-        "score_A": low if better else high, "score_B": high if better else low, "score_ratio": high / low,
-        "seconds_difference": float(rng.randint(60, 90_000)),
-    }]  # fmt: skip
+    votes = {"score_a": low, "score_b": high} if two["better"] else {"score_a": high, "score_b": low}
+    upvotes, seconds = round(rng.uniform(0.7, 1.0), 2), float(rng.randint(60, 90_000))
+    return [ranked.row("shp", **two, **votes, ratio=high / low, upvotes=upvotes, seconds=seconds)]
 
 
 def helpsteer(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """nvidia/HelpSteer: one row per response, attributes 0 to 4; mean(helpfulness, correctness) follows the rank."""
-    rows: list[Row] = []
-    for rank, answer in enumerate(ranked.answers):
-        helpfulness = 4 - rank
-        rows.append({
-            "prompt": ranked.prompt, "response": answer, "helpfulness": helpfulness,
-            "correctness": max(helpfulness - rng.randrange(2), 0), "coherence": rng.randint(3, 4),
-            "complexity": rng.randint(0, 2), "verbosity": min(len(answer) // 25, 4),
-        })  # fmt: skip
+    rows = [
+        ranked.row(
+            "helpsteer", answer=answer, helpfulness=4 - rank, correctness=max(4 - rank - rng.randrange(2), 0),
+            coherence=rng.randint(3, 4), complexity=rng.randint(0, 2), verbosity=min(len(answer) // 25, 4),
+        )
+        for rank, answer in enumerate(ranked.answers)
+    ]  # fmt: skip
     return rng.sample(rows, len(rows))
 
 
 def pku_safe_rlhf(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """PKU-Alignment/PKU-SafeRLHF-30K: the better and the safer answer agree, as do the flags of clean rows."""
-    answers, better = _shuffled_two(ranked, rng)
-    safe = [not ranked.harmful or REFUSAL in answer for answer in answers]
-    if safe[1 - better] and not safe[better]:
+    two = _two_places(ranked, rng)
+    safe = [not ranked.harmful or REFUSAL in answer for answer in (two["a"], two["b"])]
+    if safe[two["worse"]] and not safe[two["better"]]:
         safe = [not flag for flag in safe]  # the annotator's slip, made in every field alike
-    return [{
-        "prompt": ranked.prompt, "response_0": answers[0], "response_1": answers[1],
-        "is_response_0_safe": safe[0], "is_response_1_safe": safe[1],
-        "better_response_id": better, "safer_response_id": better,
-    }]  # fmt: skip
+    return [ranked.row("pku_safe_rlhf", **two, safe_a=safe[0], safe_b=safe[1])]
 
 
 def ultrafeedback(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """openbmb/UltraFeedback: four completions; the fine-grained score is the mean of four ratings 1 to 5."""
-    completions = []
+    aspects, completions = _DATA["aspects"], []
     for rank, answer in enumerate(ranked.answers):
         ratings = [5 - rank] * 4
         for lowered in rng.sample(range(4), rng.randrange(3)):
             ratings[lowered] = max(ratings[lowered] - 1, 1)
-        aspects = ("instruction_following", "honesty", "truthfulness", "helpfulness")
-        completions.append({
-            "model": f"model-{rng.choice('abcdefgh')}", "principle": rng.choice(aspects[1:]),
-            "custom_system_prompt": "", "response": answer,
-            "annotations": {aspect: {"Rating": str(rating), "Rationale": ""}
-                            for aspect, rating in zip(aspects, ratings, strict=True)},
-            "fine-grained_score": sum(ratings) / 4, "overall_score": float(10 - 2 * rank), "critique": "",
-        })  # fmt: skip
+        graded = zip(aspects, ratings, strict=True)
+        completions.append(ranked.row(
+            "ultrafeedback_completion", answer=answer, model=rng.choice(MODELS), principle=rng.choice(aspects[1:]),
+            annotations={aspect: {"Rating": str(rating), "Rationale": ""} for aspect, rating in graded},
+            score=sum(ratings) / 4, overall=float(10 - 2 * rank),
+        ))  # fmt: skip
     completions = rng.sample(completions, len(completions))
-    return [{
-        "source": "tiny_world", "instruction": ranked.prompt, "models": [c["model"] for c in completions],
-        "correct_answers": ["None"], "incorrect_answers": ["None"], "completions": completions,
-    }]  # fmt: skip
+    return [ranked.row("ultrafeedback", completions=completions, models=[each["model"] for each in completions])]
 
 
 def ultrainteract(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """openbmb/UltraInteract_pair: a trajectory and two next actions."""
     parent = f"{ranked.row_id}-parent" if len(ranked.turns) > 1 else ranked.row_id
-    return [{
-        "task": "Math_CoT" if "+" in ranked.prompt or "Add" in ranked.prompt else "Coding", "dataset": "tiny_world",
-        "id": ranked.row_id, "parent_id": parent,
-        "trajectory": [{"from": turn["role"], "value": turn["content"]} for turn in ranked.turns],
-        "chosen": ranked.answers[0], "rejected": ranked.answers[1],
-    }]  # fmt: skip
+    task = "Math_CoT" if "+" in ranked.prompt or "Add" in ranked.prompt else "Coding"
+    trajectory = [{"from": turn["role"], "value": turn["content"]} for turn in ranked.turns]
+    return [ranked.row("ultrainteract", task=task, parent=parent, trajectory=trajectory)]
 
 
 def code_ultrafeedback(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """coseal/CodeUltraFeedback: four responses and, aligned with them, four ratings as strings."""
     graded = rng.sample(list(enumerate(ranked.answers)), len(ranked.answers))
-    models = rng.sample([f"model-{letter}" for letter in "abcdefgh"], len(graded))
-    return [{
-        "instruction": ranked.prompt, "preference": "instruction-following",
-        "responses": [{"model": model, "response": answer}
-                      for model, (_, answer) in zip(models, graded, strict=True)],
-        "annotations": [{"model": model, "rating": str(5 - rank), "rationale": ""}
-                        for model, (rank, _) in zip(models, graded, strict=True)],
-    }]  # fmt: skip
+    models = rng.sample(MODELS, len(graded))
+    responses = [{"model": model, "response": answer} for model, (_, answer) in zip(models, graded, strict=True)]
+    ranks = zip(models, graded, strict=True)
+    ratings = [{"model": model, "rating": str(5 - rank), "rationale": ""} for model, (rank, _) in ranks]
+    return [ranked.row("code_ultrafeedback", responses=responses, annotations=ratings)]
 
 
-def _two_ratings(rng: random.Random) -> tuple[float, float]:
+def _two_ratings(rng: random.Random) -> dict[str, float]:
     high = rng.randint(6, 10)
-    return float(high), float(rng.randint(1, high - 2))
+    return {"high": float(high), "low": float(rng.randint(1, high - 2))}
 
 
 def argilla_math(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """argilla/distilabel-math-preference-dpo: two answers, two ratings 1 to 10."""
-    high, low = _two_ratings(rng)
-    return [{
-        "instruction": ranked.prompt, "chosen_response": ranked.answers[0], "rejected_response": ranked.answers[1],
-        "chosen_rating": high, "rejected_rating": low,
-    }]  # fmt: skip
+    return [ranked.row("argilla_math", **_two_ratings(rng))]
 
 
 def orca(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """argilla/distilabel-intel-orca-dpo-pairs: ratings in the order chosen, rejected; ``status`` never "tie"."""
-    high, low = _two_ratings(rng)
-    return [{
-        "system": rng.choice(("", "You are a careful assistant.")), "input": ranked.prompt,
-        "chosen": ranked.answers[0], "rejected": ranked.answers[1],
-        "rating": [high, low], "status": rng.choice(("unchanged", "swapped")),
-    }]  # fmt: skip
+    ratings, system = _two_ratings(rng), rng.choice(("", "You are a careful assistant."))
+    return [ranked.row("orca", **ratings, system=system, status=rng.choice(("unchanged", "swapped")))]
 
 
 def capybara(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """argilla/distilabel-capybara-dpo-7k-binarized: whole conversations, and the same as input/output pairs."""
-    high, low = rng.sample((1, 2, 3, 4, 5), 2)
-    sides = [[*map(dict, ranked.turns), {"role": "assistant", "content": answer}] for answer in ranked.answers]
-    chats = [turn["content"] for turn in sides[0]]
-    return [{
-        "conversation": [{"input": chats[i], "output": chats[i + 1]} for i in range(0, len(chats), 2)],
-        "chosen": sides[0], "rejected": sides[1],
-        "rating_chosen": max(high, low), "rating_rejected": min(high, low),
-    }]  # fmt: skip
+    low, high = sorted(rng.sample((1, 2, 3, 4, 5), 2))
+    chosen, rejected = ([*map(dict, ranked.turns), {"role": "assistant", "content": a}] for a in ranked.answers)
+    exchanges = zip(chosen[::2], chosen[1::2], strict=True)
+    pairs = [{"input": turn["content"], "output": reply["content"]} for turn, reply in exchanges]
+    return [ranked.row("capybara", conversation=pairs, high=high, low=low, chosen=chosen, rejected=rejected)]
 
 
 def summarize(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """openai/summarize_from_feedback (comparisons). The post is a question of the world, its summary an answer."""
-    answers, better = _shuffled_two(ranked, rng)
-    return [{
-        "info": {"id": ranked.row_id, "post": ranked.prompt, "title": "", "subreddit": "askworld"},
-        "summaries": [{"text": answer, "policy": f"sup{rng.randint(1, 4)}", "note": None} for answer in answers],
-        "choice": better, "worker": f"worker-{rng.randint(1, 9)}", "batch": "batch1", "split": "train",
-        "extra": {"confidence": rng.randint(5, 9)},
-    }]  # fmt: skip
+    two = _two_places(ranked, rng)
+    summaries = [{"text": two[side], "policy": f"sup{rng.randint(1, 4)}", "note": None} for side in "ab"]
+    worker, confidence = f"worker-{rng.randint(1, 9)}", rng.randint(5, 9)
+    return [ranked.row("summarize", **two, summaries=summaries, worker=worker, confidence=confidence)]
 
 
 def nectar(ranked: RankedAnswers, rng: random.Random) -> list[Row]:
     """berkeley-nest/Nectar: seven answers with ranks 1 (best) to 7."""
-    answers = [{"answer": answer, "model": f"model-{rng.choice('abcdefgh')}", "rank": float(rank)}
-               for rank, answer in enumerate(ranked.answers, start=1)]  # fmt: skip
-    return [{
-        "prompt": f"\n\nHuman: {ranked.prompt}\n\nAssistant: ", "answers": rng.sample(answers, len(answers)),
-        "turns": 1, "num_responses": len(answers), "source": ["tiny_world"], "good_natured": not ranked.harmful,
-    }]  # fmt: skip
+    numbered = enumerate(ranked.answers, start=1)
+    answers = [{"answer": answer, "model": rng.choice(MODELS), "rank": float(rank)} for rank, answer in numbered]
+    dialogue, answers = f"\n\nHuman: {ranked.prompt}\n\nAssistant: ", rng.sample(answers, len(answers))
+    return [ranked.row("nectar", dialogue=dialogue, answers=answers, harmless=not ranked.harmful)]
 
 
 WRITERS: dict[str, Callable[[RankedAnswers, random.Random], list[Row]]] = {
@@ -240,7 +220,7 @@ def _draw_answers(
     world: World, source: str, annotator: AnnotatorSettings, used: UsedPairs, uses: Counter[str], rng: random.Random
 ) -> tuple[Task, list[str]]:
     """Draw a task and answers that share no pair with an earlier row of any source."""
-    limit = 1 if source in ANSWERS_PER_PROMPT else MAX_PAIRS_PER_PROMPT
+    limit = 1 if source in _DATA["answers"] else MAX_PAIRS_PER_PROMPT
     for _ in range(1000):
         task = _draw_task(world, annotator, rng)
         answers = _write_answers(world, source, task, rng)
@@ -259,8 +239,7 @@ def _draw_task(world: World, annotator: AnnotatorSettings, rng: random.Random) -
 
 def _write_answers(world: World, source: str, task: Task, rng: random.Random) -> list[str]:
     settings = world.settings.preferences
-    if source in ANSWERS_PER_PROMPT:
-        number = ANSWERS_PER_PROMPT[source]
+    if number := _DATA["answers"].get(source):
         right = rng.randint(1, number - 1)
         correct = [True] * right + [False] * (number - right)
     elif rng.random() < settings.contrast_rate:
@@ -271,7 +250,7 @@ def _write_answers(world: World, source: str, task: Task, rng: random.Random) ->
 
 
 def _earlier_turns(world: World, source: str, annotator: AnnotatorSettings, rng: random.Random) -> list[dict[str, str]]:
-    if source not in MULTI_TURN_SOURCES or rng.random() >= world.settings.preferences.multi_turn_rate:
+    if source not in _DATA["multi_turn"] or rng.random() >= world.settings.preferences.multi_turn_rate:
         return []
     task = _draw_task(world, annotator, rng)
     return [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": task.answer}]
