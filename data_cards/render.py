@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from rlhflow_utils.data.cards import FOLDER, load_facts, read_pairs, render, rules_table
+from rlhflow_utils.data.cards import FOLDER, load_facts, read_pairs, render, rules_table, standard_sets
 from rlhflow_utils.data.filters import DROPPED
 from rlhflow_utils.data.mixtures import seeded_order
 from rlhflow_utils.data.overview import PAPER_COLUMNS, PAPER_TABLE1, funnel
@@ -95,10 +95,9 @@ def render_all() -> dict[str, str]:
             name=name, facts=fact, members=markdown_table(rows), known=known, sources=sources,
             rules=rules_table([counts[member] for member in members if member in counts], AT_HAND),
         )  # fmt: skip
-    standard = [fact["standard"] for fact in sources.values() if "standard" in fact]
     for name, fact in facts["published"].items():
         title = f"{name}, {fact['kind']}"
-        sets = fact["sets"] or standard
+        sets = fact["sets"] or standard_sets().values()
         cards[fact["file"]] = render("published", title, [fact["licence"]], None, name=name, facts=fact, sets=sets)
     return {f"{name}.md": card for name, card in cards.items()}
 

@@ -173,7 +173,7 @@ def test_published_sets_take_the_place_of_the_raw_sources() -> None:
 def test_side_by_side_has_two_lines_for_a_source_of_the_paper() -> None:
     lengths = {"prompt_length": 2, "chosen_length": 3, "rejected_length": 3, "chosen_longer": False}
     pairs = pd.DataFrame([{"source": "SHP", "fate": "train", "prompt_id": "a", **lengths}] * 2)
-    rows = table1(pairs, ["SHP", "Own"], "tokens", "google/gemma-2b-it")
+    rows = table1(pairs, ["SHP", "Own"], "google/gemma-2b-it")
     lines = side_by_side(rows)
     assert [(line["dataset"], line[""], line["pairs"]) for line in lines] == [
         ("SHP", "paper", 93301), ("SHP", "ours", 2), ("Own", "ours", 0)

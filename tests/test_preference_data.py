@@ -322,7 +322,7 @@ def test_table1_by_hand() -> None:
         ("SHP", "train", "a", 2, 3, 1, True), ("SHP", "test", "a", 2, 1, 4, False),
         ("SHP", "dropped: tie", None, None, None, None, None), ("Own", "dropped: ngram_overlap", "b", 1, 1, 1, False),
     ], columns=columns)  # fmt: skip
-    shp, own, absent = table1(pairs, ["SHP", "Own", "None left"], "words", None)
+    shp, own, absent = table1(pairs, ["SHP", "Own", "None left"], None)
     assert shp["paper"]["pairs"] == 93301
     assert shp["paper"]["chosen_length"] == 173.6
     del shp["paper"]

@@ -157,16 +157,6 @@ def hub_problems(action: str, advice: str) -> Iterator[None]:
         raise RuntimeError(f"{action} ({type(error).__name__}: {reason}); {advice}") from error
 
 
-def repository(settings: HubSettings, name: str) -> str:
-    """``namespace/name``; raises ValueError where the namespace is missing."""
-    if not settings.namespace:
-        raise ValueError("pushing needs hub.namespace: your user or organisation on the hub")
-    return f"{settings.namespace}/{name}"
-
-
-LOG_IN = "go online, and log in with `hf auth login`"
-
-
 def push_mixture(data: Path, mixture: str, settings: HubSettings) -> str:
     """Push a finished mixture (split `train`), the held-out pairs (`test`) and the card; returns the address.
 
@@ -178,9 +168,9 @@ def push_mixture(data: Path, mixture: str, settings: HubSettings) -> str:
     from datasets import DatasetDict, load_from_disk
     from huggingface_hub import DatasetCard
 
-    target, card = repository(settings, f"rlhf-workflow-{mixture}"), mixture_card(data, mixture)
+    card = mixture_card(data, mixture)
     splits = DatasetDict(train=load_from_disk(str(data / mixture)), test=load_from_disk(str(data / "test")))
-    with hub_problems(f"pushing {target} failed", LOG_IN):
+    with pushing(f"rlhf-workflow-{mixture}", settings) as target:
         splits.push_to_hub(target, private=settings.private)
         DatasetCard(card).push_to_hub(target, repo_type="dataset")
     return f"https://huggingface.co/datasets/{target}"
@@ -190,12 +180,21 @@ def push_model(stage: Artifact, name: str, card: str, settings: HubSettings) -> 
     """Upload a stage's folder `model` and its card; returns the address. Raises as `push_mixture` does."""
     from huggingface_hub import HfApi, ModelCard
 
-    target = repository(settings, name)
-    with hub_problems(f"pushing {target} failed", LOG_IN):
+    with pushing(name, settings) as target:
         HfApi().create_repo(target, private=settings.private, exist_ok=True)
         HfApi().upload_folder(repo_id=target, folder_path=stage.path / "model")
         ModelCard(card).push_to_hub(target)
     return f"https://huggingface.co/{target}"
+
+
+@contextmanager
+def pushing(name: str, settings: HubSettings) -> Iterator[str]:
+    """``namespace/name``, to push to."""
+    if not settings.namespace:
+        raise ValueError("pushing needs hub.namespace: your user or organisation on the hub")
+    target = f"{settings.namespace}/{name}"
+    with hub_problems(f"pushing {target} failed", "go online, and log in with `hf auth login`"):
+        yield target
 
 
 def pin() -> int:
@@ -208,10 +207,9 @@ def pin() -> int:
     """
     from huggingface_hub import HfApi
 
-    facts = load_facts()
     profiles = [load_profile(path.stem) for path in sorted(PROFILES.glob("*.yaml")) if path.name != REVISIONS.name]
-    published = [hub_id for fact in facts["published"].values() for hub_id in fact["sets"]]
-    published += [fact["standard"] for fact in facts["sources"].values() if "standard" in fact]
+    published = [hub_id for fact in load_facts()["published"].values() for hub_id in fact["sets"]]
+    published += standard_sets().values()
     models = {name for each in profiles for name in (each.model.base, each.model.reward_base) if name}
     kinds = dict.fromkeys([*hub_ids(profiles), *published], "dataset")
     kinds |= {name: "model" for name in models if name.count("/") == 1 and not (PROJECT / name).is_dir()}
@@ -264,15 +262,17 @@ def run_data(name: str, out: str | None, overrides: Mapping[str, Any], published
     return data.path
 
 
+def standard_sets() -> dict[str, str]:
+    """Source -> the authors' filtered copy of it on the hub, where there is one."""
+    return {name: fact["standard"] for name, fact in load_facts()["sources"].items() if "standard" in fact}
+
+
 def with_published_sets(profile: Profile, which: str) -> Profile:
     """The profile with its preference sources replaced by the authors' published sets, the reference for our filters.
 
     ``standard``: RLHFlow's ``*-standard`` sets, under our names; ``700k``: ``hendrydong/preference_700K``.
     """
-    facts = load_facts()
-    sets = {name: fact["standard"] for name, fact in facts["sources"].items() if "standard" in fact}
-    if which == "700k":
-        sets = {"preference_700K": facts["published"]["preference_700K"]["sets"][0]}
+    sets = {"preference_700K": "hendrydong/preference_700K"} if which == "700k" else standard_sets()
     sources = [
         {"name": name, "schema": "rlhflow_standard", "hub_id": hub_id, "split": "train",
          "files": [f"{hub_id.partition('/')[2]}/*"] if profile.data.root else None} for name, hub_id in sets.items()

@@ -11,9 +11,8 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,15 +78,16 @@ def build_preference_data(
         _rows_of(pairs, frame, name).save_to_disk(into / name)
     sft = write_table(sft_rows(settings, root, _rows_of(pairs, frame, "sft"), held_out), SFT, work / "sft")
     tables = {
-        "pairs": frame[~frame.offline], "offline": frame[frame.offline], "sft": _light(sft, "messages"),
-        "prompts": prompts, "evaluation_prompts": evaluation,
+        "pairs": frame[~frame.offline], "offline": frame[frame.offline], "prompts": prompts,
+        "evaluation_prompts": evaluation, "sft": sft.remove_columns("messages").to_pandas(),
     }  # fmt: skip
-    sft.remove_columns("fate").select(_positions(tables["sft"].fate == "sft")).save_to_disk(into / "sft")
+    sft.remove_columns("fate").select(tables["sft"].index[tables["sft"].fate == "sft"]).save_to_disk(into / "sft")
     mixed = _write_mixtures(settings, pairs, frame, seed, into)
     columns = [name for name in PAIRS if name != "fate"]
     pairs.select_columns(columns).add_column("fate", frame.fate.tolist()).save_to_disk(into / "pairs")
     names = [source.name for source in settings.preference_sources]
-    write_json(into / "table1.json", table1(tables["pairs"], names, *_unit(tokenizer)))
+    tokenizer_name = tokenizer if isinstance(tokenizer, str) else "this run's base model" if tokenizer else None
+    write_json(into / "table1.json", table1(tables["pairs"], names, tokenizer_name))
     write_json(into / "decontamination.json", held_out.matches)
     write_json(into / "prompt_map.json", _map_of(pairs, frame, seed))
     fates = [table.assign(flow=name)[["flow", "source", "row_id", "fate"]] for name, table in tables.items()]
@@ -100,13 +100,6 @@ def build_preference_data(
     }  # fmt: skip
     splits = {f"{name}_pairs": int((tables["pairs"].fate == name).sum()) for name in SPLITS}
     return Summary({**rows, **mixed.rows}, {**splits, **mixed.metrics})
-
-
-def _unit(tokenizer: Model | None) -> tuple[str, str | None]:
-    """What lengths are counted in, as a reader is told: no path of this machine."""
-    if tokenizer is None:
-        return "words", None
-    return "tokens", tokenizer if isinstance(tokenizer, str) else "this run's base model"
 
 
 # --- the table of candidate pairs ---------------------------------------------------------------------------------
@@ -139,13 +132,8 @@ def judged_rows(
         return
     setup = (source, settings, measure)
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_set_up_worker, initargs=setup) as pool:
-        waiting: deque[Future[list[Row]]] = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(_judge_in_worker, chunk))
-            if len(waiting) > 2 * workers:  # a bounded window: a pool's own map would read the whole source ahead
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+        while some := list(itertools.islice(chunks, 4 * workers)):  # a pool's own map would read the whole source ahead
+            yield from itertools.chain.from_iterable(pool.map(_judge_in_worker, some))
 
 
 _WORKER: list[Any] = []  # of a worker process: source, settings, and the function that measures
@@ -237,18 +225,9 @@ def write_table(rows: Iterable[Row], columns: dict[str, str], folder: Path) -> D
         raise error.__cause__ or error from None
 
 
-def _light(table: Dataset, *heavy: str) -> pd.DataFrame:
-    frame: pd.DataFrame = table.remove_columns(list(heavy)).to_pandas()
-    return frame
-
-
-def _positions(mask: Any) -> list[int]:
-    return [int(i) for i in mask.to_numpy().nonzero()[0]]
-
-
 def _rows_of(pairs: Dataset, frame: pd.DataFrame, split: str) -> Dataset:
     """Standard rows of one split."""
-    return pairs.select_columns(list(STANDARD)).select(_positions(frame.fate == split))
+    return pairs.select_columns(list(STANDARD)).select(frame.index[frame.fate == split])
 
 
 def seeded_order(keys: Sequence[str], seed: int) -> list[int]:
@@ -281,28 +260,26 @@ def _write_prompts(
     of_pairs = ((row["source"], Prompt(row["row_id"], row["prompt"])) for row in _rows_of(pairs, frame, "prompts"))
     found = itertools.chain(prompts_of_sources(settings.prompt_sources, root), of_pairs)
     table = held = write_table(prompt_rows(found), PROMPTS, into / "work" / "prompts")
-    prompts = evaluation = _light(table, "prompt")
+    prompts = evaluation = table.remove_columns("prompt").to_pandas()
     if settings.evaluation_prompt_sources:
-        found = itertools.chain(prompts_of_sources(settings.evaluation_prompt_sources, root))
-        held = write_table(prompt_rows(found), PROMPTS, into / "work" / "evaluation_prompts")
-        evaluation = _light(held, "prompt")
-    usable = _positions(evaluation.fate == "prompts")
-    order = seeded_order([evaluation.first_turn[i] for i in usable], seed)
-    chosen = sorted(usable[i] for i in order[: settings.evaluation_prompts])
+        of_sources = prompts_of_sources(settings.evaluation_prompt_sources, root)
+        held = write_table(prompt_rows(of_sources), PROMPTS, into / "work" / "evaluation_prompts")
+        evaluation = held.remove_columns("prompt").to_pandas()
+    usable = evaluation[evaluation.fate == "prompts"]
+    chosen = sorted(usable.index[seeded_order(usable.first_turn.tolist(), seed)[: settings.evaluation_prompts]])
     held_out = HeldOut(settings.decontamination)
     held_out.add((f"evaluation_prompts:{i}", row["prompt"]) for i, row in enumerate(held.select(chosen)))
     benchmarks = prompts_of_sources(settings.decontamination.sources, root)
     held_out.add((f"{name}:{prompt.row_id}", prompt.prompt) for name, prompt in benchmarks)
     if settings.evaluation_prompt_sources:
-        evaluation.loc[sorted(set(usable) - set(chosen)), "fate"] = f"{DROPPED}subsample"
+        evaluation.loc[usable.index.difference(chosen), "fate"] = f"{DROPPED}subsample"
     else:
         prompts.loc[chosen, "fate"] = f"{DROPPED}used_for_evaluation"
         evaluation = prompts.iloc[:0]
     _drop_contaminated(table, prompts, prompts.fate == "prompts", "prompts", held_out)
-    for name, rows, positions in (
-        ("prompts", table, _positions(prompts.fate == "prompts")), ("evaluation_prompts", held, chosen)
-    ):  # fmt: skip
-        if not positions:
+    written = {"prompts": (table, prompts.index[prompts.fate == "prompts"]), "evaluation_prompts": (held, chosen)}
+    for name, (rows, positions) in written.items():
+        if not len(positions):
             raise ValueError(
                 f"{name} is empty: {len(table)} prompts were read; raise data.partition.prompts, "
                 "add prompt_sources, or lower data.evaluation_prompts"
@@ -313,7 +290,7 @@ def _write_prompts(
 
 def _drop_contaminated(table: Dataset, frame: pd.DataFrame, mask: Any, flow: str, held_out: HeldOut) -> None:
     """Change the fate of the rows under `mask` that repeat an evaluation prompt."""
-    positions = _positions(mask)
+    positions = frame.index[mask]
     for i, row in zip(positions, table.select_columns(["source", "row_id", "prompt"]).select(positions), strict=True):
         if reason := held_out.contamination(flow, row["source"], row["row_id"], row["prompt"]):
             frame.loc[i, "fate"] = f"{DROPPED}{reason}"
@@ -352,7 +329,7 @@ def _write_mixtures(settings: DataSettings, pairs: Dataset, frame: pd.DataFrame,
         if members_rows.empty:
             found = frame[frame.source.isin(members)].fate.value_counts().to_dict()
             raise ValueError(f"mixture {mixture!r} is empty: no pair of {members} is left to train on; fates: {found}")
-        pairs.select_columns(list(STANDARD)).select(members_rows.index.tolist()).save_to_disk(into / mixture)
+        pairs.select_columns(list(STANDARD)).select(members_rows.index).save_to_disk(into / mixture)
         kept = len(members_rows)
         rows[f"mixture {mixture}"] = Rows(total, kept, {"subsample": total - kept} if total > kept else {})
         metrics[f"{mixture}_pairs"] = kept
@@ -365,5 +342,5 @@ def _map_of(pairs: Dataset, frame: pd.DataFrame, seed: int) -> list[dict[str, An
     train = frame[frame.fate == "train"].sample(frac=1, random_state=seed_for(seed, "prompt map"))
     train = train.drop_duplicates(["source", "first_turn"])
     drawn = train.groupby("source").head(MAP_PROMPTS // train.source.nunique()).sort_index() if len(train) else train
-    rows = pairs.select_columns(["source", "prompt"]).select(drawn.index.tolist())
+    rows = pairs.select_columns(["source", "prompt"]).select(drawn.index)
     return prompt_map([(row["source"], row["prompt"][-1]["content"]) for row in rows], seed)

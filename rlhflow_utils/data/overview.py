@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.data.filters import DROPPED, words_of
@@ -46,13 +47,8 @@ def token_length(tokenizer: Model | None, settings: ModelSettings) -> TokenLengt
     """The function from texts to lengths in tokens, without special tokens; None where there is no tokenizer."""
     if tokenizer is None:
         return None
-    loaded = load_tokenizer(tokenizer, settings)
-
-    def lengths(texts: list[str]) -> list[int]:
-        encoded = loaded(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
-        return [len(ids) for ids in encoded]
-
-    return lengths
+    encode = partial(load_tokenizer(tokenizer, settings), add_special_tokens=False, return_attention_mask=False)
+    return lambda texts: [len(ids) for ids in encode(texts)["input_ids"]] if texts else []
 
 
 def funnel(pairs: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -81,17 +77,15 @@ def funnel_rows(counts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]
     ]  # fmt: skip
 
 
-def table1(pairs: pd.DataFrame, sources: Iterable[str], unit: str, tokenizer: str | None) -> list[dict[str, Any]]:
+def table1(pairs: pd.DataFrame, sources: Iterable[str], tokenizer: str | None) -> list[dict[str, Any]]:
     """Table 1: one entry per source, over the pairs that pass the filters, held-out prompts included.
 
     Args:
         pairs: the table of candidate pairs.
         sources: their names, in order.
-        unit: what lengths are counted in, tokens or words.
-        tokenizer: name of the tokenizer, where lengths are in tokens.
+        tokenizer: name of the tokenizer whose tokens the lengths are in; None: they are in words.
     """
-    held_back = pairs.fate.str.endswith("_overlap")
-    passed = pairs[~pairs.fate.str.startswith(DROPPED) | held_back]
+    passed = pairs[~pairs.fate.str.startswith(DROPPED) | pairs.fate.str.endswith("_overlap")]
     rows = []
     for source in sources:
         of_source = passed[passed.source == source]
@@ -99,9 +93,9 @@ def table1(pairs: pd.DataFrame, sources: Iterable[str], unit: str, tokenizer: st
         completion, annotator = paper[4:6] if paper else OTHER_KINDS.get(source, (None, None))
         lengths = {f"{part}_length": _mean(of_source[f"{part}_length"]) for part in ("prompt", "chosen", "rejected")}
         rows.append({
-            "source": source, "unit": unit, "tokenizer": tokenizer, "prompts": int(of_source.prompt_id.nunique()),
-            **lengths, "completion": completion, "annotator": annotator, "pairs": len(of_source),
-            "chosen_longer_rate": _mean(of_source.chosen_longer, 3),
+            "source": source, "unit": "tokens" if tokenizer else "words", "tokenizer": tokenizer,
+            "prompts": int(of_source.prompt_id.nunique()), **lengths, "completion": completion, "annotator": annotator,
+            "pairs": len(of_source), "chosen_longer_rate": _mean(of_source.chosen_longer, 3),
             "paper": dict(zip(PAPER_COLUMNS, paper, strict=True)) if paper else None,
         })  # fmt: skip
     return rows

@@ -114,31 +114,10 @@ def xstest(row_id: str, row: Row) -> Candidate:
     return Candidate(row_id, prompt, *((comply, refuse) if safe else (refuse, comply)), extra=extra)
 
 
-def sft_messages(row_id: str, row: Row) -> Conversation:
-    """RLHFlow/RLHFlow-SFT-Dataset-ver2 and the like: ``messages``; ``conversations`` is the older name there."""
-    return Conversation(row_id, get_messages(row, "messages" if "messages" in row else "conversations"))
-
-
 def llama_factory_kto(row_id: str, row: Row) -> Conversation:
     """LLaMA-Factory's unpaired labels: a conversation labelled true is one to imitate, the others are counted out."""
     good = get_one_of(row, "label", (True, False))
     return Conversation(row_id, get_messages(row, "messages"), evidence=None if good else "labelled_bad")
-
-
-def gsm8k(row_id: str, row: Row) -> Conversation:
-    """openai/gsm8k: a question and its worked answer."""
-    question = user_turn(get(row, "question"))
-    return Conversation(row_id, [*question, {"role": "assistant", "content": get(row, "answer")}])
-
-
-def prompt_collection(row_id: str, row: Row) -> Prompt:
-    """RLHFlow/prompt-collection-v0.1 and the iterative-prompt sets: ``context_messages``."""
-    return Prompt(row_id, get_messages(row, "context_messages"))
-
-
-def instructions(row_id: str, row: Row) -> Prompt:
-    """Prompts as one string: ``instruction`` (AlpacaEval) or ``prompt``."""
-    return Prompt(row_id, user_turn(get(row, "instruction" if "instruction" in row else "prompt")))
 
 
 def exact_match(row_id: str, row: Row) -> Prompt:
@@ -150,11 +129,6 @@ def exact_match(row_id: str, row: Row) -> Prompt:
     return Prompt(row_id, get_messages(row, "prompt") if isinstance(prompt, list) else user_turn(prompt), answer)
 
 
-def text(row_id: str, row: Row) -> Text:
-    """Documents: ``text``."""
-    return Text(row_id, get(row, "text", str))
-
-
 # Each gives the record of a native row, or a list of them.
 Converter = Callable[[str, Row], Any]
 _CONVERTERS: tuple[Converter, ...] = (
@@ -162,10 +136,27 @@ _CONVERTERS: tuple[Converter, ...] = (
     preferences.ultrafeedback_binarized, preferences.ultrainteract, preferences.code_ultrafeedback,
     preferences.argilla_math, preferences.orca, preferences.capybara, preferences.summarize_from_feedback,
     preferences.nectar, preferences.rlhflow_standard, preferences.llama_factory_dpo, preferences.pandalm,
-    preferences.fine_grained_rlhf, reward_bench, llmbar, humanevalpack, xstest, sft_messages, llama_factory_kto, gsm8k,
-    prompt_collection, instructions, exact_match, text,
+    preferences.fine_grained_rlhf, reward_bench, llmbar, humanevalpack, xstest, llama_factory_kto, exact_match,
 )  # fmt: skip
-CONVERTERS: dict[str, Converter] = {each.__name__: each for each in _CONVERTERS}
+CONVERTERS: dict[str, Converter] = {
+    **{each.__name__: each for each in _CONVERTERS},
+    # RLHFlow/RLHFlow-SFT-Dataset-ver2 and the like; `conversations` is the older name there
+    "sft_messages": lambda row_id, row: Conversation(
+        row_id, get_messages(row, "messages" if "messages" in row else "conversations")
+    ),
+    # openai/gsm8k: a question and its worked answer
+    "gsm8k": lambda row_id, row: Conversation(
+        row_id, [*user_turn(get(row, "question")), {"role": "assistant", "content": get(row, "answer")}]
+    ),
+    # RLHFlow/prompt-collection-v0.1 and the iterative-prompt sets
+    "prompt_collection": lambda row_id, row: Prompt(row_id, get_messages(row, "context_messages")),
+    # Prompts as one string: `instruction` (AlpacaEval) or `prompt`
+    "instructions": lambda row_id, row: Prompt(
+        row_id, user_turn(get(row, "instruction" if "instruction" in row else "prompt"))
+    ),
+    # Documents for a base model
+    "text": lambda row_id, row: Text(row_id, get(row, "text", str)),
+}
 # Schemas in which several native rows belong together: they are joined before conversion.
 JOINED = {"helpsteer": preferences.group_helpsteer, "xstest": join_xstest}
 
