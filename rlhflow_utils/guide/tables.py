@@ -41,17 +41,21 @@ def comparison_table(ours: Mapping[str, Any], paper: Mapping[str, Any]) -> list[
     """Lines for the terminal: setting, our value, the paper's value, and whether they differ."""
     if not paper:
         return ["  not in the paper"]
+
+    def short(value: Any) -> str:
+        return (
+            ", ".join(map(str, value))
+            if isinstance(value, list)
+            else f"{value:g}"
+            if isinstance(value, float)
+            else str(value)
+        )
+
     lines = [f"  {'':24s}{'ours':>16s}{'paper':>16s}"]
     for name in sorted(paper):
         mark = "" if ours.get(name) == paper[name] else "   deviation"
-        lines.append(f"  {name:24s}{_short(ours.get(name)):>16s}{_short(paper[name]):>16s}{mark}")
+        lines.append(f"  {name:24s}{short(ours.get(name)):>16s}{short(paper[name]):>16s}{mark}")
     return lines
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # --- Markdown -------------------------------------------------------------------------------------------------------
@@ -70,18 +74,15 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:
         return "*no rows*"
     columns = list(rows[0])
     words = [column == columns[0] or any(_is_word(row.get(column)) for row in rows) for column in columns]
-    lines = [[_escape(column) for column in columns], [":---" if word else "---:" for word in words]]
-    lines += [[_escape(cell(row.get(column))) for column in columns] for row in rows]
+    lines = [columns, *([cell(row.get(column)) for column in columns] for row in rows)]
+    # A bar would end the cell, a line break the row.
+    lines = [[re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.splitlines())) for text in line] for line in lines]
+    lines.insert(1, [":---" if word else "---:" for word in words])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + (f"\n\n*{caption}*" if caption else "")
 
 
 def _is_word(value: Any) -> bool:
     return isinstance(value, str) and not re.match(rf"[+−-]?\d|{MISSING}$", value)
-
-
-def _escape(text: str) -> str:
-    """A bar would end the cell, a line break the row."""
-    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.splitlines()))
 
 
 def cell(value: Any) -> str:
@@ -105,7 +106,7 @@ def with_interval(estimate: Mapping[str, Any] | None) -> str:
     if not estimate:
         return MISSING
     between = f" ({interval(estimate)})" if "ci_low" in estimate else ""
-    return f"{cell(float(estimate['value']))}{between}"
+    return cell(float(estimate["value"])) + between
 
 
 # --- a run's results (chapter 12 and the README) --------------------------------------------------------------------
@@ -203,9 +204,8 @@ JUDGES = {"gold": "gold judge", "reward_model": "reward model as judge", "endpoi
 
 def read_results(folder: Path = RESULTS) -> dict[str, Row]:
     """Profile -> its summary, with the results of each policy under `academic` and under each chat benchmark."""
-    found: dict[str, Row] = {}
-    for file in sorted(folder.glob("*/summary.json")):
-        found[file.parent.name] = dict(json.loads(file.read_text(encoding="utf-8"))["summary"])
+    summaries = {file.parent.name: file for file in sorted(folder.glob("*/summary.json"))}
+    found = {name: dict(json.loads(file.read_text(encoding="utf-8"))["summary"]) for name, file in summaries.items()}
     for kind in ("academic", *CHAT):
         for file in sorted(folder.glob(f"*/{kind}_*.json")):
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -216,15 +216,12 @@ def read_results(folder: Path = RESULTS) -> dict[str, Row]:
 
 def table_2(results: Mapping[str, Summary]) -> list[Row]:
     """RewardBench by section, per cent: prompting, BT and PM."""
-    return [
-        line
-        for label, stated in REWARDBENCH.items()
-        for section, printed in stated.items()
-        for line in _lines(
-            {"judge": label, "section": section}, printed,
-            {name: estimate(summary, f"rewardbench_{label}.{section}") for name, summary in results.items()},
-        )
-    ]  # fmt: skip
+    lines = []
+    for label, stated in REWARDBENCH.items():
+        for section, printed in stated.items():
+            found = {name: estimate(summary, f"rewardbench_{label}.{section}") for name, summary in results.items()}
+            lines += _lines({"judge": label, "section": section}, printed, found)
+    return lines
 
 
 def table_4(results: Mapping[str, Summary]) -> list[Row]:
@@ -232,13 +229,12 @@ def table_4(results: Mapping[str, Summary]) -> list[Row]:
     lines = []
     for name, policy in POLICIES.items():
         for (benchmark, (column, score, scale)), printed in zip(CHAT.items(), CHAT_BENCHMARKS[name], strict=True):
-            found: dict[str, dict[str, float]] = {}
+            found: dict[str, Row] = {}
             for profile, summary in results.items():
                 if scored := summary.get(benchmark, {}).get(policy):
                     count = scored[score]["n"]
                     found[f"{profile}: {benchmark}, judge {scored['judge']}, n = {count}"] = scored[score]
-                if benchmark == "alpaca_eval":
-                    found |= _against_sft(profile, summary, policy)
+                found |= _against_sft(profile, summary, policy) if benchmark == "alpaca_eval" else {}
             for line in _lines({"policy": name, "benchmark": column}, printed, found, scale):
                 proxy = found.get(line["setting"], {}).get("proxy")
                 lines.append({**line, "plain win rate by the training RM": None if proxy is None else 100 * proxy})
@@ -249,39 +245,33 @@ def table_5(results: Mapping[str, Summary]) -> list[Row]:
     """The academic suite, per cent, and below it the untouched skill that stands for it in the simulated world."""
     lines = []
     for name, policy in POLICIES.items():
+        scores = {key: row.get("academic", {}).get(policy, {}).get("tasks", {}) for key, row in results.items()}
         for task, printed in ACADEMIC[name].items():
-            tasks = {key: row.get("academic", {}).get(policy, {}).get("tasks", {}) for key, row in results.items()}
-            found = {
-                f"{profile}: lm-eval, {scores[task]['shots']} shots, n = {scores[task]['n']}": scores[task]
-                for profile, scores in tasks.items()
-                if task in scores
-            }
+            mine = {profile: tasks[task] for profile, tasks in scores.items() if task in tasks}
+            found = {f"{key}: lm-eval, {one['shots']} shots, n = {one['n']}": one for key, one in mine.items()}
             lines += _lines({"policy": name, "task": task}, printed, found)
-        skill = {
-            f"{profile}: a skill absent from preferences and prompts": estimate(
-                row, f"{policy}_exact_match.exact_match"
-            )
-            for profile, row in results.items()
-        }
+        matches = {key: estimate(row, f"{policy}_exact_match.exact_match") for key, row in results.items()}
+        skill = {f"{key}: a skill absent from preferences and prompts": one for key, one in matches.items()}
         lines += _lines({"policy": name, "task": "untouched skill"}, None, skill)
     return lines
 
 
 def table_6(records: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """The ablations: length penalty, and a reward model that prefers length. The RM of mix1 stands for UltraRM-13B.
-
-    Args:
-        records: the claims' records, as from `claims.verdicts.read_records`.
-    """
+    """The ablations, from the claims' records: length penalty, and an RM that prefers length (mix1's for UltraRM)."""
     lines = []
-    for name, (alpaca, arena, length) in ABLATIONS.items():
+    for name, printed in ABLATIONS.items():
         claim, variant, words = VARIANTS[name]
         record = records.get(claim, {})
         rates = _over_seeds(record, variant, "lc_win_rate", f"{words}; gold judge, LC win rate against SFT")
         lengths = _over_seeds(record, variant, "mean_length", f"{words}; characters (the paper names no unit)")
-        lines += _lines({"row": name, "column": "LC AlpacaEval-2 (%)"}, alpaca, rates)
-        lines += _lines({"row": name, "column": "Arena-Hard (%)"}, arena, {})
-        lines += _lines({"row": name, "column": "length"}, length, lengths, scale=1.0)
+        unmeasured: Estimates = {}
+        columns = (
+            ("LC AlpacaEval-2 (%)", rates, 100.0),
+            ("Arena-Hard (%)", unmeasured, 100.0),
+            ("length", lengths, 1.0),
+        )
+        for (column, found, scale), stated in zip(columns, printed, strict=True):
+            lines += _lines({"row": name, "column": column}, stated, found, scale)
     return lines
 
 
@@ -296,16 +286,13 @@ def _lines(head: Row, printed: float | None, found: Estimates, scale: float = 10
     return lines or [{**head, "paper": printed, "ours": NOT_RUN, "setting": None, "95 % interval": None}]
 
 
-def _against_sft(profile: str, summary: Summary, policy: str) -> dict[str, dict[str, float]]:
+def _against_sft(profile: str, summary: Summary, policy: str) -> dict[str, Row]:
     """Length-controlled win rate against SFT, by judge, with the training RM's plain win rate of the same answers."""
     place = evaluation_of(summary, policy)
-    proxy = summary.get(f"{place}.proxy_win_rate_vs_sft")
+    proxy = {"proxy": summary.get(f"{place}.proxy_win_rate_vs_sft")}
     rates = {words: estimate(summary, f"{place}.{judge}_lc_win_rate_vs_sft") for judge, words in JUDGES.items()}
-    return {
-        f"{profile}: {policy}, {words}, LC win rate against SFT": found | ({} if proxy is None else {"proxy": proxy})
-        for words, found in rates.items()
-        if found
-    }
+    setting = f"{profile}: {policy}, {{}}, LC win rate against SFT"
+    return {setting.format(words): found | proxy for words, found in rates.items() if found}
 
 
 def _over_seeds(record: Mapping[str, Any], variant: str, metric: str, setting: str) -> Estimates:
