@@ -85,8 +85,8 @@ def test_mt_bench_asks_for_every_turn_and_counts_what_it_cannot_read(
     prompts = mt.read_judge_prompts(data_root / "mt-bench/judge_prompts.jsonl")
     answers = {q.question_id: [f"first answer {q.question_id}", f"second answer {q.question_id}"] for q in questions}
     server = serve(answer)
-    endpoint = ChatEndpoint(server.url, "judge", tmp_path / "cache.jsonl")
-    grades = mt.grade_answers(questions, answers, prompts, endpoint, prices=[10.0, 30.0])
+    endpoint = ChatEndpoint(server.url, "judge", tmp_path / "cache.jsonl", prices=[10.0, 30.0])
+    grades = mt.grade_answers(questions, answers, prompts, endpoint)
     assert "8 requests (0 more are cached)" in capsys.readouterr().out
     assert [(g.question_id, g.turn, g.grade, g.status) for g in grades] == [
         (81, 1, 9.0, "answered"), (81, 2, 5.0, "answered"),
@@ -219,9 +219,8 @@ def test_arena_hard_judges_both_orders(serve: Any, capsys: pytest.CaptureFixture
 
     server = serve(answer)
     questions = {"1": "q", "2": "biased"}
-    games = ah.judge_answers(
-        questions, {"1": "GOOD", "2": "GOOD"}, {"1": "bad", "2": "bad"}, ChatEndpoint(server.url, "judge", None), [1, 1]
-    )
+    endpoint = ChatEndpoint(server.url, "judge", None, prices=[1, 1])
+    games = ah.judge_answers(questions, {"1": "GOOD", "2": "GOOD"}, {"1": "bad", "2": "bad"}, endpoint)
     assert games == [ah.Games("1", "B>>A", "A>>B"), ah.Games("2", "A>B", "A>B")]
     assert [g.contradictory for g in games] == [False, True]
     assert "4 requests (0 more are cached)" in capsys.readouterr().out

@@ -86,7 +86,6 @@ def test_gold_judge_knows_the_right_answer() -> None:
     judge, right, wrong = _gold()
     prompt = _prompt(REASONING)
     assert judge.rewards([prompt, prompt], [right, wrong]) == [1.0, -1.0]
-    assert judge.outcomes([prompt] * 3, [right, wrong, wrong], [wrong, right, "?"]) == [1.0, 0.0, 0.5]
 
 
 # --- verdict texts ------------------------------------------------------------------------------------------------
@@ -110,15 +109,13 @@ def test_parse_verdict(reply: str, verdict: str) -> None:
 
 def test_comparison_prompt_shows_every_turn_and_both_replies_in_order() -> None:
     turns = [*_prompt("one"), {"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}]
-    text = comparison_prompt(turns, "FIRST", "SECOND")
+    text = comparison_prompt(turns, "FIRST", "SECOND")[0]["content"]
     assert "User: one\n\nAssistant: two\n\nUser: three" in text
     assert text.index("<reply_A>\nFIRST") < text.index("<reply_B>\nSECOND")
 
 
-def _judge(
-    url: str, model: str, cache: Path | None, prices: list[float] | None = None, **options: Any
-) -> EndpointJudge:
-    return EndpointJudge(ChatEndpoint(url, model, cache, **options), prices)
+def _judge(url: str, model: str, cache: Path | None, **options: Any) -> EndpointJudge:
+    return EndpointJudge(ChatEndpoint(url, model, cache, **options))
 
 
 # --- the endpoint -------------------------------------------------------------------------------------------------
@@ -197,10 +194,11 @@ def test_endpoint_tells_the_cost_before_it_starts(serve: Any, capsys: pytest.Cap
     server = serve(_prefers("good"))
     judge = _judge(server.url, "m", None, prices=[10.0, 30.0])
     question = [{"role": "user", "content": "x" * 400}]
-    cost = judge.endpoint.cost([question, question, _prompt("y" * 10)], 100, judge.prices)
-    assert (cost.requests, cost.cached, cost.prompt_tokens, cost.completion_tokens) == (2, 0, 103, 200)
-    assert cost.dollars == pytest.approx((103 * 10 + 200 * 30) / 1e6)
-    assert "no prices given" in str(judge.endpoint.cost([question], 100))
+    cost = judge.endpoint.cost([question] * 2 + [_prompt("y" * 10)] * 400, 10_000)
+    # 410 characters are 103 tokens: (103 * 10 + 20000 * 30) / 1e6 dollars.
+    assert cost.startswith("2 requests (0 more are cached): about 103 prompt tokens, at most 20,000 completion tokens")
+    assert cost.endswith(", at most 0.60 dollars")
+    assert "no prices given" in _judge(server.url, "m", None).endpoint.cost([question], 100)
     assert server.prompts == []
     judge.outcomes([_prompt("q")], ["good"], ["bad"])
     assert "2 requests (0 more are cached)" in capsys.readouterr().out

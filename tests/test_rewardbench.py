@@ -11,7 +11,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rlhflow_utils.evaluation import rewardbench as rb
-from rlhflow_utils.evaluation.judges import RewardModelJudge, build_judge
+from rlhflow_utils.evaluation.judges import RewardModelJudge, build_judge, compare_rewards
 from rlhflow_utils.evaluation.statistics import Estimate
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import RewardBenchSettings
@@ -199,7 +199,8 @@ def test_reward_model_judge_prefers_the_higher_score(benchmark: SimpleNamespace)
     prompts, chosen, rejected = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
     pairs = rb.judge_rows(rows, "bt", folder, 1000)
     assert isinstance(judge, RewardModelJudge)
-    assert judge.outcomes(prompts, chosen, rejected) == [pair.outcome for pair in pairs]
+    rewards = judge.rewards(prompts, chosen), judge.rewards(prompts, rejected)
+    assert compare_rewards(*rewards) == [pair.outcome for pair in pairs]
     assert judge.rewards(prompts, chosen) == pytest.approx([pair.chosen for pair in pairs], abs=1e-5)
 
 

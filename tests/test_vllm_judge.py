@@ -38,12 +38,14 @@ def _save_judge(folder: Path) -> None:
     """A model of one layer, taught for a few seconds to answer every prompt with one verdict."""
     import torch
 
-    tokenizer = train_tokenizer([comparison_prompt(QUESTIONS[0], "good", "bad") + VERDICT] * 2, vocab_size=400)
+    tokenizer = train_tokenizer(
+        [comparison_prompt(QUESTIONS[0], "good", "bad")[0]["content"] + VERDICT] * 2, vocab_size=400
+    )
     model = build_model(
         hidden_size=64, num_hidden_layers=1, intermediate_size=64, num_attention_heads=2,
         max_position_embeddings=POSITIONS, tokenizer=tokenizer, seed=0,
     )  # fmt: skip
-    prompts = [[{"role": "user", "content": comparison_prompt(QUESTIONS[i], f"a {i}", f"b {i}")}] for i in range(4)]
+    prompts = [comparison_prompt(QUESTIONS[i], f"a {i}", f"b {i}") for i in range(4)]
     prompts.append([{"role": "user", "content": "short"}])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(120):
@@ -112,7 +114,7 @@ def test_judging_counts_everything_and_a_second_run_costs_nothing(
     questions = [*QUESTIONS, [{"role": "user", "content": "too long " * POSITIONS}]]
     a, b = [f"a {i}" for i in range(13)], [f"b {i}" for i in range(13)]
     cache = tmp_path / "judge_cache.jsonl"
-    judge = EndpointJudge(ChatEndpoint(server.url, "judge", cache, timeout=120), prices=[1.0, 2.0])
+    judge = EndpointJudge(ChatEndpoint(server.url, "judge", cache, prices=[1.0, 2.0], timeout=120))
     assert judge.outcomes(questions, a, b) == [0.5] * 13
     shown = capsys.readouterr().out
     assert "26 requests (0 more are cached)" in shown
@@ -133,7 +135,7 @@ def test_judging_counts_everything_and_a_second_run_costs_nothing(
 def test_replies_without_a_verdict_are_counted(server: Server) -> None:
     """MT-Bench wants another form than [[A]], and Arena-Hard more room than this model has: nothing is lost."""
     endpoint = ChatEndpoint(server.url, "judge", None, timeout=120)
-    prompts = {name: mt_bench.JudgePrompt("", "short") for name in ("single-v1", "single-v1-multi-turn")}
+    prompts = dict.fromkeys(("single-v1", "single-v1-multi-turn"), ("", "short"))
     question = mt_bench.Question(1, "writing", ["one", "two"], None)
     grades = mt_bench.grade_answers([question], {1: ["x", "y"]}, prompts, endpoint)
     assert [(grade.grade, grade.status) for grade in grades] == [(None, "unparsable")] * 2

@@ -12,7 +12,6 @@ results as absent; nothing is put in its place.
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -20,19 +19,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhflow_utils.evaluation.sandbox import run_program
-from rlhflow_utils.evaluation.statistics import Estimate, wilson_interval
+from rlhflow_utils.evaluation.statistics import accuracy
 
-Row = dict[str, Any]
-Config = dict[str, Any]
+Row = dict[str, Any]  # of a set, and a task of lm-eval
 
 
 class Benchmark(NamedTuple):
-    """One set: the paper's number of shots, lm-eval's task file, the metric, and split -> local file."""
-
-    shots: int
-    task_file: str
+    shots: int  # the paper's
+    task_file: str  # of lm-eval
     metric: str
-    files: dict[str, str]
+    files: dict[str, str]  # split -> local file
 
 
 SUITE = {
@@ -51,12 +47,12 @@ CODE_SECONDS = 15.0  # the slowest reference solution (MBPP 123) takes about 6
 MBPP_TEST = range(11, 511)  # task ids of the test split; the file holds all splits
 
 
-def task_configs(root: Path | None, names: Sequence[str] = tuple(SUITE)) -> tuple[list[Config], dict[str, str]]:
+def task_configs(root: Path | None, names: Sequence[str] = tuple(SUITE)) -> tuple[list[Row], dict[str, str]]:
     """lm-eval configurations of the suite (MMLU has one per subject), and why a task is not among them.
 
     `root` is a folder of local files; None reads every set from the hub.
     """
-    configs: list[Config] = []
+    configs: list[Row] = []
     absent = {}
     for name in names:
         try:
@@ -66,13 +62,13 @@ def task_configs(root: Path | None, names: Sequence[str] = tuple(SUITE)) -> tupl
     return configs, absent
 
 
-def _config(name: str, subject: str, root: Path | None) -> Config:
+def _config(name: str, subject: str, root: Path | None) -> Row:
     """lm-eval's task, with our shots, our rows and our way to run code."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     is_code = SUITE[name].metric == "pass_at_1"  # lm-eval's functions run it in this process, so they are not loaded
     path = _task_folder() / SUITE[name].task_file.format(subject=subject)
-    config: Config = load_yaml(path, resolve_func=not is_code)
+    config: Row = load_yaml(path, resolve_func=not is_code)
     config |= {"task": f"{name}_{subject}" if subject else name, "num_fewshot": SUITE[name].shots}
     if is_code:
         metric = {"metric": pass_at_1, "aggregation": "mean", "higher_is_better": True}
@@ -88,9 +84,9 @@ def _config(name: str, subject: str, root: Path | None) -> Config:
 
 
 def _task_folder() -> Path:
-    import lm_eval
+    import lm_eval.tasks
 
-    return Path(str(lm_eval.__file__)).parent / "tasks"
+    return Path(lm_eval.tasks.__file__).parent
 
 
 def _subjects(root: Path | None) -> list[str]:
@@ -139,14 +135,11 @@ def _truthfulqa_rows(path: Path) -> list[Row]:
 
 def _truthfulqa_row(row: Mapping[str, str]) -> Row:
     """MC2 targets from the lists; an answer in both lists (there are two) counts as true."""
-    right = dict.fromkeys([row["Best Answer"].strip(), *_answers(row["Correct Answers"])])
-    wrong = [answer for answer in dict.fromkeys(_answers(row["Incorrect Answers"])) if answer not in right]
+    true, false = ([each.strip() for each in row[f"{kind} Answers"].split(";")] for kind in ("Correct", "Incorrect"))
+    right = dict.fromkeys(filter(None, [row["Best Answer"].strip(), *true]))
+    wrong = [answer for answer in dict.fromkeys(filter(None, false)) if answer not in right]
     labels = [1] * len(right) + [0] * len(wrong)
     return {"question": row["Question"], "mc2_targets": {"choices": [*right, *wrong], "labels": labels}}
-
-
-def _answers(text: str) -> list[str]:
-    return [answer.strip() for answer in text.split(";") if answer.strip()]
 
 
 def evaluate_academic(
@@ -155,11 +148,7 @@ def evaluate_academic(
 ) -> dict[str, Any]:  # fmt: skip
     """Run the suite on a causal LM (a folder or hub id); `limit` rows per task (per subject for MMLU), None: all.
 
-    Returns:
-        `tasks`: name -> estimate and `shots`; `absent`: name -> reason; `limit`; `lm_eval`, the package's version.
-
-    Raises:
-        FileNotFoundError: none of the tasks' files are there.
+    `tasks` maps a name to its estimate and `shots`, `absent` to a reason; FileNotFoundError where every task is absent.
     """
     import lm_eval
     import torch
@@ -167,20 +156,17 @@ def evaluate_academic(
     configs, absent = task_configs(root)
     if not configs:
         raise FileNotFoundError(f"no files of {', '.join(SUITE)} in data.root; set DATA_ROOT to a folder that has them")
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     found = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(model), "dtype": dtype, "trust_remote_code": False},
-        tasks=configs,
-        limit=limit,
-        batch_size=8,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        bootstrap_iters=0,
-        **dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed),
-    )
+        model="hf", model_args={"pretrained": str(model), "dtype": dtype, "trust_remote_code": False},
+        tasks=configs, limit=limit, batch_size=8, device="cuda" if torch.cuda.is_available() else "cpu",
+        bootstrap_iters=0, **seeds,
+    )  # fmt: skip
     assert found is not None  # it is on the first process alone, and there is one
-    values = scores_by_task(found["samples"])
+    # TruthfulQA's scores are shares between 0 and 1: there the interval is on the safe side.
     tasks = {
-        name: {**asdict(_estimate(name, rows, confidence)), "shots": SUITE[name].shots} for name, rows in values.items()
+        name: {**asdict(accuracy(values, confidence, what=name)), "shots": SUITE[name].shots}
+        for name, values in scores_by_task(found["samples"]).items()
     }
     return {"tasks": tasks, "absent": absent, "limit": limit, "lm_eval": lm_eval.__version__}
 
@@ -193,11 +179,3 @@ def scores_by_task(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[s
         wanted = [row for row in rows if name != "gsm8k" or row["filter"] == GSM8K_FILTER]
         values.setdefault(name, []).extend(float(row[SUITE[name].metric]) for row in wanted)
     return values
-
-
-def _estimate(name: str, values: Sequence[float], confidence: float) -> Estimate:
-    """Mean with Wilson's interval; for TruthfulQA's shares, between 0 and 1, it is on the safe side."""
-    mean = sum(values) / len(values)
-    if math.isnan(mean):
-        raise ValueError(f"{name}: lm-eval returned a score that is not a number")
-    return Estimate(mean, *wilson_interval(mean, len(values), confidence), n=len(values))

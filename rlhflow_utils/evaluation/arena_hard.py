@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhflow_utils.data.reading import read_rows
-from rlhflow_utils.evaluation.judges import ChatEndpoint, Reply
+from rlhflow_utils.evaluation.judges import ChatEndpoint
 from rlhflow_utils.evaluation.statistics import Estimate
 from rlhflow_utils.models.chat import Message
 
@@ -56,11 +56,7 @@ class Games(NamedTuple):
 
 
 def read_questions(path: Path) -> dict[str, str]:
-    """Question id -> prompt, from ``question.jsonl`` in its schema of 2024 or that of 2025.
-
-    Raises:
-        SourceError: a row is in neither schema.
-    """
+    """Question id -> prompt, from ``question.jsonl`` in its schema of 2024 or that of 2025; else a SourceError."""
 
     def question(row: dict[str, Any]) -> tuple[str, str]:
         if "uid" in row:
@@ -91,13 +87,9 @@ def parse_verdict(reply: str) -> str:
 
 
 def judge_answers(
-    questions: Mapping[str, str], answers: Mapping[str, str], baseline: Mapping[str, str], endpoint: ChatEndpoint,
-    prices: Sequence[float] | None = None,
-) -> list[Games]:  # fmt: skip
-    """Both games of every question that `answers` holds; prints what it will cost before it starts.
-
-    The mappings go from question id to prompt, to the policy's and to the baseline's answer (the benchmark's is
-    GPT-4-0314's); `prices` are dollars per million prompt and completion tokens, for the estimate.
+    questions: Mapping[str, str], answers: Mapping[str, str], baseline: Mapping[str, str], endpoint: ChatEndpoint
+) -> list[Games]:
+    """Both games of every question that `answers` holds; each mapping starts from the question's id.
 
     Raises:
         ValueError: an answer to no question, or without the baseline's answer.
@@ -105,36 +97,22 @@ def judge_answers(
     unknown = [identifier for identifier in answers if identifier not in questions or identifier not in baseline]
     if unknown:
         raise ValueError(f"Arena-Hard: answer {unknown[0]!r} has no question or no baseline answer")
-    identifiers = list(answers)
-    first = [comparison_prompt(questions[i], baseline[i], answers[i]) for i in identifiers]
-    second = [comparison_prompt(questions[i], answers[i], baseline[i]) for i in identifiers]
-    print(f"{endpoint}: {endpoint.cost([*first, *second], MAX_TOKENS, prices)}", flush=True)
-    verdicts = [_verdict(reply) for reply in endpoint.ask([*first, *second], MAX_TOKENS)]
-    return [Games(*row) for row in zip(identifiers, verdicts, verdicts[len(identifiers) :], strict=False)]
+    rows = [(questions[identifier], baseline[identifier], answer) for identifier, answer in answers.items()]
+    verdicts = endpoint.compare(rows, comparison_prompt, parse_verdict, MAX_TOKENS)
+    return [Games(identifier, *pair) for identifier, pair in zip(answers, verdicts, strict=True)]
 
 
 def battles(games: Games) -> list[tuple[float, int]]:
     """(share won by the policy, weight) of the games that have a verdict; none for the others."""
-    played = []
-    if games.first in VERDICTS:
-        won_by_baseline, weight = VERDICTS[games.first]
-        played.append((1.0 - won_by_baseline, weight))
-    if games.second in VERDICTS:
-        played.append(VERDICTS[games.second])
-    return played
+    first = [(1.0 - won, weight) for won, weight in [VERDICTS[games.first]]] if games.first in VERDICTS else []
+    return first + ([VERDICTS[games.second]] if games.second in VERDICTS else [])
 
 
 def score(games: Sequence[Games], samples: int, confidence: float, seed: int) -> dict[str, Any]:
-    """A policy's weighted win rate against the baseline, with its interval and what the judge did.
+    """A policy's weighted win rate against the baseline, with its bootstrap interval and what the judge did.
 
-    The interval comes from `samples` bootstrap draws over questions.
-
-    Returns:
-        `score` (value, ci_low, ci_high in [0, 1], n: questions with a verdict), `verdicts` (counts of every verdict and
-        failure over both games) and `contradictory` (questions).
-
-    Raises:
-        ValueError: no game has a verdict.
+    `score` has values in [0, 1] and n, the questions with a verdict; `verdicts` counts every verdict and failure over
+    both games, `contradictory` counts questions. Raises ValueError where no game has a verdict.
     """
     won = np.array([sum(share * weight for share, weight in battles(each)) for each in games])
     fought = np.array([sum(weight for _, weight in battles(each)) for each in games])
@@ -151,7 +129,3 @@ def score(games: Sequence[Games], samples: int, confidence: float, seed: int) ->
         "verdicts": dict(Counter(verdict for each in games for verdict in (each.first, each.second))),
         "contradictory": sum(each.contradictory for each in games),
     }
-
-
-def _verdict(reply: Reply) -> str:
-    return parse_verdict(reply.text) if reply.status == "answered" else reply.status

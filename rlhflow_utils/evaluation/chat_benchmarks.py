@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from rlhflow_utils.data.reading import read_rows
+from rlhflow_utils.data.reading import read_rows, user_turn
 from rlhflow_utils.evaluation import arena_hard, mt_bench
 from rlhflow_utils.evaluation.judges import ChatEndpoint
 from rlhflow_utils.evaluation.statistics import bootstrap_mean, length_controlled_win_rate
 from rlhflow_utils.guide.profile import ConfigError, Profile
 from rlhflow_utils.guide.stage import write_json
-from rlhflow_utils.models.chat import Message
 
 Outputs = Sequence[Mapping[str, str]]  # AlpacaEval's format: `instruction`, `output`, `generator`
 JUDGE = "weighted_alpaca_eval_gpt4_turbo"  # AlpacaEval-2's; it answers with one token, m or M
@@ -42,88 +41,91 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Answer, judge and score ``alpaca_eval``, ``mt_bench`` or ``arena_hard``; writes ``results.json`` into `out`.
 
-    `questions` is the folder described above; `limit` takes the first so many questions.
-
-    Raises:
-        ConfigError: the profile names no judge behind an endpoint.
-        FileNotFoundError: the benchmark's files are not there.
-        SourceError: one of them is malformed.
+    `questions` is the folder described above; `limit` takes the first so many questions. A profile without a judge is a
+    ConfigError, a folder that is not there a FileNotFoundError, a malformed file a SourceError.
     """
     settings = profile.evaluation
     if not settings.endpoint_url or not settings.judge_model:
         raise ConfigError(f"{name} needs a judge: set evaluation.endpoint_url and evaluation.judge_model")
-    out.mkdir(parents=True, exist_ok=True)
-    endpoint = ChatEndpoint(settings.endpoint_url, settings.judge_model, out / "judge_cache.jsonl")
-    run = {"alpaca_eval": _alpaca_eval, "mt_bench": _mt_bench, "arena_hard": _arena_hard}[name]
-    results = run(profile, model, questions, out, limit, endpoint)
+    cache = out / "judge_cache.jsonl"
+    endpoint = ChatEndpoint(settings.endpoint_url, settings.judge_model, cache, settings.endpoint_prices)
+    results: dict[str, Any] = getattr(_Benchmark(profile, model, questions, out, limit, endpoint), name)()
     results |= {"benchmark": name, "model": model, "judge": settings.judge_model, "judge_counts": dict(endpoint.counts)}
     write_json(out / "results.json", results)
     return results
 
 
-def _mt_bench(
-    profile: Profile, model: str, root: Path, out: Path, limit: int | None, endpoint: ChatEndpoint
-) -> dict[str, Any]:
-    folder, settings = _folder(root, "mt-bench"), profile.evaluation
-    questions = mt_bench.read_questions(folder)[:limit]
-    prompts = mt_bench.read_judge_prompts(folder / "judge_prompts.jsonl")
-    answers, dropped = mt_bench.answer_questions(
-        model, questions, profile.generation, profile.model, out / "answers", profile.seed
-    )
-    answered = [question for question in questions if question.question_id in answers]
-    grades = mt_bench.grade_answers(answered, answers, prompts, endpoint, settings.endpoint_prices)
-    summary = mt_bench.summarise(grades, settings.bootstrap_samples, settings.confidence, profile.seed)
-    return {**summary, "questions": len(questions), "dropped": dropped}
+@dataclass(frozen=True)
+class _Benchmark:
+    """A policy before a judge; one method per benchmark gives its summary, the `questions` and those `dropped`."""
+
+    profile: Profile
+    model: str
+    root: Path  # the benchmarks' files
+    out: Path
+    limit: int | None
+    endpoint: ChatEndpoint
+
+    def mt_bench(self) -> dict[str, Any]:
+        folder, profile = self.folder("mt-bench"), self.profile
+        questions = mt_bench.read_questions(folder)[: self.limit]
+        prompts = mt_bench.read_judge_prompts(folder / "judge_prompts.jsonl")
+        answers, dropped = mt_bench.answer_questions(
+            self.model, questions, profile.generation, profile.model, self.out / "answers", profile.seed
+        )
+        answered = [question for question in questions if question.question_id in answers]
+        grades = mt_bench.grade_answers(answered, answers, prompts, self.endpoint)
+        return {**mt_bench.summarise(grades, *self.draws()), "questions": len(questions), "dropped": dropped}
+
+    def arena_hard(self) -> dict[str, Any]:
+        folder = self.folder("arena-hard")
+        questions = dict(list(arena_hard.read_questions(folder / "question.jsonl").items())[: self.limit])
+        baseline = arena_hard.read_answers(folder / f"model_answer_{BASELINE}.jsonl")
+        answers, dropped = self.answer(questions)
+        games = arena_hard.judge_answers(questions, answers, baseline, self.endpoint)
+        return {**arena_hard.score(games, *self.draws()), "questions": len(questions), "dropped": dropped}
+
+    def alpaca_eval(self) -> dict[str, Any]:
+        everything, endpoint = _alpaca_reference(self.root)[: self.limit], self.endpoint
+        answers, dropped = self.answer({str(i): row["instruction"] for i, row in enumerate(everything)})
+        reference = [everything[int(i)] for i in answers]
+        outputs = [
+            {"instruction": row["instruction"], "output": answer, "generator": "policy"}
+            for row, answer in zip(reference, answers.values(), strict=True)
+        ]
+        write_json(self.out / "model_outputs.json", outputs)
+        prompt = Path(_judge_config()["prompt_template"]).read_text(encoding="utf-8")
+        pairs = zip(outputs, reference, strict=True)
+        texts = [f"{prompt}{ours['instruction']}{ours['output']}{theirs['output']}" for ours, theirs in pairs]
+        # An upper limit: the package keeps its own cache, which is not subtracted.
+        print(f"{endpoint}: {endpoint.cost([user_turn(text) for text in texts], 1)}", flush=True)
+        found = judge_outputs(outputs, reference, endpoint.url, endpoint.model, self.out)
+        summary = summarise(found, outputs, reference, *self.draws())
+        return {**summary, "questions": len(everything), "dropped": dropped}
+
+    def draws(self) -> tuple[int, float, int]:
+        """Bootstrap samples, confidence, seed."""
+        return self.profile.evaluation.bootstrap_samples, self.profile.evaluation.confidence, self.profile.seed
+
+    def answer(self, questions: dict[str, str]) -> tuple[dict[str, str], dict[str, int]]:
+        """One greedy answer to each question that is not too long, by its key; and the questions dropped, by reason."""
+        from rlhflow_utils.online.generation import generate
+
+        profile, greedy = self.profile, self.profile.generation.variant(1, [0.0])
+        rows = [{"prompt_id": key, "prompt": user_turn(text)} for key, text in questions.items()]
+        data, dropped = generate(self.model, rows, greedy, profile.model, self.out / "answers", profile.seed)
+        return {row["prompt_id"]: row["responses"][0] for row in data}, dropped
+
+    def folder(self, name: str) -> Path:
+        if not (self.root / name).is_dir():
+            raise FileNotFoundError(
+                f"no folder {name}/ in {self.root}: --questions wants the folder that holds the benchmark's own files "
+                "(FastChat's mt-bench/, arena-hard/, alpaca_eval/)"
+            )
+        return self.root / name
 
 
-def _arena_hard(
-    profile: Profile, model: str, root: Path, out: Path, limit: int | None, endpoint: ChatEndpoint
-) -> dict[str, Any]:
-    folder, settings = _folder(root, "arena-hard"), profile.evaluation
-    questions = dict(list(arena_hard.read_questions(folder / "question.jsonl").items())[:limit])
-    baseline = arena_hard.read_answers(folder / f"model_answer_{BASELINE}.jsonl")
-    rows, dropped = _generate(profile, model, questions, out)
-    answers = {row["prompt_id"]: row["responses"][0] for row in rows}
-    games = arena_hard.judge_answers(questions, answers, baseline, endpoint, settings.endpoint_prices)
-    found = arena_hard.score(games, settings.bootstrap_samples, settings.confidence, profile.seed)
-    return {**found, "questions": len(questions), "dropped": dropped}
-
-
-def _alpaca_eval(
-    profile: Profile, model: str, root: Path, out: Path, limit: int | None, endpoint: ChatEndpoint
-) -> dict[str, Any]:
-    settings = profile.evaluation
-    reference = _alpaca_reference(root)[:limit]
-    rows, dropped = _generate(profile, model, {str(i): row["instruction"] for i, row in enumerate(reference)}, out)
-    outputs = [
-        {"instruction": row["prompt"][0]["content"], "output": row["responses"][0], "generator": "policy"}
-        for row in rows
-    ]
-    write_json(out / "model_outputs.json", outputs)
-    answered = {row["instruction"] for row in outputs}
-    reference = [row for row in reference if row["instruction"] in answered]
-    prompt = Path(_judge_config()["prompt_template"]).read_text(encoding="utf-8")
-    pairs = zip(outputs, reference, strict=True)
-    texts = [f"{prompt}{ours['instruction']}{ours['output']}{theirs['output']}" for ours, theirs in pairs]
-    asked: list[list[Message]] = [[{"role": "user", "content": text}] for text in texts]
-    # An upper limit: the package keeps its own cache, which is not subtracted.
-    print(f"{endpoint}: {endpoint.cost(asked, 1, settings.endpoint_prices)}", flush=True)
-    found = judge_outputs(outputs, reference, endpoint.url, endpoint.model, out)
-    samples, confidence = settings.bootstrap_samples, settings.confidence
-    summary = summarise(found, outputs, reference, samples, confidence, profile.seed)
-    return {**summary, "questions": len(rows) + dropped["prompt_too_long"], "dropped": dropped}
-
-
-def _generate(
-    profile: Profile, model: str, questions: dict[str, str], out: Path
-) -> tuple[Sequence[dict[str, Any]], dict[str, int]]:
-    """One greedy answer to each question."""
-    from rlhflow_utils.online.generation import generate
-
-    rows = [{"prompt_id": key, "prompt": [{"role": "user", "content": text}]} for key, text in questions.items()]
-    greedy = profile.generation.variant(1, [0.0])
-    data, dropped = generate(model, rows, greedy, profile.model, out / "answers", profile.seed)
-    return list(data), dropped
+# --- AlpacaEval-2 ---------------------------------------------------------------------------------------------------
 
 
 def _alpaca_reference(root: Path) -> list[dict[str, str]]:
@@ -136,35 +138,15 @@ def _alpaca_reference(root: Path) -> list[dict[str, str]]:
     return read_rows(path, lambda row: {key: row[key] for key in ("instruction", "output", "generator")})
 
 
-def _folder(root: Path, name: str) -> Path:
-    folder = root / name
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no folder {name}/ in {root}: --questions wants the folder that holds the benchmark's own files "
-            "(FastChat's mt-bench/, arena-hard/, alpaca_eval/)"
-        )
-    return folder
-
-
-# --- AlpacaEval-2 ---------------------------------------------------------------------------------------------------
-
-
 def judge_outputs(
     outputs: Outputs, reference: Outputs, url: str, model: str, cache: Path, workers: int = 5
 ) -> list[float | None]:
     """Probability that the judge prefers our output, per instruction, through the `alpaca_eval` package.
 
-    AlpacaEval-2's judge answers with one token, and the log-probabilities of its two candidates are the verdict.
-
-    `reference` holds the baseline's outputs (the benchmark's is GPT-4 Turbo of November 2023), in any order; `url` must
-    give log-probabilities, its key is taken from OPENAI_API_KEY; pairs whose verdicts lie in the folder `cache` are not
-    asked again.
-
-    Returns:
-        One entry per row of `outputs`; None where neither candidate was among the judge's five likeliest tokens.
-
-    Raises:
-        ValueError: the two do not answer the same instructions, or one twice.
+    The judge answers with one token, and the log-probabilities of its two candidates are the verdict; None where
+    neither was among its five likeliest tokens. `reference` holds the baseline's outputs (the benchmark's is GPT-4
+    Turbo of November 2023), in any order; other instructions than those of `outputs` are a ValueError. `url` must give
+    log-probabilities, its key is OPENAI_API_KEY; pairs whose verdicts lie in the folder `cache` are not asked again.
     """
     theirs = {row["instruction"]: row for row in reference}
     if len(theirs) != len(reference) or [row["instruction"] not in theirs for row in outputs].count(True):
@@ -190,10 +172,7 @@ def summarise(
     probabilities: Sequence[float | None], outputs: Outputs, reference: Outputs, samples: int, confidence: float,
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Win rate and length-controlled win rate over the judged instructions; unjudged ones are counted, not guessed.
-
-    `probabilities` are those of `judge_outputs` for `outputs`, in order; `samples` counts the bootstrap draws.
-    """
+    """Win rate and length-controlled win rate over the judged instructions; unjudged ones are counted, not guessed."""
     theirs = {row["instruction"]: row["output"] for row in reference}
     judged = [(p, row) for p, row in zip(probabilities, outputs, strict=True) if p is not None]
     if not judged:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
@@ -47,22 +47,11 @@ def build_judge(
     if evaluation.judge == "reward_model":
         return RewardModelJudge(model, batch_tokens)
     assert evaluation.endpoint_url is not None
-    return EndpointJudge(ChatEndpoint(evaluation.endpoint_url, str(model), cache_file), evaluation.endpoint_prices)
+    prices = evaluation.endpoint_prices
+    return EndpointJudge(ChatEndpoint(evaluation.endpoint_url, str(model), cache_file, prices))
 
 
-class ScoringJudge:
-    """A judge that scores each response by itself."""
-
-    def rewards(self, prompts: Prompts, responses: Sequence[str]) -> list[float]:
-        """One score for each response; higher is better."""
-        raise NotImplementedError
-
-    def outcomes(self, prompts: Prompts, responses_a: Sequence[str], responses_b: Sequence[str]) -> list[float]:
-        """1 where a is better, 0.5 for a tie, 0 where b is better."""
-        return compare_rewards(self.rewards(prompts, responses_a), self.rewards(prompts, responses_b))
-
-
-class GoldJudge(ScoringJudge):
+class GoldJudge:
     """The world's exact reward program: the truth, in the tiny profile."""
 
     name = "gold"
@@ -73,11 +62,12 @@ class GoldJudge(ScoringJudge):
         self.world = World(world_settings)
 
     def rewards(self, prompts: Prompts, responses: Sequence[str]) -> list[float]:
+        """One score for each response; higher is better."""
         pairs = zip(prompts, responses, strict=True)
         return [float(self.world.reward(prompt[-1]["content"], response)) for prompt, response in pairs]
 
 
-class RewardModelJudge(ScoringJudge):
+class RewardModelJudge:
     """A Bradley-Terry reward model; to be fair, one that trained no policy."""
 
     name = "reward_model"
@@ -86,6 +76,7 @@ class RewardModelJudge(ScoringJudge):
         self.model, self.batch_tokens = model, batch_tokens
 
     def rewards(self, prompts: Prompts, responses: Sequence[str]) -> list[float]:
+        """One score for each response; higher is better."""
         from rlhflow_utils.models.reward_model import score
 
         return score(self.model, list(zip(prompts, responses, strict=True)), self.batch_tokens)
@@ -105,41 +96,29 @@ class Reply(NamedTuple):
     text: str
     status: str
 
-
-class Cost(NamedTuple):
-    """What a set of questions will take at most; `dollars` is None where no prices are given."""
-
-    requests: int
-    cached: int
-    prompt_tokens: int
-    completion_tokens: int
-    dollars: float | None
-
-    def __str__(self) -> str:
-        money = "no prices given" if self.dollars is None else f"at most {self.dollars:.2f} dollars"
-        return (
-            f"{self.requests} requests ({self.cached} more are cached): about {self.prompt_tokens:,} prompt tokens, "
-            f"at most {self.completion_tokens:,} completion tokens, {money}"
-        )
+    def verdict(self, parse: Callable[[str], str]) -> str:
+        """What `parse` reads in an answer; else the status."""
+        return parse(self.text) if self.status == "answered" else self.status
 
 
 class ChatEndpoint:
     """A model behind an OpenAI-compatible endpoint (its base URL ends in ``/v1``): concurrent requests and a cache.
 
-    The key is read from the environment variable OPENAI_API_KEY; `timeout` is in seconds for one attempt. `counts`
-    holds `asked` (requests that came to an end), `cached`, `refused` (rejected, for example as too long) and
-    `timed_out` (no answer in any attempt; not cached, so a second run asks again).
+    The key is read from the environment variable OPENAI_API_KEY; `timeout` is in seconds for one attempt; `prices` are
+    dollars per million prompt and completion tokens. `counts` holds `asked` (requests that came to an end), `cached`,
+    `refused` (rejected, for example as too long) and `timed_out` (no answer in any attempt; not cached, so a second run
+    asks again).
     """
 
     def __init__(
-        self, url: str, model: str, cache_file: Path | None, timeout: float = 60.0, max_retries: int = 5,
-        workers: int = 8,
+        self, url: str, model: str, cache_file: Path | None, prices: Sequence[float] | None = None,
+        timeout: float = 60.0, max_retries: int = 5, workers: int = 8,
     ) -> None:  # fmt: skip
         from openai import OpenAI
 
         key = os.environ.get("OPENAI_API_KEY", "none")  # local servers want no key, but the client does
         self.client = OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=max_retries)
-        self.url, self.model, self.cache_file, self.workers = url, model, cache_file, workers
+        self.url, self.model, self.cache_file, self.prices, self.workers = url, model, cache_file, prices, workers
         self.counts = Counter(dict.fromkeys(("asked", "cached", "refused", "timed_out"), 0))
         self._cache = _read_cache(cache_file)
         self._lock = Lock()
@@ -149,21 +128,27 @@ class ChatEndpoint:
     def __str__(self) -> str:
         return f"judge endpoint {self.url}, model {self.model!r}"
 
-    def cost(self, conversations: Prompts, max_tokens: int, prices: Sequence[float] | None = None) -> Cost:
-        """What `ask` would send; `prices` are dollars per million prompt tokens and per million completion tokens."""
+    def cost(self, conversations: Prompts, max_tokens: int) -> str:
+        """What `ask` would send and take at most, for people."""
         keys = {self._key(each, max_tokens): each for each in conversations}
         new = [each for key, each in keys.items() if key not in self._cache]
         characters = sum(len(message["content"]) for each in new for message in each)
-        prompt, completion = -(-characters // CHARACTERS_PER_TOKEN), max_tokens * len(new)
-        dollars = (prompt * prices[0] + completion * prices[1]) / 1e6 if prices else None
-        return Cost(len(new), len(keys) - len(new), prompt, completion, dollars)
+        tokens = -(-characters // CHARACTERS_PER_TOKEN), max_tokens * len(new)
+        dollars = sum(n * price for n, price in zip(tokens, self.prices or (), strict=False)) / 1e6
+        return (
+            f"{len(new)} requests ({len(keys) - len(new)} more are cached): about {tokens[0]:,} prompt tokens, at most "
+            f"{tokens[1]:,} completion tokens, {f'at most {dollars:.2f} dollars' if self.prices else 'no prices given'}"
+        )
 
     def ask(self, conversations: Prompts, max_tokens: int) -> list[Reply]:
         """A reply to each conversation, at temperature 0, in order; repeated and cached ones are sent once.
 
+        Prints what it will cost before it starts.
+
         Raises:
             RuntimeError: the endpoint keeps failing or answers nothing in time; replies so far stay in the cache.
         """
+        print(f"{self}: {self.cost(conversations, max_tokens)}", flush=True)
         keys = [self._key(each, max_tokens) for each in conversations]
         missing = {key: each for key, each in zip(keys, conversations, strict=True) if key not in self._cache}
         self.counts["cached"] += sum(key in self._cache for key in keys)
@@ -180,6 +165,15 @@ class ChatEndpoint:
         for status in ("refused", "timed_out"):
             self.counts[status] += sum(reply.status == status for reply in replies)
         return replies
+
+    def compare(
+        self, rows: Sequence[tuple[Any, str, str]], question: Callable[[Any, str, str], Conversation],
+        parse: Callable[[str], str], max_tokens: int,
+    ) -> list[tuple[str, str]]:  # fmt: skip
+        """Two verdicts for each row (prompt, a, b): with a in the first place, and with b in it."""
+        asked = [question(x, *order) for x, a, b in rows for order in ((a, b), (b, a))]
+        verdicts = [reply.verdict(parse) for reply in self.ask(asked, max_tokens)]
+        return list(zip(verdicts[::2], verdicts[1::2], strict=True))
 
     def _key(self, conversation: Conversation, max_tokens: int) -> str:
         return hashlib.sha256(json.dumps([self.model, list(conversation), max_tokens]).encode()).hexdigest()
@@ -228,7 +222,7 @@ def _read_cache(path: Path | None) -> dict[str, Reply]:
 
 
 class EndpointJudge:
-    """An LLM that compares two responses; prints what it will cost before it starts.
+    """An LLM that compares two responses.
 
     Its `counts` also hold `unparsable` (a reply without a verdict: a tie, as are `refused` and `timed_out`) and
     `contradictory` (each order prefers another response: position bias).
@@ -236,43 +230,37 @@ class EndpointJudge:
 
     name = "endpoint"
 
-    def __init__(self, endpoint: ChatEndpoint, prices: Sequence[float] | None = None) -> None:
-        self.endpoint, self.prices, self.counts = endpoint, prices, endpoint.counts
+    def __init__(self, endpoint: ChatEndpoint) -> None:
+        self.endpoint, self.counts = endpoint, endpoint.counts
 
     def outcomes(self, prompts: Prompts, responses_a: Sequence[str], responses_b: Sequence[str]) -> list[float]:
-        """Both orders of every pair; a response wins where both orders prefer it. Equal responses are not sent."""
+        """1 where both orders prefer a, 0 where both prefer b, else 0.5. Equal responses are not sent."""
         rows = list(zip(prompts, responses_a, responses_b, strict=True))
         different = [row for row in rows if row[1] != row[2]]
-        texts = [comparison_prompt(*row) for row in different] + [comparison_prompt(x, b, a) for x, a, b in different]
-        questions = [[{"role": "user", "content": text}] for text in texts]
-        print(f"{self.endpoint}: {self.endpoint.cost(questions, MAX_TOKENS, self.prices)}", flush=True)
-        replies = self.endpoint.ask(questions, MAX_TOKENS)
-        verdicts = [parse_verdict(reply.text) if reply.status == "answered" else reply.status for reply in replies]
-        orders = list(zip(verdicts[: len(different)], verdicts[len(different) :], strict=True))
-        self.counts["unparsable"] += verdicts.count("unparsable")
+        orders = self.endpoint.compare(different, comparison_prompt, parse_verdict, MAX_TOKENS)
+        self.counts["unparsable"] += sum(pair.count("unparsable") for pair in orders)
         self.counts["contradictory"] += sum(pair in {("A", "A"), ("B", "B")} for pair in orders)
         judged = iter({("A", "B"): 1.0, ("B", "A"): 0.0}.get(pair, 0.5) for pair in orders)
         return [0.5 if a == b else next(judged) for _, a, b in rows]
 
 
-def comparison_prompt(prompt: Conversation, first: str, second: str) -> str:
+def comparison_prompt(prompt: Conversation, first: str, second: str) -> list[Message]:
     """What an LLM judge is asked: the conversation, response A, response B, and the form of the verdict."""
     conversation = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
-    return (
+    content = (
         "Below are a conversation and two possible replies of the assistant. Decide which reply serves the user "
         "better: correct, on the point, following the instructions, safe. Length and order are no merit.\n\n"
         f"<conversation>\n{conversation}\n</conversation>\n\n<reply_A>\n{first}\n</reply_A>\n\n"
         f"<reply_B>\n{second}\n</reply_B>\n\n"
         "Explain in a few sentences, then end with exactly one verdict: [[A]], [[B]], or [[tie]]."
     )
+    return [{"role": "user", "content": content}]
 
 
 def parse_verdict(reply: str) -> str:
     """``A``, ``B`` or ``tie`` from the last verdict of a reply; ``unparsable`` where there is none."""
     found = re.findall(r"\[\[\s*(A|B|tie)\s*\]\]", reply, flags=re.IGNORECASE)
-    if not found:
-        return "unparsable"
-    return "tie" if found[-1].lower() == "tie" else str(found[-1].upper())
+    return {"a": "A", "b": "B", "tie": "tie"}[found[-1].lower()] if found else "unparsable"
 
 
 Judge = GoldJudge | RewardModelJudge | EndpointJudge

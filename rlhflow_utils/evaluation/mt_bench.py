@@ -15,6 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
+
 from rlhflow_utils.data.reading import read_rows
 from rlhflow_utils.evaluation.judges import ChatEndpoint, Reply
 from rlhflow_utils.evaluation.statistics import bootstrap_mean
@@ -31,6 +33,7 @@ TEMPERATURES = {
 MAX_TOKENS = 2048  # of a grade with its explanation
 GRADE = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
 BARE_GRADE = re.compile(r"\[(\d+(?:\.\d+)?)\]")  # some judges write one bracket
+JudgePrompts = Mapping[str, tuple[str, str]]  # name -> system prompt, template with named places
 
 
 class Question(NamedTuple):
@@ -52,20 +55,10 @@ class Grade(NamedTuple):
     status: str
 
 
-class JudgePrompt(NamedTuple):
-    """A system prompt and a template with named places."""
-
-    system: str
-    template: str
-
-
 def read_questions(folder: Path) -> list[Question]:
-    """Questions with references, from ``question.jsonl`` and ``reference_answer_gpt-4.jsonl``.
+    """Questions with references, from ``question.jsonl`` and ``reference_answer_gpt-4.jsonl``; else a SourceError.
 
     The `reference` fields inside ``question.jsonl`` are not used: they are hints for people, as in FastChat.
-
-    Raises:
-        SourceError: a question without two turns, of an unknown category, or lacking the reference it needs.
     """
     references_file = folder / "reference_answer_gpt-4.jsonl"
     answers = dict(read_rows(references_file, lambda row: (row["question_id"], row["choices"][0]["turns"])))
@@ -84,9 +77,9 @@ def read_questions(folder: Path) -> list[Question]:
     return read_rows(folder / "question.jsonl", question)
 
 
-def read_judge_prompts(path: Path) -> dict[str, JudgePrompt]:
-    """The prompts of FastChat's ``judge_prompts.jsonl`` by name."""
-    return dict(read_rows(path, lambda row: (row["name"], JudgePrompt(row["system_prompt"], row["prompt_template"]))))
+def read_judge_prompts(path: Path) -> JudgePrompts:
+    """The prompts of FastChat's ``judge_prompts.jsonl``."""
+    return dict(read_rows(path, lambda row: (row["name"], (row["system_prompt"], row["prompt_template"]))))
 
 
 def answer_questions(
@@ -124,9 +117,7 @@ def conversation(question: Question, answers: Sequence[str]) -> list[Message]:
     return [*messages, {"role": "user", "content": question.turns[len(answers)]}]
 
 
-def grading_prompt(
-    question: Question, answers: Sequence[str], turn: int, prompts: Mapping[str, JudgePrompt]
-) -> list[Message]:
+def grading_prompt(question: Question, answers: Sequence[str], turn: int, prompts: JudgePrompts) -> list[Message]:
     """What the judge is asked about turn 1 or 2; for the second it sees the whole conversation."""
     name = ("single-math-v1" if question.references else "single-v1") + ("-multi-turn" if turn == 2 else "")
     places = {"question": question.turns[0], "answer": answers[0]}
@@ -134,10 +125,8 @@ def grading_prompt(
         places |= {f"question_{i + 1}": text for i, text in enumerate(question.turns)}
         places |= {f"answer_{i + 1}": text for i, text in enumerate(answers)}
     places |= {f"ref_answer_{i + 1}": text for i, text in enumerate(question.references or [])}
-    return [
-        {"role": "system", "content": prompts[name].system},
-        {"role": "user", "content": prompts[name].template.format(**places)},
-    ]
+    system, template = prompts[name]
+    return [{"role": "system", "content": system}, {"role": "user", "content": template.format(**places)}]
 
 
 def parse_grade(reply: str) -> float | None:
@@ -148,34 +137,26 @@ def parse_grade(reply: str) -> float | None:
 
 
 def grade_answers(
-    questions: Sequence[Question], answers: Mapping[int, Sequence[str]], prompts: Mapping[str, JudgePrompt],
-    endpoint: ChatEndpoint, prices: Sequence[float] | None = None,
-) -> list[Grade]:  # fmt: skip
-    """Two grades per question, in order; every question must be answered. Prints the cost before it starts."""
+    questions: Sequence[Question], answers: Mapping[int, Sequence[str]], prompts: JudgePrompts, endpoint: ChatEndpoint
+) -> list[Grade]:
+    """Two grades per question, in order; every question must be answered."""
     turns = [(question, turn) for question in questions for turn in (1, 2)]
     asked = [grading_prompt(question, answers[question.question_id], turn, prompts) for question, turn in turns]
-    print(f"{endpoint}: {endpoint.cost(asked, MAX_TOKENS, prices)}", flush=True)
     replies = endpoint.ask(asked, MAX_TOKENS)
     return [_grade(question, turn, reply) for (question, turn), reply in zip(turns, replies, strict=True)]
 
 
 def summarise(grades: Sequence[Grade], samples: int, confidence: float, seed: int) -> dict[str, Any]:
-    """Mean grade over all turns, by turn and by category, with what could not be graded.
+    """Mean grade over all turns, by turn and by category, with what could not be graded; ValueError if nothing was.
 
     Intervals are over questions, whose two turns are kept together; a question with one graded turn enters with it.
-
-    Raises:
-        ValueError: nothing was graded.
     """
     graded = [grade for grade in grades if grade.grade is not None]
     if not graded:
         raise ValueError(f"MT-Bench: none of {len(grades)} replies holds a grade from 1 to 10")
 
     def mean(part: Sequence[Grade]) -> dict[str, float]:
-        by_question: dict[int, list[float]] = {}
-        for one in part:
-            by_question.setdefault(one.question_id, []).append(float(one.grade or 0))
-        means = [sum(values) / len(values) for values in by_question.values()]
+        means = pd.DataFrame(part).groupby("question_id", sort=False)["grade"].mean()
         return asdict(bootstrap_mean(means, samples, confidence, seed))
 
     parts = {turn: [one for one in graded if one.turn == turn] for turn in (1, 2)}

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhflow_utils.data.reading import folder_of
+from rlhflow_utils.data.reading import Root, folder_of
 from rlhflow_utils.data.sources import read_prompts
-from rlhflow_utils.evaluation.judges import GoldJudge, Judge, ScoringJudge, build_judge, compare_rewards
+from rlhflow_utils.evaluation.judges import EndpointJudge, GoldJudge, Judge, build_judge, compare_rewards
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, bootstrap_mean, length_controlled_win_rate
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import prompt_key
@@ -23,7 +23,6 @@ from rlhflow_utils.models.reward_model import score_responses
 from rlhflow_utils.online.generation import Prompts, generate_responses
 
 if TYPE_CHECKING:
-    from rlhflow_utils.data.reading import Root
     from rlhflow_utils.guide.run import Run
     from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
     from rlhflow_utils.models.forward import Model
@@ -57,18 +56,17 @@ def evaluate_policy(
     """
     judge = build_judge(evaluation, world, judge_model, batch_tokens, cache_file)
     columns = _per_prompt(_pair_up(list(answers.dataset()), list(reference.dataset())), judge)
-    skills = columns.get("skill", [])
     outcome, n = columns["outcome"], len(columns["outcome"])
+    by_skill: dict[str, list[int]] = {}
+    for i, skill in enumerate(columns.get("skill", [])):
+        by_skill.setdefault(skill, []).append(i)
     results: dict[str, Any] = {
         "judge": judge.name,
         "n": n,
         "estimates": _estimates(columns, range(n), evaluation, seed),
         "counts": {"wins": outcome.count(1.0), "ties": outcome.count(0.5), "losses": outcome.count(0.0)},
         "judge_counts": dict(getattr(judge, "counts", {})),
-        "skills": {
-            skill: _estimates(columns, [i for i in range(n) if skills[i] == skill], evaluation, seed)
-            for skill in sorted(set(skills))
-        },
+        "skills": {skill: _estimates(columns, by_skill[skill], evaluation, seed) for skill in sorted(by_skill)},
         "prompts": columns,
     }
     write_json(into / "results.json", results)
@@ -85,11 +83,11 @@ def _per_prompt(rows: Sequence[tuple[Row, Row]], judge: Judge) -> dict[str, list
     prompts = [row["prompt"] for row, _ in rows]
     ours, theirs = ([pair[side]["responses"][0] for pair in rows] for side in (0, 1))
     columns: dict[str, list[Any]] = {"prompt_id": [row["prompt_id"] for row, _ in rows]}
-    if isinstance(judge, ScoringJudge):
+    if isinstance(judge, EndpointJudge):
+        columns["outcome"] = judge.outcomes(prompts, ours, theirs)
+    else:
         columns["reward"], columns["reference_reward"] = judge.rewards(prompts, ours), judge.rewards(prompts, theirs)
         columns["outcome"] = compare_rewards(columns["reward"], columns["reference_reward"])
-    else:
-        columns["outcome"] = judge.outcomes(prompts, ours, theirs)
     columns["length"], columns["reference_length"] = [len(text) for text in ours], [len(text) for text in theirs]
     columns["truncated"] = [float(row["finish_reasons"][0] == "length") for row, _ in rows]
     columns["proxy_reward"], of_reference = ([float(pair[side]["rewards"][0]) for pair in rows] for side in (0, 1))

@@ -17,22 +17,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rlhflow_utils.data.reading import folder_of
+from rlhflow_utils.data.reading import Root, folder_of
 from rlhflow_utils.data.sources import read_candidates
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, weighted_mean
 from rlhflow_utils.guide.stage import Metric, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import encode_conversation, encode_prompt, load_tokenizer
-from rlhflow_utils.models.forward import hub_arguments, model_path
+from rlhflow_utils.models.forward import Model, hub_arguments, model_path
 from rlhflow_utils.models.preference_model import format_comparison, preference_probability
 from rlhflow_utils.models.reward_model import score
 
 if TYPE_CHECKING:
-    from rlhflow_utils.data.reading import Root
     from rlhflow_utils.guide.settings import ModelSettings, RewardBenchSettings
-    from rlhflow_utils.models.forward import Model
 
 Method = Literal["bt", "pm", "prompting"]
 Row = Mapping[str, Any]
+Scores = dict[str, Estimate | None]
 
 # Section -> subset -> weight (allenai/reward-bench, rewardbench/constants.py, with the XSTest correction of 2024-09).
 SECTIONS: dict[str, dict[str, int]] = {
@@ -50,16 +49,12 @@ WEIGHTS_MAY_2024 = {**WEIGHTS, "xstest-should-refuse": 250, "xstest-should-respo
 
 
 class PairResult(NamedTuple):
-    """What a judge said about one pair.
-
-    `chosen` and `rejected` hold the two rewards (bt), or P(chosen preferred) and its complement (pm, prompting);
-    `prompt_length` is in characters, of all turns.
-    """
+    """What a judge said about one pair."""
 
     row_id: str
     subset: str
-    prompt_length: int
-    chosen: float
+    prompt_length: int  # in characters, of all turns
+    chosen: float  # its reward (bt), or P(chosen preferred) and below the complement (pm, prompting)
     rejected: float
 
     @property
@@ -91,13 +86,10 @@ def evaluate_rewardbench(
 def load_benchmark(settings: RewardBenchSettings, root: Root) -> tuple[list[Row], int]:
     """The benchmark's pairs (`prompt` is messages, the answers are texts), and how many native rows hold none."""
     native = [each for source in settings.sources for each in read_candidates(source, folder_of(root))]
-    rows: list[Row] = [
-        {"row_id": str(each.row_id), "subset": each.extra["subset"], "prompt": each.prompt, "chosen": each.chosen,
-         "rejected": each.rejected}
-        for each in native
-        if each.evidence is None
-    ]  # fmt: skip
-    return rows, len(native) - len(rows)
+    names = ("row_id", "prompt", "chosen", "rejected")
+    pairs = [each for each in native if each.evidence is None]
+    rows = [{"subset": each.extra["subset"], **{name: getattr(each, name) for name in names}} for each in pairs]
+    return list[Row](rows), len(native) - len(rows)
 
 
 def drop_long_rows(
@@ -144,17 +136,17 @@ def judge_rows(
 def summarise(pairs: Sequence[PairResult], confidence: float) -> dict[str, Any]:
     """Sections and subsets of one model, under both conventions of ties and both weightings."""
     strict, half = (subset_accuracies(pairs, tie, confidence) for tie in (0.0, 0.5))
+    missing = {section: sorted(set(names) - set(strict)) for section, names in SECTIONS.items()}
+    tables: dict[str, Mapping[str, Estimate | None]] = {
+        "sections": section_scores(strict), "sections_ties_half": section_scores(half),
+        "sections_weights_may_2024": section_scores(strict, WEIGHTS_MAY_2024), "subsets": strict,
+    }  # fmt: skip
     return {
         "n": len(pairs),
         "ties": sum(pair.outcome == 0.5 for pair in pairs),
         "confidence": confidence,
-        "sections": _to_dict(section_scores(strict)),
-        "sections_ties_half": _to_dict(section_scores(half)),
-        "sections_weights_may_2024": _to_dict(section_scores(strict, WEIGHTS_MAY_2024)),
-        "subsets": _to_dict(strict),
-        "missing_subsets": {
-            section: sorted(set(names) - set(strict)) for section, names in SECTIONS.items() if set(names) - set(strict)
-        },
+        **{name: {key: found and asdict(found) for key, found in table.items()} for name, table in tables.items()},
+        "missing_subsets": {section: names for section, names in missing.items() if names},
     }
 
 
@@ -166,25 +158,18 @@ def subset_accuracies(pairs: Sequence[PairResult], tie: float, confidence: float
     return {subset: accuracy(values, confidence) for subset, values in correct.items()}
 
 
-def section_scores(
-    accuracies: Mapping[str, Estimate], weights: Mapping[str, int] = WEIGHTS
-) -> dict[str, Estimate | None]:
+def section_scores(accuracies: Mapping[str, Estimate], weights: Mapping[str, int] = WEIGHTS) -> Scores:
     """Scores of the four sections, each over its subsets present (None: no rows), and `overall`, their plain mean.
 
-    Raises:
-        ValueError: a subset that is not RewardBench's, or nothing at all.
+    A subset that is not RewardBench's, or nothing at all, is a ValueError.
     """
     unknown = sorted(set(accuracies) - set(WEIGHTS))
     if unknown or not accuracies:
         raise ValueError(f"RewardBench subsets {unknown or 'are absent'}: the known ones are {', '.join(WEIGHTS)}")
-    scores: dict[str, Estimate | None] = {}
+    scores: Scores = {}
     for section, subsets in SECTIONS.items():
         present = [subset for subset in subsets if subset in accuracies]
         parts = [accuracies[subset] for subset in present]
         scores[section] = weighted_mean(parts, [weights[subset] for subset in present]) if parts else None
     found = [each for each in scores.values() if each is not None]
     return {**scores, "overall": weighted_mean(found, [1] * len(found))}
-
-
-def _to_dict(scores: Mapping[str, Estimate | None]) -> dict[str, dict[str, float] | None]:
-    return {name: None if found is None else asdict(found) for name, found in scores.items()}

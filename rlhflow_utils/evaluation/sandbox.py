@@ -52,22 +52,20 @@ def run_program(program: str, timeout: float = 5.0, memory_mb: int = 1024) -> Ou
     with tempfile.TemporaryDirectory(prefix="sandbox_") as name:
         scratch, secret = os.path.realpath(name), secrets.token_hex(16)
         process = subprocess.Popen(
-            [sys.executable, "-I", __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=scratch,
+            [sys.executable, "-I", __file__], cwd=scratch, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={"PATH": "/usr/bin:/bin", "HOME": scratch, "TMPDIR": scratch, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
             preexec_fn=lambda: _set_limits(timeout, memory_mb),
-        )
+        )  # fmt: skip
         job = json.dumps({"program": program, "secret": secret, "scratch": scratch}) + "\n"
-        try:
-            answer, _ = process.communicate(job.encode(), timeout=timeout)
-        except subprocess.TimeoutExpired:
-            return Outcome(False, "timed out")
-        finally:
-            _kill(process)
+        with process:  # closes the pipes and waits
+            try:
+                answer, _ = process.communicate(job.encode(), timeout=timeout)
+            except subprocess.TimeoutExpired:
+                return Outcome(False, "timed out")
+            finally:
+                with contextlib.suppress(ProcessLookupError):  # it may have ended already
+                    os.killpg(process.pid, signal.SIGKILL)  # its whole session
     report = answer.decode(errors="replace")
     if report == secret:
         return Outcome(True, "passed")
@@ -76,21 +74,12 @@ def run_program(program: str, timeout: float = 5.0, memory_mb: int = 1024) -> Ou
 
 def _set_limits(timeout: float, memory_mb: int) -> None:
     """Runs in the child before Python starts there."""
-    seconds, size = int(timeout) + 1, memory_mb * 2**20
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it may have ended already
-        os.killpg(process.pid, signal.SIGKILL)  # its whole session
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
+    limits = {
+        resource.RLIMIT_CPU: int(timeout) + 1, resource.RLIMIT_AS: memory_mb * 2**20, resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: FILE_BYTES, resource.RLIMIT_NOFILE: 64,
+    }  # fmt: skip
+    for kind, limit in limits.items():
+        resource.setrlimit(kind, (limit, limit))
 
 
 # --- in the child process -------------------------------------------------------------------------------------------

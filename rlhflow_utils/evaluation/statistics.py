@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,9 +48,9 @@ def wilson_interval(rate: float, n: float, confidence: float = 0.95) -> tuple[fl
     return max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate))
 
 
-def accuracy(correct: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """Mean of results in {0, 0.5, 1} with Wilson's interval."""
-    values = _vector(correct, "accuracy")
+def accuracy(correct: ArrayLike, confidence: float = 0.95, what: str = "accuracy") -> Estimate:
+    """Mean of results in {0, 0.5, 1} with Wilson's interval; an error names `what`."""
+    values = _vector(correct, what)
     rate = float(values.mean())
     return Estimate(rate, *wilson_interval(rate, len(values), confidence), n=len(values))
 
@@ -125,12 +126,9 @@ def mean_pearson(correlations: ArrayLike, samples: int, confidence: float, seed:
     return bootstrap_mean(defined, samples, confidence, seed), len(values) - len(defined)
 
 
-@dataclass(frozen=True)
-class LengthControlled:
-    """Win rate at equal length, and the fitted effect of length (log-odds at the largest length difference)."""
-
-    win_rate: Estimate
-    length_effect: float
+class LengthControlled(NamedTuple):
+    win_rate: Estimate  # at equal length
+    length_effect: float  # log-odds at the largest length difference
 
 
 def length_controlled_win_rate(
@@ -141,9 +139,8 @@ def length_controlled_win_rate(
     A logistic regression explains each outcome by ``logit P(win) = theta + phi * tanh(d / std(d))``, where d is the
     length difference (policy minus reference). The length-controlled win rate sets d = 0: ``sigmoid(theta)``.
     AlpacaEval-2's third term, the difficulty of each of its 805 instructions, needs many models and is left out.
-    The interval comes from theta's robust ("sandwich") standard error, on the logit scale.
-
-    `outcomes` are 1, 0.5 or 0 from the policy's side; the three lists have the same prompt order.
+    The interval comes from theta's robust ("sandwich") standard error, on the logit scale. `outcomes` are 1, 0.5 or 0
+    from the policy's side; the three lists have the same prompt order.
     """
     y = _vector(outcomes, "length control")
     difference = _vector(lengths, "length control") - _vector(reference_lengths, "length control")
@@ -178,10 +175,9 @@ def bon_kl(n: int) -> float:
 
 
 def calibration(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> Mapping[str, list[float]]:
-    """Predicted against observed frequency in equal-width bins; empty bins are left out.
+    """Predicted against observed frequency of "the first answer is preferred" in equal-width bins, without empty ones.
 
-    `probabilities` are the predicted P(first answer preferred), `outcomes` 1 where it was preferred, else 0. The lists
-    are `predicted` (mean of the bin), `observed`, `ci_low`, `ci_high` (Wilson, 95 %) and `count`.
+    The lists are `predicted` (mean of the bin), `observed`, `ci_low`, `ci_high` (Wilson, 95 %) and `count`.
     """
     p, y = _vector(probabilities, "calibration"), _vector(outcomes, "calibration")
     index = np.minimum((p * bins).astype(int), bins - 1)
