@@ -41,21 +41,16 @@ def comparison_table(ours: Mapping[str, Any], paper: Mapping[str, Any]) -> list[
     """Lines for the terminal: setting, our value, the paper's value, and whether they differ."""
     if not paper:
         return ["  not in the paper"]
-
-    def short(value: Any) -> str:
-        return (
-            ", ".join(map(str, value))
-            if isinstance(value, list)
-            else f"{value:g}"
-            if isinstance(value, float)
-            else str(value)
-        )
-
     lines = [f"  {'':24s}{'ours':>16s}{'paper':>16s}"]
     for name in sorted(paper):
         mark = "" if ours.get(name) == paper[name] else "   deviation"
-        lines.append(f"  {name:24s}{short(ours.get(name)):>16s}{short(paper[name]):>16s}{mark}")
+        lines.append(f"  {name:24s}{_short(ours.get(name)):>16s}{_short(paper[name]):>16s}{mark}")
     return lines
+
+
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else text
 
 
 # --- Markdown -------------------------------------------------------------------------------------------------------

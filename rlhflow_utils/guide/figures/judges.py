@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ Histories = Mapping[str, Sequence[Mapping[str, Any]]]  # name of a training -> i
 Scores = Mapping[str, Mapping[str, Estimate | None]]  # model -> section -> accuracy
 Printed = Mapping[str, Mapping[str, float | None]] | None  # the same, in per cent, as the paper has it
 SECTION_NAMES = {
-    "chat": "Chat", "chat_hard": "Chat-Hard", "safety": "Safety", "reasoning": "Reasoning", "overall": "Overall",
-}  # fmt: skip
+    part: part.title().replace("_", "-") for part in ("chat", "chat_hard", "safety", "reasoning", "overall")
+}
 METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, mix1"}
 
 
@@ -66,10 +67,8 @@ def mixture_composition(mixtures: Mapping[str, Mapping[str, int]], caption: str 
     sources = list(dict.fromkeys(source for rows in mixtures.values() for source in rows))
     totals = {name: max(sum(rows.values()), 1) for name, rows in mixtures.items()}
     labels = [f"{name}\n{style.short_count(total)} pairs" for name, total in totals.items()]
-    shares = {
-        source: np.array([100 * rows.get(source, 0) / totals[name] for name, rows in mixtures.items()])
-        for source in sources
-    }
+    counts = {source: [rows.get(source, 0) for rows in mixtures.values()] for source in sources}
+    shares = {source: 100 * np.array(counts[source]) / list(totals.values()) for source in sources}
     figure, axes = style.stacked(shares, labels, max(1.2 + 0.5 * len(mixtures), 0.9 + 0.18 * len(sources)))
     for bars in axes.containers:
         texts = [f"{width:.0f} %" if (width := bar.get_width()) >= 6 else "" for bar in bars]
@@ -81,10 +80,8 @@ def mixture_composition(mixtures: Mapping[str, Mapping[str, int]], caption: str 
 
 def length_agreement(lengths: Lengths, caption: str = "") -> Figure:
     """How often the chosen answer is the longer one (characters), by source; equal lengths count one half."""
-    outcomes = {}
-    for source, sides in lengths.items():
-        chosen, rejected = np.asarray(sides["chosen"]), np.asarray(sides["rejected"])
-        outcomes[source] = 100 * ((chosen > rejected) + 0.5 * (chosen == rejected))
+    gaps = {source: np.subtract(sides["chosen"], sides["rejected"]) for source, sides in lengths.items()}
+    outcomes = {source: 50 + 50 * np.sign(gap) for source, gap in gaps.items()}
     sources = sorted(outcomes, key=lambda source: float(outcomes[source].mean()))
     shares = np.array([outcomes[source].mean() for source in sources])
     errors = np.array([1.96 * outcomes[source].std() / np.sqrt(len(outcomes[source])) for source in sources])
@@ -136,9 +133,8 @@ def loss_curves(
         axes.axhline(baseline, color=GREY, lw=1, ls="--", label=baseline_label or f"{baseline:.3f}")
     style.dress(axes, "y", xlabel="optimiser step", ylabel="loss (nats); thick: running mean over 4 % of the steps")
     axes.legend()
-    return finish(
-        figure, "The training loss falls" if falling else "The training loss does not fall in every run", caption
-    )
+    verb = "falls" if falling else "does not fall in every run"
+    return finish(figure, f"The training loss {verb}", caption)
 
 
 def reward_histogram(chosen: ArrayLike, rejected: ArrayLike, caption: str = "") -> Figure:
@@ -168,8 +164,8 @@ def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], capt
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
     errors = []
     for index, (name, table) in enumerate(tables.items()):
-        predicted, observed, low, high = (
-            np.asarray(table[key]) for key in ("predicted", "observed", "ci_low", "ci_high")
+        predicted, observed, low, high = map(
+            np.asarray, itemgetter("predicted", "observed", "ci_low", "ci_high")(table)
         )
         look: dict[str, Any] = {"color": style.colour_of(name.lower(), index), "marker": "osD^v"[index % 5], "ms": 5}
         axes.errorbar(predicted, observed, [observed - low, high - observed], lw=1.4, capsize=2, label=name, **look)
@@ -200,9 +196,7 @@ def rewardbench_bars(results: Scores, paper: Printed = None, caption: str = "") 
         axes.plot([places[part] for part in stated], list(stated.values()), "D", **diamond)
     if paper:
         axes.plot([], [], "D", label="the authors (LLaMA-3-8B)", **diamond)
-    style.dress(
-        axes, "y", half="y", xlim=(-0.5, len(SECTION_NAMES) - 0.5), ylim=(0, 104), ylabel="accuracy (%); whiskers: 95 %"
-    )
+    style.dress(axes, "y", half="y", xlim=(-0.5, 4.5), ylim=(0, 104), ylabel="accuracy (%); whiskers: 95 %")
     axes.set_xticks(range(len(SECTION_NAMES)), list(SECTION_NAMES.values()))
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.14), ncols=len(results) + 1)
     overall = {METHOD_NAMES.get(name, name): score for name, row in results.items() if (score := row.get("overall"))}

@@ -21,14 +21,11 @@ def response_lengths(
     caption: str = "",
 ) -> Figure:
     """Lengths of sampled responses, by sampling temperature: one list per prompt, one number per response."""
-    values = np.array([length for row in lengths for length in row], dtype=float)
-    drawn_at = np.array([temperature for row in temperatures for temperature in row], dtype=float)
-    groups = {}
-    for temperature in sorted(set(drawn_at.tolist())):
-        part = values[drawn_at == temperature]
-        groups[f"T = {temperature:g}: median {np.median(part):.0f}, {len(part)} responses"] = part
-    figure, axes = style.overlaid(groups, bins=50)
-    axes.set(xlabel=f"length of the response ({unit}); dashed: median", ylabel="responses")
+    values, drawn_at = np.concatenate(lengths).astype(float), np.concatenate(temperatures)
+    parts = {temperature: values[drawn_at == temperature] for temperature in np.unique(drawn_at)}
+    groups = {f"T = {t:g}: median {np.median(part):.0f}, {len(part)} responses": part for t, part in parts.items()}
+    label = f"length of the response ({unit}); dashed: median"
+    figure = style.overlaid(groups, bins=50, xlabel=label, ylabel="responses")
     return finish(figure, f"Half of the {len(values)} responses have at most {np.median(values):.0f} {unit}", caption)
 
 
@@ -37,31 +34,29 @@ def reward_gap_histogram(gaps: Mapping[str, ArrayLike], caption: str = "") -> Fi
     arrays = {name.replace("_", " "): np.asarray(values, dtype=float) for name, values in gaps.items()}
     medians = {name: float(np.median(values)) for name, values in arrays.items()}
     labels = {f"{name}: median {medians[name]:.2f}, {len(values)} pairs": values for name, values in arrays.items()}
-    figure, axes = style.overlaid(labels, bins=45)
-    axes.set(xlabel="raw reward(chosen) − raw reward(rejected); dashed: median", ylabel="pairs")
+    label = "raw reward(chosen) − raw reward(rejected); dashed: median"
+    figure = style.overlaid(labels, bins=45, xlabel=label, ylabel="pairs")
     first = next(iter(arrays))
-    title = f"{first}: half of the pairs differ by {medians[first]:.2f} or more in raw reward"
-    return finish(figure, title, caption)
+    return finish(figure, f"{first}: half of the pairs differ by {medians[first]:.2f} or more in raw reward", caption)
 
 
 def pair_length_change(changes: Mapping[str, ArrayLike], unit: str = "characters", caption: str = "") -> Figure:
     """Length of chosen minus length of rejected: right of zero, DPO is shown that longer is better. One panel each."""
     arrays = {name.replace("_", " "): np.asarray(values, dtype=float) for name, values in changes.items()}
     figure, panels = new_figure(len(arrays), height=1.0 + 1.4 * len(arrays), sharey=True, sharex=True)
-    edges = style.edges_through_zero(np.concatenate(list(arrays.values())))
-    half = (edges[1] - edges[0]) / 2
-    edges = [edge - half for edge in edges]  # equal lengths get a bar of their own, around zero
+    edges = np.array(style.edges_through_zero(np.concatenate(list(arrays.values()))))
+    edges = edges - (edges[1] - edges[0]) / 2  # equal lengths get a bar of their own, around zero
     for axes, (name, values) in zip(panels, arrays.items(), strict=True):
         signs = {"shorter": values[values < 0], "equal": values[values == 0], "longer": values[values > 0]}
         labels = [f"{sign} {100 * len(part) / len(values):.0f} %" for sign, part in signs.items()]
-        axes.hist(list(signs.values()), edges, stacked=True, color=[BLUE, GREY, ORANGE], label=labels)
+        axes.hist(list(signs.values()), edges.tolist(), stacked=True, color=[BLUE, GREY, ORANGE], label=labels)
         axes.axvline(values.mean(), color=DARK, lw=1.4, ls="--")
         axes.set(title=f"{name}: mean {values.mean():+.1f}", ylabel="pairs")
         style.legend_right(axes)
     panels[-1].set_xlabel(f"length(chosen) − length(rejected) ({unit})")
     first, values = next(iter(arrays.items()))
-    share = 100 * np.mean(values > 0)
-    return finish(figure, f"{first}: the chosen answer is longer in {share:.0f} % of the pairs", caption)
+    longer = f"longer in {100 * np.mean(values > 0):.0f} % of the pairs"
+    return finish(figure, f"{first}: the chosen answer is {longer}", caption)
 
 
 def win_rate_over_iterations(
@@ -74,11 +69,9 @@ def win_rate_over_iterations(
     rates = [style.percent(row) for row in [start, *iterations]]
     style.band(axes, steps, rates, BLUE, "iterative DPO; band: 95 % interval, over prompts")
     for index, (name, row) in enumerate((others or {}).items()):
-        place, shown = steps[-1] + 0.35 * (index + 1), style.percent(row)
-        colour = style.colour_of(name, index + 1)
-        axes.errorbar(
-            place, shown["value"], style.error_bar(shown), label=name, color=colour, marker="s", capsize=3, ls="none"
-        )
+        place, shown, colour = steps[-1] + 0.35 * (index + 1), style.percent(row), style.colour_of(name, index + 1)
+        bar = style.error_bar(shown)
+        axes.errorbar(place, shown["value"], bar, label=name, color=colour, marker="s", capsize=3, ls="none")
     axes.set_xticks(steps, ["SFT", *[f"iteration {step}" for step in steps[1:]]])
     axes.margins(y=0.15)
     style.dress(axes, "y", half="y", ylabel=f"win rate against SFT (%)\njudge: {judge.replace('_', ' ')}")
@@ -140,8 +133,8 @@ def win_rate_against_length(points: Mapping[str, Mapping[str, Estimate]], captio
         axes.errorbar(length["value"], rate["value"], *bars, marker="o", ms=6, capsize=2, color=colour, ls="none")
         style.note(axes, name, length["value"], rate["value"], (7, 5))
     axes.margins(x=0.2, y=0.15)
-    labels = {"xlabel": "mean response length (characters)", "ylabel": "win rate against SFT (%)"}
-    style.dress(axes, "both", half="y", **labels)
+    label = "mean response length (characters)"
+    style.dress(axes, "both", half="y", xlabel=label, ylabel="win rate against SFT (%)")
     best = max(points, key=lambda name: float(points[name]["win_rate"]["value"]))
     wins, characters = 100 * points[best]["win_rate"]["value"], points[best]["mean_length"]["value"]
     title = f"Highest win rate: {best}, {wins:.1f} % with {characters:.0f} characters per answer"

@@ -57,12 +57,7 @@ def colour_of(name: str, index: int) -> str:
     return METHOD_COLOURS.get(name, CYCLE[index % len(CYCLE)])
 
 
-def bar_style(index: int) -> dict[str, Any]:
-    """Look of the index-th of many categories; beyond eight the colours repeat, hatched."""
-    return {"color": CYCLE[index % len(CYCLE)], "hatch": "////" if index >= len(CYCLE) else None, "edgecolor": "white"}
-
-
-def overlaid(groups: Mapping[str, np.ndarray], bins: int) -> tuple[Figure, Axes]:
+def overlaid(groups: Mapping[str, np.ndarray], bins: int, **labels: Any) -> Figure:
     """Histograms over each other, each an outline, lightly filled; dashed: medians. Group -> values."""
     figure, [axes] = new_figure(height=2.9)
     edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=bins).tolist()
@@ -70,17 +65,24 @@ def overlaid(groups: Mapping[str, np.ndarray], bins: int) -> tuple[Figure, Axes]
         axes.hist(values, edges, color=colour, alpha=0.2)
         axes.hist(values, edges, histtype="step", color=colour, lw=1.6, label=label)
         axes.axvline(np.median(values), color=colour, lw=1.4, ls="--")
+    axes.set(**labels)
     axes.legend()
-    return figure, axes
+    return figure
 
 
 def stacked(shares: Mapping[str, np.ndarray], rows: Sequence[str], height: float, **legend: Any) -> tuple[Figure, Axes]:
-    """Horizontal bars of 100 %, one per row. Part -> its percent in each row; the part `kept` is grey."""
+    """Horizontal bars of 100 %, one per row. Part -> its percent in each row; the part `kept` is grey.
+
+    Beyond eight parts the colours repeat, hatched.
+    """
     figure, [axes] = new_figure(height=height)
     left = np.zeros(len(rows))
-    names = [name for name in shares if name != "kept"]
+    index = 0
     for name, share in shares.items():
-        look = {"color": "#cfd8dc"} if name == "kept" else bar_style(names.index(name))
+        look: dict[str, Any] = {"color": "#cfd8dc"}
+        if name != "kept":
+            hatch = "////" if index >= len(CYCLE) else None
+            look, index = {"color": CYCLE[index % len(CYCLE)], "hatch": hatch, "edgecolor": "white"}, index + 1
         axes.barh(rows, share, left=left, label=name.replace("_", " "), lw=0.6, **look)
         left += share
     axes.invert_yaxis()
