@@ -58,21 +58,14 @@ class StageLines(io.TextIOBase):
 
 
 def run_guide(
-    profile_name: str,
-    run_dir: str,
-    seed: int | None = None,
-    overrides: Options = None,
-    only: Sequence[str] | None = None,
-    parameters: Options = None,
-) -> None:
+    profile_name: str, run_dir: str, seed: int | None = None, overrides: Options = None,
+    only: Sequence[str] | None = None, parameters: Options = None,
+) -> None:  # fmt: skip
     """Execute the chapters of the guide and write `summary.json` and `report.html`.
 
     `run_dir` is relative to the project, `overrides` are dotted profile keys, `only` two-digit chapter numbers (None:
-    all), `parameters` further notebook parameters by name.
-
-    Raises:
-        ConfigError: the profile or an override is wrong.
-        ChapterError: a chapter failed; its executed notebook up to the failure is kept in the run folder.
+    all), `parameters` further notebook parameters by name. ConfigError where the profile or an override is wrong,
+    ChapterError where a chapter failed: its executed notebook up to the failure is kept in the run folder.
     """
     quiet_libraries()
     profile, values = _values(profile_name, run_dir, seed, overrides, parameters)
@@ -85,10 +78,9 @@ def run_guide(
             check_parameters(chapter, values)
             if chapter_is_current(chapter, values, profile, folder, hash_of):
                 print(f"{position}: unchanged, skipped", flush=True)
-                continue
-            print(f"{position}: running", flush=True)
-            seconds = _run_chapter(chapter, values, profile, folder)
-            print(f"{position}: done in {seconds:.0f} s", flush=True)
+            else:
+                print(f"{position}: running", flush=True)
+                print(f"{position}: done in {_run_chapter(chapter, values, profile, folder):.0f} s", flush=True)
         write_summary(folder)
         _write_report(folder)
         print(f"Finished in {time.time() - started:.0f} s. Open {run_dir}/report.html", flush=True)
@@ -166,12 +158,10 @@ def _run_chapter(notebook: Path, values: Mapping[str, Any], profile: Profile, fo
     _execute(notebook, folder / "notebooks" / notebook.name, dict(values))
     if not record_file.is_file():
         raise ChapterError(f"{notebook.stem}: the last cell must call run.finish(); add it")
-    record = json.loads(record_file.read_text(encoding="utf-8"))
-    seconds = time.time() - started
+    record, seconds = json.loads(record_file.read_text(encoding="utf-8")), time.time() - started
     # Time of a fresh run: add the recorded time of the stages that were skipped.
     cost = round(seconds + record.pop("saved_seconds"), 1)
-    record |= {"key": key, "profile": profile.name, "wall_seconds": cost}
-    write_json(record_file, record)
+    write_json(record_file, {**record, "key": key, "profile": profile.name, "wall_seconds": cost})
     write_summary(folder)
     return seconds
 
@@ -182,8 +172,7 @@ def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
     from traitlets.config import Config
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    # No TCP port, which any local user could read; and a socket folder of its own, since two runs in one checkout
-    # would choose the same socket names.
+    # No TCP port, which any local user could read; sockets of its own, since two runs would choose the same names.
     with tempfile.TemporaryDirectory(prefix="rlhflow-") as sockets:
         private = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
         try:
@@ -193,11 +182,9 @@ def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
                 config=private, start_timeout=KERNEL_SECONDS,
             )  # fmt: skip
         except PapermillExecutionError as error:
-            message = " ".join(str(error.evalue).split())
-            raise ChapterError(
-                f"chapter {notebook.stem}, cell {error.exec_count}: {error.ename}: {message[:600]} "
-                f"(the notebook up to there: {stage.relative(output)})"
-            ) from None
+            what = f"{error.ename}: {' '.join(str(error.evalue).split())[:600]}"
+            kept = f"the notebook up to there: {stage.relative(output)}"
+            raise ChapterError(f"chapter {notebook.stem}, cell {error.exec_count}: {what} ({kept})") from None
 
 
 def _write_report(folder: Path) -> None:
@@ -385,9 +372,9 @@ def small_picture(encoded: str) -> str:
     from PIL import Image
 
     picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    buffer = io.BytesIO()
     # MAXCOVERAGE keeps rare colours: a single red bar must not turn orange.
     small = picture.quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
@@ -398,33 +385,28 @@ def publish_results(run_dir: str) -> None:
     if not last.is_file():
         raise RuntimeError(f"{run_dir} is not a finished run: run the guide first")
     profile = load_profile(json.loads(last.read_text(encoding="utf-8"))["profile"])
-    run, target, judge = (
-        Run(last.stem, profile, PROJECT / run_dir),
-        tables.RESULTS / profile.name,
-        profile.evaluation.judge,
-    )
+    run, judge = Run(last.stem, profile, PROJECT / run_dir), profile.evaluation.judge
     facts = {key: run["sft"].manifest[key] for key in ("python", "versions", "commit", "dirty", "device")}
     facts |= {"profile": profile.name, "judge": judge, "mixture": profile.data.main_mixture}
     summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+    target = tables.RESULTS / profile.name
     write_json(target / "summary.json", {"provenance": facts, "summary": summary})
     if judge == "gold":
         from rlhflow_utils.guide.figures import policies
 
-        found = [run[f"iter{k}_evaluation"].read_json("results.json") for k in tables.iterations(summary)]
-        offline = run["offline_dpo_evaluation"].read_json("results.json")["estimates"]["win_rate"]
-        rates = [result["estimates"]["win_rate"] for result in found]
-        figure = policies.win_rate_over_iterations(rates, judge, {"offline DPO": offline}, f"{run.caption} One seed.")
+        names = [*(f"iter{k}" for k in tables.iterations(summary)), "offline_dpo"]
+        found = [run[f"{name}_evaluation"].read_json("results.json")["estimates"]["win_rate"] for name in names]
+        others, caption = {"offline DPO": found.pop()}, f"{run.caption} One seed."
+        figure = policies.win_rate_over_iterations(found, judge, others, caption)
         figure.savefig(target / "win_rate.png", dpi=110)
         replace_block("results", readme_block(summary, facts))
 
 
 def readme_block(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """The README's results: the policies, then the judges."""
-    policies, judges = tables.policy_rows(summary, facts["judge"]), tables.judge_rows(summary, facts["mixture"])
-    minutes = summary["wall_seconds.total"] / 60
-    return (
-        f"{tables.markdown_table(policies)}\n\n{tables.markdown_table(judges)}\n\nThe run took {minutes:.1f} minutes.\n"
-    )
+    rows = (tables.policy_rows(summary, facts["judge"]), tables.judge_rows(summary, facts["mixture"]))
+    time_taken = f"The run took {summary['wall_seconds.total'] / 60:.1f} minutes.\n"
+    return "\n\n".join([*map(tables.markdown_table, rows), time_taken])
 
 
 def block_of(name: str) -> re.Pattern[str]:
