@@ -231,11 +231,8 @@ def pin() -> int:
 def run_data(name: str, out: str | None, overrides: Mapping[str, Any], published: str | None) -> Path:
     """Chapter 01 without a notebook: build a profile's preference data, print the funnel and Table 1.
 
-    Args:
-        name: profile.
-        out: run folder; None: ``runs/<profile>-data``. The stage is its folder `preference_data`, which is returned.
-        overrides: dotted profile keys -> values.
-        published: ``standard`` or ``700k`` to read the authors' published sets instead of the raw sources.
+    Returns the stage's folder in the run folder `out` (None: ``runs/<profile>-data``). `published`: see
+    `with_published_sets`; None reads the raw sources.
 
     Raises:
         ConfigError: the profile is wrong, or local rows are needed and `data.root` is not set.

@@ -78,8 +78,8 @@ def build_preference_data(
         _rows_of(pairs, frame, name).save_to_disk(into / name)
     sft = write_table(sft_rows(settings, root, _rows_of(pairs, frame, "sft"), held_out), SFT, work / "sft")
     tables = {
-        "pairs": frame[~frame.offline], "offline": frame[frame.offline], "prompts": prompts,
-        "evaluation_prompts": evaluation, "sft": sft.remove_columns("messages").to_pandas(),
+        "pairs": frame[~frame.offline], "offline": frame[frame.offline],
+        "sft": sft.remove_columns("messages").to_pandas(), "prompts": prompts, "evaluation_prompts": evaluation,
     }  # fmt: skip
     sft.remove_columns("fate").select(tables["sft"].index[tables["sft"].fate == "sft"]).save_to_disk(into / "sft")
     mixed = _write_mixtures(settings, pairs, frame, seed, into)

@@ -78,12 +78,9 @@ def funnel_rows(counts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def table1(pairs: pd.DataFrame, sources: Iterable[str], tokenizer: str | None) -> list[dict[str, Any]]:
-    """Table 1: one entry per source, over the pairs that pass the filters, held-out prompts included.
+    """Table 1: one entry per source, over the candidate pairs that pass the filters, held-out prompts included.
 
-    Args:
-        pairs: the table of candidate pairs.
-        sources: their names, in order.
-        tokenizer: name of the tokenizer whose tokens the lengths are in; None: they are in words.
+    Lengths are in tokens of the `tokenizer` of that name; where it is None, in words.
     """
     passed = pairs[~pairs.fate.str.startswith(DROPPED) | pairs.fate.str.endswith("_overlap")]
     rows = []
@@ -116,12 +113,10 @@ def side_by_side(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def explain_table1(rows: Sequence[Mapping[str, Any]], origin: str, differences: Mapping[str, str]) -> list[str]:
-    """Why ours differs from the paper: one line for the lengths, then one a source.
+    """Why `table1`'s rows differ from the paper: one line for the lengths, then one a source.
 
-    Args:
-        rows: what `table1` gave.
-        origin: ``world`` (simulated rows), ``files`` (local copies, perhaps slices) or ``hub``.
-        differences: source -> what is known about the paper's count (`data_cards/facts.yaml`).
+    `origin`: ``world`` (simulated rows), ``files`` (local copies, perhaps slices) or ``hub``. `differences`: source ->
+    what is known about the paper's count (`data_cards/facts.yaml`).
     """
     unit = f"tokens of {rows[0]['tokenizer']}" if rows[0]["tokenizer"] else rows[0]["unit"]
     lines = [f"Lengths: ours in {unit}; the paper's unit is not stated (presumably tokens of an unnamed tokenizer)."]
