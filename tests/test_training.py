@@ -98,9 +98,9 @@ def test_rows_over_the_limit_are_dropped_and_counted(model: Path) -> None:
 def test_accumulation_makes_the_global_batch_exact(model: Path, tmp_path: Path) -> None:
     job = make_job("sft", model, tmp_path, per_device_train_batch_size=2)
     job = job.model_copy(update={"training": job.training.model_copy(update={"global_batch_size": 128})})
-    assert trainer_config(job, processes=8).gradient_accumulation_steps == 8
+    assert trainer_config(job, {"num_processes": 8}).gradient_accumulation_steps == 8
     with pytest.raises(ValueError, match=r"global_batch_size 128 is not divisible by .* 2 x 3 processes"):
-        trainer_config(job, processes=3)
+        trainer_config(job, {"num_processes": 3})
 
 
 def test_idle_gpus_that_would_enlarge_the_batch_are_an_error(model: Path, tmp_path: Path) -> None:

@@ -26,9 +26,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     Nothing is ever unknown (all 256 bytes are in the vocabulary), every digit is a token of its own, and a word may
     merge with the space before it. The end-of-turn token is EOS; padding is a token of its own.
-
-    Raises:
-        ValueError: `vocab_size` leaves no room for the bytes and the special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -47,14 +44,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=END,
-        additional_special_tokens=list(ROLES),
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=END, chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=list(ROLES), clean_up_tokenization_spaces=False,
+    )  # fmt: skip
 
 
 def llama_config(architecture: Mapping[str, Any], vocab_size: int, **special_ids: int | None) -> LlamaConfig:
@@ -66,13 +58,7 @@ def llama_config(architecture: Mapping[str, Any], vocab_size: int, **special_ids
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, **architecture: Any) -> LlamaForCausalLM:
-    """A Llama with random float32 weights.
-
-    Args:
-        tokenizer: gives the vocabulary size and the ids of BOS, EOS and padding.
-        seed: seed of the weights; the global torch generator is left as it was.
-        architecture: fields of `LlamaConfig`.
-    """
+    """A Llama with random float32 weights drawn by `seed`, without touching torch's global random numbers."""
     import torch
     from transformers import LlamaForCausalLM
 

@@ -22,12 +22,16 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+import transformers
 import yaml
+from datasets import load_from_disk
+from peft import LoraConfig, PeftModel
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from rlhflow_utils.guide.run import end_with_parent, quiet_libraries, stream_command
 from rlhflow_utils.guide.settings import ModelSettings, Section, TrainingSettings
@@ -35,21 +39,28 @@ from rlhflow_utils.guide.stage import write_json
 from rlhflow_utils.models.chat import load_tokenizer
 from rlhflow_utils.models.forward import hub_arguments
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer, TrainingArguments
-
+CONFIGS: dict[str, Any] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
 # `accelerate launch`, but killed with its parent, so that it cannot write into a resumed run.
 LAUNCHER = (
     "from rlhflow_utils.guide.run import end_with_parent; end_with_parent(); "
     "from accelerate.commands.launch import main; main()"
 )
 COMPUTED = {  # fields of `trainer` that follow from other settings
-    "output_dir": "set RUN_DIR",
-    "seed": "set the profile's seed",
-    "data_seed": "set the profile's seed",
+    "output_dir": "set RUN_DIR", "seed": "set the profile's seed", "data_seed": "set the profile's seed",
     "gradient_accumulation_steps": "set global_batch_size beside trainer",
     "resume_from_checkpoint": "leave it out, a stage resumes from its own checkpoints",
-}
+}  # fmt: skip
+MOMENTUM = 0.95  # of Muon
+
+
+class TokenisedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """`DPOTrainer` on token ids: TRL's own would tokenise again, and the policy's own ids must be kept."""
+
+    def _prepare_dataset(self, dataset: Any, *arguments: Any, **keywords: Any) -> Any:
+        return dataset
+
+
+TRAINERS: dict[str, Any] = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": TokenisedDPOTrainer}
 
 
 class TrainingJob(Section):
@@ -68,13 +79,11 @@ class TrainingJob(Section):
 
 def run_training(job: TrainingJob, launch: Mapping[str, Any] | None) -> dict[str, Any]:
     """Train, in this process or in children, and return the training log (also `<output>/log.json`)."""
-    if launch is None:
-        return train(job)
-    job_file = Path(job.output) / "job.json"
-    write_json(job_file, job.model_dump(by_alias=True, mode="json"))
-    stream_command(launch_command(job_file, launch))
-    log: dict[str, Any] = json.loads((Path(job.output) / "log.json").read_text(encoding="utf-8"))
-    return log
+    if launch is not None:
+        job_file = Path(job.output) / "job.json"
+        write_json(job_file, job.model_dump(mode="json"))
+        stream_command(launch_command(job_file, launch))
+    return train(job)  # after children: reads their log
 
 
 def launch_command(job_file: Path, launch: Mapping[str, Any]) -> list[str]:
@@ -85,7 +94,6 @@ def launch_command(job_file: Path, launch: Mapping[str, Any]) -> list[str]:
             probe.bind(("127.0.0.1", 0))
             config["main_process_port"] = int(probe.getsockname()[1])
     file = job_file.with_name("launch.yaml")
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     command = [sys.executable, "-c", LAUNCHER, "--config_file", str(file)]
     return [*command, "-m", "rlhflow_utils.training.trainers", str(job_file)]
@@ -99,12 +107,17 @@ def train(job: TrainingJob) -> dict[str, Any]:
     """
     log_file, checkpoints = Path(job.output) / "log.json", Path(job.output) / "checkpoints"
     if log_file.exists():
-        finished: dict[str, Any] = json.loads(log_file.read_text(encoding="utf-8"))
-        return finished
-    trainer = build_trainer(job)
-    started = time.time()
+        return dict(json.loads(log_file.read_text(encoding="utf-8")))
+    trainer, started = build_trainer(job), time.time()
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    log = training_log(trainer, time.time() - started)
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]  # one entry a step, as TRL logged it
+    log = {
+        "history": history,
+        "steps": trainer.state.global_step,
+        "tokens": max((int(entry.get("num_tokens", 0)) for entry in history), default=0),
+        "seconds": round(time.time() - started, 1),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+    }
     save_model(trainer, job)
     if trainer.is_world_process_zero():
         write_json(log_file, log)
@@ -112,22 +125,8 @@ def train(job: TrainingJob) -> dict[str, Any]:
     return log
 
 
-def training_log(trainer: Trainer, seconds: float) -> dict[str, Any]:
-    """Loss curve and cost: one entry a step, as TRL logged it."""
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {
-        "history": history,
-        "steps": trainer.state.global_step,
-        "tokens": max((int(entry.get("num_tokens", 0)) for entry in history), default=0),
-        "seconds": round(seconds, 1),
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-    }
-
-
 def last_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint. One cut off while it was written is removed: its state file comes last."""
-    from transformers.trainer_utils import get_last_checkpoint
-
     while folder.is_dir() and (newest := get_last_checkpoint(str(folder))):
         try:
             json.loads((Path(newest) / "trainer_state.json").read_text(encoding="utf-8"))
@@ -137,98 +136,59 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def build_trainer(job: TrainingJob) -> Trainer:
-    """The TRL trainer of a job: model, reference, arguments, tokenised rows.
-
-    Raises:
-        ValueError: DPO without a reference, or a global batch that this machine would change.
-    """
-    from datasets import load_from_disk
-    from transformers import PrinterCallback, set_seed
-
-    set_seed(job.seed)  # before the model: the score head of a fresh RM is random
+def build_trainer(job: TrainingJob) -> transformers.Trainer:
+    """The TRL trainer of a job. ValueError: DPO without a reference, or a batch that this machine would change."""
+    transformers.set_seed(job.seed)  # before the model: the score head of a fresh RM is random
     arguments = trainer_config(job)
     check_global_batch(arguments, job.training)
-    keywords: dict[str, Any] = {
-        "model": load_model(job.model, job),
-        "args": arguments,
-        "train_dataset": load_from_disk(job.dataset),
-        "processing_class": load_tokenizer(job.model, job.model_settings),
-        "peft_config": lora_config(job),
-    }
+    model, more = load_model(job.model, job), {}
     if job.kind == "dpo":
         if job.ref_model is None:
             raise ValueError("DPO needs an explicit reference model (π₀): TRL would take the policy's own start")
-        keywords["ref_model"] = load_model(job.ref_model, job)
+        more["ref_model"] = load_model(job.ref_model, job)
     if job.muon_learning_rate is not None:
-        betas = (arguments.adam_beta1, arguments.adam_beta2)
-        muon = Muon(keywords["model"], job.muon_learning_rate, arguments.learning_rate, betas, arguments.weight_decay)
-        keywords["optimizers"] = (muon, None)
-    trainer: Trainer = _trainer_class(job.kind)(**keywords, callbacks=[StepLines()])
-    trainer.remove_callback(PrinterCallback)
+        adamw = {"lr": arguments.learning_rate, "betas": (arguments.adam_beta1, arguments.adam_beta2)}
+        muon = Muon(model, job.muon_learning_rate, **adamw, weight_decay=arguments.weight_decay)
+        more["optimizers"] = (muon, None)
+    trainer: transformers.Trainer = TRAINERS[job.kind](
+        model, args=arguments, train_dataset=load_from_disk(job.dataset), peft_config=lora_config(job),
+        processing_class=load_tokenizer(job.model, job.model_settings), callbacks=[StepLines()], **more,
+    )  # fmt: skip
+    trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
-def _trainer_class(kind: str) -> Any:
-    from trl import DPOTrainer, RewardTrainer, SFTTrainer
-
-    class TokenisedDPOTrainer(DPOTrainer):  # type: ignore[misc]
-        """`DPOTrainer` on token ids: TRL's own would tokenise again, and the policy's own ids must be kept."""
-
-        def _prepare_dataset(self, dataset: Any, *arguments: Any, **keywords: Any) -> Any:
-            return dataset
-
-    return {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": TokenisedDPOTrainer}[kind]
-
-
-def trainer_config(job: TrainingJob, processes: int | None = None) -> TrainingArguments:
+def trainer_config(job: TrainingJob, launch: Mapping[str, Any] | None = None) -> transformers.TrainingArguments:
     """TRL's arguments of a job: the few values that the guide must set, and `trainer` of the profile over them.
 
-    Args:
-        job: the run.
-        processes: how many share the global batch; None: as many as run now.
-
-    Raises:
-        ValueError: `trainer` sets what the guide computes, or the global batch cannot be divided.
+    The processes of `launch` share the global batch (None: as many as run now). ValueError: it cannot be divided among
+    them, or `trainer` sets what the guide computes.
     """
-    given, cuda = job.training.trainer, torch.cuda.is_available()
-    for name, instead in COMPUTED.items():
-        if name in given:
-            raise ValueError(f"trainer.{name} is computed by the guide; {instead}")
-    config = config_class(job.kind)
+    given, whole, cuda = job.training.trainer, job.training.global_batch_size, torch.cuda.is_available()
+    for name in given.keys() & COMPUTED.keys():
+        raise ValueError(f"trainer.{name} is computed by the guide; {COMPUTED[name]}")
+    config = CONFIGS[job.kind]
     device_batch = given.get("per_device_train_batch_size", config.per_device_train_batch_size)
-    together = device_batch * (processes or int(os.environ.get("WORLD_SIZE", "1")))  # set by accelerate launch
-    if job.training.global_batch_size % together:
+    running = os.environ.get("WORLD_SIZE", "1")  # set by accelerate launch
+    processes = max(1, int((launch or {}).get("num_processes", running)))
+    if whole % (device_batch * processes):
         raise ValueError(
-            f"global_batch_size {job.training.global_batch_size} is not divisible by per_device_train_batch_size "
-            f"{device_batch} x {together // device_batch} processes; change one of them"
+            f"global_batch_size {whole} is not divisible by per_device_train_batch_size {device_batch} x {processes} "
+            "processes; change one of them"
         )
     ours = {
-        "output_dir": str(Path(job.output) / "checkpoints"),
-        "seed": job.seed,
-        "data_seed": job.seed,
-        "gradient_accumulation_steps": job.training.global_batch_size // together,
+        "output_dir": str(Path(job.output) / "checkpoints"), "seed": job.seed, "data_seed": job.seed,
+        "gradient_accumulation_steps": whole // (device_batch * processes),
         "bf16": job.model_settings.dtype == "bfloat16",
         "use_cpu": not cuda,  # transformers refuses bf16 without a GPU unless the CPU is asked for
-        "dataloader_pin_memory": cuda,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_total_limit": 2,
+        "dataloader_pin_memory": cuda, "report_to": "none", "disable_tqdm": True, "logging_steps": 1,
+        "save_strategy": "steps", "save_total_limit": 2,
         "remove_unused_columns": False,  # the collators pick their fields
-    }
+    }  # fmt: skip
     return config(**{**ours, **given})
 
 
-def config_class(kind: str) -> Any:
-    """TRL's class of arguments for a kind of training."""
-    from trl import DPOConfig, RewardConfig, SFTConfig
-
-    return {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}[kind]
-
-
-def check_global_batch(arguments: TrainingArguments, training: TrainingSettings) -> None:
+def check_global_batch(arguments: transformers.TrainingArguments, training: TrainingSettings) -> None:
     """Raise ValueError where transformers would train on another batch, as it does with idle GPUs in one process."""
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     if batch != training.global_batch_size:
@@ -238,7 +198,7 @@ def check_global_batch(arguments: TrainingArguments, training: TrainingSettings)
         )
 
 
-class StepLines(TrainerCallback):
+class StepLines(transformers.TrainerCallback):
     """Progress as a few plain lines, which a committed notebook shows as they were."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
@@ -252,18 +212,16 @@ class StepLines(TrainerCallback):
             print(f"  step {step:5d}/{last}  loss {float(logs['loss']):.4f}  {seconds:5.0f} s", flush=True)
 
 
-def load_model(path: str, job: TrainingJob, quantise: bool = True) -> PreTrainedModel:
+def load_model(path: str, job: TrainingJob, quantise: bool = True) -> transformers.PreTrainedModel:
     """A causal LM, or for a reward model a sequence classifier with one output (its head fresh or loaded)."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
-
     keywords = hub_arguments(path, job.model_settings)
     keywords |= {"dtype": torch.float32, "attn_implementation": job.model_settings.attn_implementation}
     if quantise and job.training.quantization:
-        keywords["quantization_config"] = BitsAndBytesConfig(**job.training.quantization)
+        keywords["quantization_config"] = transformers.BitsAndBytesConfig(**job.training.quantization)
+    auto = transformers.AutoModelForCausalLM
     if job.kind == "reward":
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **keywords)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(path, **keywords)
+        auto, keywords["num_labels"] = transformers.AutoModelForSequenceClassification, 1
+    model = auto.from_pretrained(path, **keywords)
     model.config.pad_token_id = load_tokenizer(path, job.model_settings).pad_token_id
     return model
 
@@ -272,49 +230,30 @@ def lora_config(job: TrainingJob) -> Any:
     """The peft configuration of a job, or None where all weights are trained."""
     if job.training.peft is None:
         return None
-    from peft import LoraConfig
-
-    # The score head of a reward model is new: an adapter alone would leave it random.
-    ours = (
-        {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if job.kind == "reward" else {"task_type": "CAUSAL_LM"}
-    )
+    ours: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    if job.kind == "reward":  # its score head is new: an adapter alone would leave it random
+        ours = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     return LoraConfig(**{**ours, **job.training.peft})
 
 
-def save_model(trainer: Trainer, job: TrainingJob) -> None:
+def save_model(trainer: transformers.Trainer, job: TrainingJob) -> None:
     """Write `<output>/model`; an adapter is merged first, so that a model is always a plain folder."""
-    target = Path(job.output) / "model"
+    target, adapter = Path(job.output) / "model", Path(job.output) / "adapter"
     if job.training.peft is None:
-        trainer.save_model(str(target))
+        trainer.save_model(str(target))  # with the tokenizer; by all processes together
     elif trainer.is_world_process_zero():
-        _merged_model(trainer, job).save_pretrained(target)
-    if trainer.is_world_process_zero():
+        adapted = trainer.accelerator.unwrap_model(trainer.model)
+        if job.training.quantization:
+            # Rounding to 4 bit again would lose the update: merge into the weights as they were before quantisation.
+            adapted.save_pretrained(adapter)
+            adapted = PeftModel.from_pretrained(load_model(job.model, job, quantise=False), adapter)
+        adapted.merge_and_unload().save_pretrained(target)
         trainer.processing_class.save_pretrained(target)
 
 
-def _merged_model(trainer: Trainer, job: TrainingJob) -> PreTrainedModel:
-    adapted = trainer.accelerator.unwrap_model(trainer.model)
-    if job.training.quantization:
-        from peft import PeftModel
-
-        # Rounding to 4 bit again would lose the update: merge into the weights as they were before quantisation.
-        adapter = Path(job.output) / "adapter"
-        adapted.save_pretrained(adapter)
-        adapted = PeftModel.from_pretrained(load_model(job.model, job, quantise=False), adapter)
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
-
-
-MOMENTUM = 0.95
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration, as in torch.optim.Muon
-
-
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring all singular values near 1 (between about 0.7 and 1.2); shape (n, rows, columns).
-
-    torch.optim.Muon does the same in bfloat16, which is slow on a CPU.
-    """
-    a, b, c = COEFFICIENTS
+    """Bring all singular values of [n, rows, columns] near 1: torch.optim.Muon's iteration, in float32 for the CPU."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # of the quintic Newton-Schulz iteration
     tall = matrices.size(-2) > matrices.size(-1)
     x: Tensor = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -327,43 +266,35 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Muon for the hidden matrices and AdamW for embeddings, norms and heads, as one optimiser with one schedule."""
 
-    def __init__(
-        self, model: torch.nn.Module, muon_lr: float, lr: float, betas: tuple[float, float], weight_decay: float
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, muon_lr: float, **adamw: Any) -> None:
         """Split a model's parameters: `embed`, `lm_head` and `score` in a name mean AdamW; norms are not decayed."""
         groups: list[dict[str, Any]] = [{"lr": muon_lr}, {}, {"weight_decay": 0.0}]
         hidden, tables, vectors = (group.setdefault("params", []) for group in groups)
         for name, parameter in model.named_parameters():
             outer = any(part in name for part in ("embed", "lm_head", "score"))
             (vectors if parameter.ndim < 2 else tables if outer else hidden).append(parameter)
-        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay)
+        super().__init__(groups, **adamw)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient."""
-        hidden, *others = self.param_groups
-        self.param_groups = others
-        try:
-            super().step(closure)
-        finally:
-            self.param_groups = [hidden, *others]
+        hidden = self.param_groups[0]
+        gradients = {parameter: parameter.grad for parameter in hidden["params"] if parameter.grad is not None}
+        for parameter in gradients:
+            parameter.grad = None  # AdamW's step leaves out what has no gradient
+        super().step(closure)
         same_shape = defaultdict(list)
-        for parameter in hidden["params"]:
-            if parameter.grad is not None:
-                same_shape[tuple(parameter.shape)].append(parameter)
-        for (rows, columns), group in same_shape.items():
-            updates = orthogonalise(torch.stack([self._nesterov(parameter) for parameter in group]))
+        for parameter, gradient in gradients.items():
+            parameter.grad, state = gradient, self.state[parameter]
+            if not state:  # AdamW's loading looks for a step in every state
+                state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(parameter))
+            state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+            same_shape[tuple(parameter.shape)].append((parameter, gradient.lerp(state["momentum"], MOMENTUM)))
+        for (rows, columns), pairs in same_shape.items():
             scale = hidden["lr"] * max(1.0, rows / columns) ** 0.5
-            for parameter, update in zip(group, updates, strict=True):
+            updates = orthogonalise(torch.stack([update for _, update in pairs]))
+            for (parameter, _), update in zip(pairs, updates, strict=True):
                 parameter.mul_(1 - hidden["lr"] * hidden["weight_decay"]).add_(update, alpha=-scale)
-
-    def _nesterov(self, parameter: Tensor) -> Tensor:
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if not state:  # AdamW's loading looks for a step in every state
-            state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(parameter))
-        state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-        return parameter.grad.lerp(state["momentum"], MOMENTUM)
 
 
 if __name__ == "__main__":
