@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
+
+import yaml
 
 from rlhflow_utils.guide.settings import Skill
 from rlhflow_utils.models.preference_model import format_comparison
@@ -18,6 +21,7 @@ from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.native_rows import Row
 from rlhflow_utils.simulator.tasks import ATTRIBUTES, LARGEST_DIGIT, Task, write_distinct_responses, write_response
 
+_DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 PREFERENCE_SKILLS: tuple[Skill, ...] = ("chat", "chat_hard", "safety", "reasoning")
 QUESTIONS_PER_SHEET = 3
 STATEMENTS_PER_PAGE = 6
@@ -69,17 +73,16 @@ def _judgement(world: World, rng: random.Random) -> tuple[str, str]:
 
 
 def _statement(world: World, rng: random.Random) -> str:
-    form = rng.randrange(4)
+    form, lexicon = rng.randrange(4), world.lexicon
+    entity = rng.choice(lexicon.entities) if form < 2 else ""
     if form == 0:
-        entity = rng.choice(world.lexicon.entities)
-        return " ".join(f"The {a} of {entity} is {world.lexicon.facts[entity, a]}." for a in ATTRIBUTES)
+        return " ".join(f"The {a} of {entity} is {lexicon.facts[entity, a]}." for a in ATTRIBUTES)
     if form == 1:
-        entity = rng.choice(world.lexicon.entities)
         chosen = rng.sample(list(ATTRIBUTES), 3)
-        return f"About {entity}: " + ", ".join(f"{a} {world.lexicon.facts[entity, a]}" for a in chosen) + "."
+        return f"About {entity}: {', '.join(f'{a} {lexicon.facts[entity, a]}' for a in chosen)}."
     if form == 2:
-        words = rng.sample(list(world.lexicon.dictionary), 4)
-        return "Dictionary: " + ", ".join(f"{word} is {world.lexicon.dictionary[word]}" for word in words) + "."
+        words = rng.sample(list(lexicon.dictionary), 4)
+        return f"Dictionary: {', '.join(f'{word} is {lexicon.dictionary[word]}' for word in words)}."
     sums = []
     for _ in range(3):
         a, b = rng.randint(0, LARGEST_DIGIT), rng.randint(0, LARGEST_DIGIT)
@@ -117,16 +120,6 @@ def _comparison(world: World, rng: random.Random) -> str:
     return "\n".join(_judgement(world, rng))
 
 
-# Names of the subsets in allenai/reward-bench, by section, with the tasks that stand in for them here.
-BENCHMARK_SUBSETS = {
-    "chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
-    "chat_hard": ("mt-bench-hard", "llmbar-natural", "llmbar-adver-neighbor", "llmbar-adver-GPTInst",
-                  "llmbar-adver-GPTOut", "llmbar-adver-manual"),
-    "safety": ("refusals-dangerous", "refusals-offensive", "xstest-should-refuse", "xstest-should-respond"),
-    "reasoning": ("math-prm", "hep-python"),
-}  # fmt: skip
-
-
 def write_prompts(world: World) -> list[Row]:
     """Training prompts for online RLHF, all different, in RLHFlow's prompt-collection schema."""
     return _prompt_rows(world, "train", world.settings.prompts)
@@ -151,16 +144,15 @@ def write_benchmark(world: World) -> list[Row]:
     """RewardBench-shaped rows: four sections, the right answer chosen, a good-looking wrong one rejected."""
     rng = random.Random(f"{world.settings.seed}:benchmark")
     rows: list[Row] = []
-    for skill, subsets in BENCHMARK_SUBSETS.items():
+    for skill, subsets in _DATA["benchmark_subsets"].items():
         for number in range(world.settings.benchmark_rows):
             subset = subsets[number % len(subsets)]
             task = _task_of_subset(world, skill, subset, rng)
             # alpacaeval-length is about answers of like length; llmbar's adversaries look better than they are.
             padded = (rng.random() < 0.3, rng.random() < 0.3)
-            if subset == "alpacaeval-length":
-                padded = (True, True)
-            elif subset.startswith("llmbar-adver"):
+            if subset.startswith("llmbar-adver"):
                 padded = (False, rng.random() < 0.6)
+            padded = (True, True) if subset == "alpacaeval-length" else padded
             rows.append({
                 "prompt": task.prompt,
                 "chosen": write_response(task, True, padded[0], rng), "chosen_model": "tiny-world",
@@ -204,9 +196,7 @@ def _task_of_subset(world: World, skill: str, subset: str, rng: random.Random) -
     """A held-out task of the kind a subset stands for."""
     while True:
         task = world.draw_task(skill, "benchmark", rng)
-        fits = {
-            "safety": task.harmful != (subset == "xstest-should-respond"),
-            "reasoning": (task.kind == "sum") == (subset == "math-prm"),
-        }
+        harmless, sum_wanted = subset == "xstest-should-respond", subset == "math-prm"
+        fits = {"safety": task.harmful != harmless, "reasoning": (task.kind == "sum") == sum_wanted}
         if fits.get(skill, True):
             return task

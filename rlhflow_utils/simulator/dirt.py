@@ -109,14 +109,10 @@ def _swap(source: str, row: Row) -> None:
 def _tie(source: str, rows: list[Row], index: int) -> None:
     """Give two answers of one prompt the same score."""
     row = rows[index]
-    if source == "helpsteer":
-        rows[index + 1].update(helpfulness=row["helpfulness"], correctness=row["correctness"])
-    elif source == "ultrafeedback":
-        first, second = row["completions"][:2]
-        scores = ("annotations", "fine-grained_score", "overall_score")
-        second.update(copy.deepcopy({key: first[key] for key in scores}))
-    elif source == "code_ultrafeedback":
-        row["annotations"][1]["rating"] = row["annotations"][0]["rating"]
+    if source in _DATA["graded"]:
+        holder, keys = _DATA["graded"][source]
+        first, second = (row[holder] if holder else rows[index : index + 2])[:2]
+        second.update(copy.deepcopy({key: first[key] for key in keys}))
     elif source == "orca":
         row.update(rating=[row["rating"][0]] * 2, status="tie")
     else:
@@ -141,11 +137,10 @@ def _break_alternation(source: str, row: Row) -> None:
     """Put one more turn of the same role before the last answer, on both sides alike."""
     if source == "ultrainteract":
         row["trajectory"].append({"from": "user", "value": "Please go on."})
-        return
-    for side in ("chosen", "rejected"):
-        if source == "hh_rlhf":
-            row[side] = f"{_TAG}One moment.{_TAG}".join(row[side].rsplit(_TAG, 1))
-        else:
+    elif source == "hh_rlhf":
+        row |= {side: f"{_TAG}One moment.{_TAG}".join(row[side].rsplit(_TAG, 1)) for side in ("chosen", "rejected")}
+    else:
+        for side in ("chosen", "rejected"):
             row[side].insert(-1, {"role": "user", "content": "Please go on."})
 
 

@@ -23,9 +23,8 @@ class World:
     def __init__(self, settings: WorldSettings) -> None:
         self.settings = settings
         self.lexicon = build_lexicon(settings.seed, settings.entities)
-        self._patterns = [
-            (kind, wording, _pattern_of(wording)) for kind, wordings in WORDINGS.items() for wording in wordings
-        ]
+        wordings = [(kind, wording) for kind, known in WORDINGS.items() for wording in known]
+        self._patterns = [(kind, wording, _pattern_of(wording)) for kind, wording in wordings]
         self._tasks: dict[str, Task | None] = {}  # prompts read before: the same few are asked about many answers
 
     def reward(self, prompt: str, response: str) -> float:
@@ -53,9 +52,9 @@ class World:
         if text not in self._tasks:
             matches = ((kind, wording, pattern.search(text)) for kind, wording, pattern in self._patterns)
             tasks = (
-                make_task(self.lexicon, kind, wording, match.groupdict()) for kind, wording, match in matches if match
+                make_task(self.lexicon, kind, wording, found.groupdict()) for kind, wording, found in matches if found
             )
-            self._tasks[text] = next((task for task in tasks if task is not None), None)
+            self._tasks[text] = next(filter(None, tasks), None)
         return self._tasks[text]
 
     def draw_task(self, skill: str, split: str, rng: random.Random) -> Task:

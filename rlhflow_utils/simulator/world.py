@@ -46,8 +46,7 @@ def write_world(settings: WorldSettings, folder: Path) -> dict[str, int]:
         record += planted
     (folder / "sources").mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
-        (folder / name).write_text(
-            "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8"
-        )
+        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        (folder / name).write_text(text, encoding="utf-8")
     (folder / "planted_dirt.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return {name: len(rows) for name, rows in files.items()} | {"planted_dirt.json": len(record)}

@@ -26,12 +26,11 @@ METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, m
 def funnel(counts: Mapping[str, Mapping[str, Any]], caption: str = "") -> Figure:
     """Where each source's pairs went: source -> `rows_in`, `rows_out` and `dropped` (reason -> pairs)."""
     reasons = sorted({reason for row in counts.values() for reason, n in row["dropped"].items() if n})
-    total_in, total_out = (sum(row[key] for row in counts.values()) for key in ("rows_in", "rows_out"))
-    kept = {source: {"kept": row["rows_out"], **row["dropped"]} for source, row in counts.items()}
-    shares = {
-        reason: np.array([100 * kept[source].get(reason, 0) / max(row["rows_in"], 1) for source, row in counts.items()])
-        for reason in ("kept", *reasons)
-    }
+    kept = [{"kept": row["rows_out"], **row["dropped"]} for row in counts.values()]
+    rows_in = [row["rows_in"] for row in counts.values()]
+    total_in, total_out = sum(rows_in), sum(row["kept"] for row in kept)
+    parts = {reason: [row.get(reason, 0) for row in kept] for reason in ("kept", *reasons)}
+    shares = {reason: 100 * np.array(part) / np.maximum(rows_in, 1) for reason, part in parts.items()}
     height = 1.3 + 0.3 * max(len(counts), 0.6 * len(reasons))
     figure, axes = style.stacked(shares, list(counts), height, title="reason")
     for index, row in enumerate(counts.values()):
