@@ -211,7 +211,7 @@ def pin() -> int:
     published = [hub_id for fact in load_facts()["published"].values() for hub_id in fact["sets"]]
     published += standard_sets().values()
     models = {name for each in profiles for name in (each.model.base, each.model.reward_base) if name}
-    kinds = dict.fromkeys([*hub_ids(profiles), *published], "dataset")
+    kinds = dict.fromkeys([*published, *(name for each in profiles for name in hub_ids(each))], "dataset")
     kinds |= {name: "model" for name in models if name.count("/") == 1 and not (PROJECT / name).is_dir()}
     found = {}
     for name, kind in sorted(kinds.items()):

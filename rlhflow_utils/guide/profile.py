@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from rlhflow_utils.guide.settings import Profile as Profile
 from rlhflow_utils.guide.stage import PROJECT
@@ -77,18 +77,17 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
 
 def validate(raw: Raw, origin: str) -> Profile:
     """Turn a raw mapping into a `Profile`, with the pinned revisions in it; `origin` names it in errors."""
+    pinned = read_revisions()
+    for source in hub_sources(raw):
+        source["revision"] = pinned.get(source["hub_id"])
+    if isinstance(model := raw.get("model"), dict):
+        model["revisions"] = {
+            each: pinned[each] for each in (model.get("base"), model.get("reward_base")) if each in pinned
+        }
     try:
-        profile = Profile.model_validate(raw)
+        return Profile.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{origin}: " + "; ".join(_explain(item) for item in error.errors())) from error
-    pinned = read_revisions()
-    models = {each: pinned[each] for each in (profile.model.base, profile.model.reward_base) if each in pinned}
-    return profile.model_copy(
-        update={
-            **{section: _with_revisions(value, pinned) for section, value in profile},
-            "model": profile.model.model_copy(update={"revisions": models}),
-        }
-    )
 
 
 def variant(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
@@ -104,16 +103,17 @@ def read_revisions() -> dict[str, str]:
     return (yaml.safe_load(REVISIONS.read_text(encoding="utf-8")) or {}) if REVISIONS.is_file() else {}
 
 
-def hub_ids(value: Any) -> Iterator[str]:
-    """Ids of all dataset repositories that a section, or anything in it, names."""
-    if isinstance(value, BaseModel):
-        if getattr(value, "hub_id", None):
-            yield value.hub_id  # type: ignore[attr-defined]
-        for _, each in value:
-            yield from hub_ids(each)
-    elif isinstance(value, (list, tuple, dict)):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from hub_ids(each)
+def hub_sources(raw: Any) -> Iterator[Raw]:
+    """Every mapping in a raw profile that names a dataset on the hub (`hub_id`)."""
+    if isinstance(raw, dict) and raw.get("hub_id"):
+        yield raw
+    for each in raw.values() if isinstance(raw, dict) else raw if isinstance(raw, list) else ():
+        yield from hub_sources(each)
+
+
+def hub_ids(profile: Profile) -> set[str]:
+    """Ids of all dataset repositories that a profile names."""
+    return {source["hub_id"] for source in hub_sources(profile.model_dump(by_alias=True))}
 
 
 def set_dotted(raw: Raw, key: str, value: Any, origin: str = "profile") -> None:
@@ -167,14 +167,6 @@ def nearest(name: str, known: Any) -> str:
     """``; did you mean …?`` for a mistyped name, or nothing."""
     close = difflib.get_close_matches(name, [str(each) for each in known], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _with_revisions(value: Any, pinned: Mapping[str, str]) -> Any:
-    if isinstance(value, BaseModel):
-        if getattr(value, "hub_id", None) in pinned:
-            return value.model_copy(update={"revision": pinned[value.hub_id]})  # type: ignore[attr-defined]
-        return value.model_copy(update={name: _with_revisions(each, pinned) for name, each in value})
-    return [_with_revisions(each, pinned) for each in value] if isinstance(value, list) else value
 
 
 def _explain(item: Any) -> str:

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -110,15 +110,16 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         target = Path(bound.arguments["into"])
-        arguments = {name: describe(value) for name, value in bound.arguments.items() if name not in NOT_IN_KEY}
+        named: dict[str, list[Artifact | Path]] = {name: [] for name in bound.arguments if name not in NOT_IN_KEY}
+        arguments = {name: describe(bound.arguments[name], found) for name, found in named.items()}
         name = f"{function.__module__}.{function.__qualname__}"
         key = hash_value([name, hash_code(function.__module__), arguments])
         if target.name == BY_KEY:
             target = target.with_name(f"{function.__name__}-{key}")
-        found = read_artifact(target)
-        if found and found.key == key:
+        finished = read_artifact(target)
+        if finished and finished.key == key:
             print(f"{STAGE_LINE}{target.name}: unchanged, skipped", flush=True)
-            return found
+            return finished
         partial = _partial_folder(target, key)
         if not read_artifact(partial):  # killed between finishing and publishing: only the publishing is left
             print(f"{STAGE_LINE}{target.name}: running{' (resuming)' if partial.exists() else ''}", flush=True)
@@ -129,7 +130,8 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
             wall = round(time.time() - started, 1)
             manifest = {
                 "function": name, "key": key, "arguments": arguments,
-                "inputs": _inputs(bound.arguments), "files": _files(bound.arguments),
+                "inputs": {each: names for each, found in named.items() if (names := _artifact_names(found))},
+                "files": {relative(each): hash_path(each) for each in sum(named.values(), []) if isinstance(each, Path)},
                 "rows": {table: {**vars(rows), "dropped": dict(rows.dropped)} for table, rows in summary.rows.items()},
                 "metrics": dict(summary.metrics), "started": started, "wall_seconds": wall, **provenance(),
             }  # fmt: skip
@@ -139,6 +141,10 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
         return Artifact(target, json.loads((target / "manifest.json").read_text(encoding="utf-8")))
 
     return call
+
+
+def _artifact_names(found: list[Artifact | Path]) -> list[str]:
+    return [each.path.name for each in found if isinstance(each, Artifact)]
 
 
 def read_artifact(folder: Path) -> Artifact | None:
@@ -168,29 +174,27 @@ def relative(path: Path) -> str:
 # --- keys ---------------------------------------------------------------------------------------------------------
 
 
-def describe(value: Any) -> Any:
+def describe(value: Any, named: list[Artifact | Path] | None = None) -> Any:
     """An argument as it enters the key: JSON that changes if and only if the argument means something else.
 
-    Raises:
-        TypeError: a value that has no such form, for example an open file or a function.
+    Artifacts and paths inside it are appended to `named`. A value without such a form, for example a function, is a
+    TypeError.
     """
-    if isinstance(value, Artifact):
-        return {"artifact": value.key}
+    if isinstance(value, Artifact | Path):
+        if named is not None:
+            named.append(value)
+        return {"artifact": value.key} if isinstance(value, Artifact) else {"content": hash_path(value)}
     if isinstance(value, BaseModel):
         return value.model_dump(by_alias=True, mode="json")
-    if isinstance(value, Path):
-        return {"content": hash_path(value)}
     if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: describe(getattr(value, each.name)) for each in fields(value)}
+        return {each.name: describe(getattr(value, each.name), named) for each in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [describe(item) for item in value]
-    if value is None or isinstance(value, (str, int, float)):
+        return {str(key): describe(item, named) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item, named) for item in value]
+    if value is None or isinstance(value, str | int | float):
         return value
-    raise TypeError(
-        f"a stage cannot depend on a {type(value).__name__}: pass settings, artifacts, paths or plain values"
-    )
+    raise TypeError(f"a stage cannot depend on a {type(value).__name__}: pass settings, artifacts, paths or values")
 
 
 def hash_value(value: Any) -> str:
@@ -296,37 +300,6 @@ def provenance() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     result = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else None
-
-
-def _leaves(value: Any) -> list[Any]:
-    """Artifacts and paths inside an argument."""
-    if isinstance(value, (Artifact, Path)):
-        return [value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [leaf for each in fields(value) for leaf in _leaves(getattr(value, each.name))]
-    items: Sequence[Any] = list(value.values()) if isinstance(value, Mapping) else value
-    return [leaf for item in items for leaf in _leaves(item)] if isinstance(items, (list, tuple)) else []
-
-
-def _inputs(arguments: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Argument -> names of the artifacts in it."""
-    found = {
-        name: [leaf.path.name for leaf in _leaves(value) if isinstance(leaf, Artifact)]
-        for name, value in arguments.items()
-    }
-    return {name: artifacts for name, artifacts in found.items() if artifacts}
-
-
-def _files(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Files and folders from outside the run, with the hashes of their content."""
-    paths = {
-        leaf
-        for name, value in arguments.items()
-        if name not in NOT_IN_KEY
-        for leaf in _leaves(value)
-        if isinstance(leaf, Path)
-    }
-    return {relative(path): hash_path(path) for path in sorted(paths)}
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------
