@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache, wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -131,7 +132,7 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
             manifest = {
                 "function": name, "key": key, "arguments": arguments,
                 "inputs": {each: names for each, found in named.items() if (names := _artifact_names(found))},
-                "files": {relative(each): hash_path(each) for each in sum(named.values(), []) if isinstance(each, Path)},
+                "files": {relative(each): hash_path(each) for each in chain(*named.values()) if isinstance(each, Path)},
                 "rows": {table: {**vars(rows), "dropped": dict(rows.dropped)} for table, rows in summary.rows.items()},
                 "metrics": dict(summary.metrics), "started": started, "wall_seconds": wall, **provenance(),
             }  # fmt: skip
