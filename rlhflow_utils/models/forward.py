@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, write_json
@@ -59,20 +60,16 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
+            batches.append([])
+        batches[-1].append(index)
     return batches
 
 
 def in_batches(
-    model: PreTrainedModel,
-    sequences: Sequence[TokenIds],
-    batch_tokens: int,
-    forward: Callable[[list[TokenIds]], torch.Tensor],
-    what: str,
-) -> list[Any]:
+    model: PreTrainedModel, sequences: Sequence[TokenIds], batch_tokens: int,
+    forward: Callable[[list[TokenIds]], torch.Tensor], what: str,
+) -> list[Any]:  # fmt: skip
     """`forward` of every sequence, one row of a tensor each, in batches of similar length; errors call it `what`."""
     import torch
 
@@ -134,8 +131,5 @@ def reward_rows(
             write_json(file, compute(list(rows.select(range(start, min(start + ROWS_PER_SHARD, len(rows)))))))
         rewards += json.loads(file.read_text(encoding="utf-8"))
     rows.add_column("rewards", rewards).save_to_disk(str(into / "data"))
-    metrics = {
-        "mean_reward": sum(sum(group) / len(group) for group in rewards) / len(rewards),
-        "mean_best_reward": sum(max(group) for group in rewards) / len(rewards),
-    }
-    return Summary(rows={"prompts": Rows(len(rows), len(rewards))}, metrics=metrics)
+    means = {"mean_reward": fmean(map(fmean, rewards)), "mean_best_reward": fmean(map(max, rewards))}
+    return Summary(rows={"prompts": Rows(len(rows), len(rewards))}, metrics=means)

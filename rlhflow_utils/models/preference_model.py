@@ -21,7 +21,7 @@ from rlhflow_utils.models.forward import Model, TokenIds, in_batches, load_model
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from rlhflow_utils.guide.settings import ModelSettings, PreferenceModelSettings
 
@@ -80,27 +80,20 @@ def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None
     Both orders are averaged, (p(a, b) + 1 - p(b, a)) / 2, so that P(a ≻ b) + P(b ≻ a) = 1.
     """
     network, tokenizer = load_model(model, "causal", settings), load_tokenizer(model, settings)
-
-    def compare(comparisons: Sequence[Comparison]) -> list[float]:
-        both = [order for x, a, b in comparisons for order in (format_comparison(x, a, b), format_comparison(x, b, a))]
-        p = probability_of_a(network, tokenizer, both, batch_tokens)
-        return [0.5 + (p[i] - p[i + 1]) / 2 for i in range(0, len(p), 2)]  # exactly 0.5 where both orders agree
-
-    return compare
-
-
-def probability_of_a(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Prompts, batch_tokens: int
-) -> list[float]:
-    """Softmax over the logits of ``A`` and ``B`` right after the generation prompt; in this one order only."""
     labels = label_ids(tokenizer)
 
     def forward(sequences: list[TokenIds]) -> torch.Tensor:
+        """P(A) against B, right after the generation prompt."""
         logits = next_token_logits(network, sequences, int(tokenizer.pad_token_id))
         return logits[:, labels].float().softmax(-1)[:, 0]
 
-    sequences = [encode_prompt(question, tokenizer) for question in questions]
-    return in_batches(network, sequences, batch_tokens, forward, "comparison")
+    def compare(comparisons: Sequence[Comparison]) -> list[float]:
+        both = [order for x, a, b in comparisons for order in (format_comparison(x, a, b), format_comparison(x, b, a))]
+        questions = [encode_prompt(question, tokenizer) for question in both]
+        p = in_batches(network, questions, batch_tokens, forward, "comparison")
+        return [0.5 + (p[i] - p[i + 1]) / 2 for i in range(0, len(p), 2)]  # exactly 0.5 where both orders agree
+
+    return compare
 
 
 @stage

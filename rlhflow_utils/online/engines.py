@@ -162,6 +162,8 @@ def sample_responses(
     Transformers' own `generate` draws from one stream of random numbers for the whole batch. Here each prompt has a
     stream of its own, so that batches, shards and a restart change nothing.
     """
+    from transformers import DynamicCache
+
     prompts, seeds, temperatures = request
     n = len(temperatures)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -169,7 +171,11 @@ def sample_responses(
     uniforms = uniforms.to(model.device) * (1 - 1e-6)  # below 1, also after rounding
     temperature = torch.tensor(list(temperatures) * len(prompts), device=model.device)
     stops = torch.tensor(list(stop_ids), device=model.device)
-    logits, mask, cache = _read_prompts(model, prompts, n)
+    input_ids, mask = pad(prompts, int(model.config.pad_token_id or 0), "left", model.device)
+    cache = DynamicCache(config=model.config)
+    logits = _last_logits(model, input_ids, mask, cache).repeat_interleave(n, 0)  # each prompt is read once
+    mask = mask.repeat_interleave(n, 0)
+    cache.batch_repeat_interleave(n)
     rows = torch.arange(len(mask), device=model.device)  # which response each row of the batch is
     alive = torch.ones_like(rows, dtype=torch.bool)
     tokens = torch.full((len(mask), max_new_tokens), -1, device=model.device)
@@ -210,25 +216,9 @@ def choose_tokens(
     return torch.where(temperature == 0, logits.argmax(-1), chosen[:, 0])
 
 
-def _read_prompts(
-    model: PreTrainedModel, prompts: Sequence[TokenIds], n: int
-) -> tuple[torch.Tensor, torch.Tensor, DynamicCache]:
-    """Read each prompt once; logits, attention mask and key-value cache, each row repeated n times."""
-    from transformers import DynamicCache
-
-    input_ids, mask = pad(prompts, int(model.config.pad_token_id or 0), "left", model.device)
-    cache = DynamicCache(config=model.config)
-    logits = _last_logits(model, input_ids, mask, cache)
-    cache.batch_repeat_interleave(n)
-    return logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0), cache
-
-
 def _last_logits(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
     """Logits after the last token of left-padded rows, ``[rows, vocabulary]``, in the model's dtype."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    output = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-        logits_to_keep=1,
-    )  # fmt: skip
-    last: torch.Tensor = output.logits[:, -1]
+    more = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    last: torch.Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions, **more).logits[:, -1]
     return last

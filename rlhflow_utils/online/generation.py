@@ -104,26 +104,14 @@ def generate_responses(
 
 
 def generate(
-    model: Model,
-    prompts: Iterable[Row],
-    settings: GenerationSettings,
-    model_settings: ModelSettings,
-    out: Path,
-    seed: int,
-) -> tuple[Dataset, Dropped]:
+    model: Model, prompts: Iterable[Row], settings: GenerationSettings, model_settings: ModelSettings,
+    out: Path, seed: int,
+) -> tuple[Dataset, Dropped]:  # fmt: skip
     """Sample responses to every prompt, shard by shard; finished shards in `out` of the same request are kept.
 
-    Args:
-        model: the policy.
-        prompts: rows with `prompt_id`, `prompt` (messages) and optionally `source`.
-        settings: the profile's `generation` section.
-        model_settings: the profile's `model` section.
-        out: folder for the shards and for ``data``, the whole dataset.
-        seed: with the prompt's id, it fixes the random numbers of the prompt's responses.
-
-    Returns:
-        Rows `prompt_id, prompt, source, responses, response_ids, finish_reasons, temperatures, lengths` (characters) in
-        the order of the prompts, and the number of prompts dropped, by reason.
+    Prompts have `prompt_id`, `prompt` (messages) and optionally `source`; the seed and the id fix the random numbers.
+    Returns (and writes as `out`/data) rows `prompt_id, prompt, source, responses, response_ids, finish_reasons,
+    temperatures, lengths` (characters) in the order of the prompts, and how many were dropped, by reason.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -171,9 +159,7 @@ def respond(
     stops = set(stop_token_ids(tokenizer))
     return [
         {
-            "prompt_id": row["prompt_id"],
-            "prompt": row["prompt"],
-            "source": row.get("source") or "",
+            **{"prompt_id": row["prompt_id"], "prompt": row["prompt"], "source": row.get("source") or ""},
             "responses": (texts := [decode_response(ids, tokenizer) for ids in responses]),
             "response_ids": responses,
             "finish_reasons": ["stop" if ids and ids[-1] in stops else "length" for ids in responses],

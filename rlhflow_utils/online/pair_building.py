@@ -50,14 +50,9 @@ def penalised_rewards(rewards: Sequence[float], responses: Sequence[str], length
 def build_pair(row: Row, strategy: Strategy, length_penalty: float, seed: int) -> dict[str, Any] | str:
     """One preference pair from the responses to one prompt, or why there is none: `identical_responses` or `tie`.
 
+    Strategies: `best_vs_worst` (the paper's), `best_vs_random` (the best and another text at random), `random` (two
+    texts that differ, at random, in the order of their penalised rewards); the seed and the prompt's id fix the choice.
     The response ids are as generated: a response that was cut off gets no end-of-turn token.
-
-    Args:
-        row: `prompt_id`, `prompt`, `responses`, `response_ids`, `rewards` and optionally `source`.
-        strategy: `best_vs_worst` (the paper's), `best_vs_random` (the best and another text at random) or `random` (two
-            texts that differ, at random, in the order of their penalised rewards).
-        length_penalty: lambda of eq. 8, reward per character.
-        seed: with the prompt's id, it fixes the random choices.
     """
     _check(row)
     rewards, texts = penalised_rewards(row["rewards"], row["responses"], length_penalty), row["responses"]
