@@ -115,22 +115,19 @@ def _datasets(name: str, files: Mapping[str, Path], **_: Any) -> Any:
     """Rows in the hub's schema; lm-eval passes the task's metadata, which no set here needs."""
     from datasets import Dataset, DatasetDict, load_dataset
 
-    if read := {"mmlu": _mmlu_rows, "truthfulqa": _truthfulqa_rows}.get(name):
-        return DatasetDict({split: Dataset.from_list(read(file)) for split, file in files.items()})
+    def read(file: Path, reader: Any, parse: Any) -> Dataset:
+        with file.open(encoding="utf-8", newline="") as handle:
+            return Dataset.from_list([parse(row) for row in reader(handle)])
+
+    if ways := {"mmlu": (csv.reader, _mmlu_row), "truthfulqa": (csv.DictReader, _truthfulqa_row)}.get(name):
+        return DatasetDict({split: read(file, *ways) for split, file in files.items()})
     rows = load_dataset("json", data_files={split: str(file) for split, file in files.items()})
     return rows.filter(lambda row: row["task_id"] in MBPP_TEST) if name == "mbpp" else rows
 
 
-def _mmlu_rows(path: Path) -> list[Row]:
+def _mmlu_row(row: Sequence[str]) -> Row:
     """The files have no header: question, four choices, the right one's letter."""
-    with path.open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.reader(handle))
-    return [{"question": row[0], "choices": row[1:5], "answer": "ABCD".index(row[5].strip())} for row in rows]
-
-
-def _truthfulqa_rows(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return [_truthfulqa_row(row) for row in csv.DictReader(handle)]
+    return {"question": row[0], "choices": row[1:5], "answer": "ABCD".index(row[5].strip())}
 
 
 def _truthfulqa_row(row: Mapping[str, str]) -> Row:

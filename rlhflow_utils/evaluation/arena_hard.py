@@ -39,10 +39,7 @@ SYSTEM_PROMPT = (
 
 
 class Games(NamedTuple):
-    """Both games of one question: the baseline is A in the first, the policy in the second.
-
-    A verdict is one of `VERDICTS`, or ``unparsable``, ``refused`` or ``timed_out``.
-    """
+    """Verdicts on one question, or ``unparsable``, ``refused``, ``timed_out``; the baseline is A in the first game."""
 
     question_id: str
     first: str
@@ -89,11 +86,7 @@ def parse_verdict(reply: str) -> str:
 def judge_answers(
     questions: Mapping[str, str], answers: Mapping[str, str], baseline: Mapping[str, str], endpoint: ChatEndpoint
 ) -> list[Games]:
-    """Both games of every question that `answers` holds; each mapping starts from the question's id.
-
-    Raises:
-        ValueError: an answer to no question, or without the baseline's answer.
-    """
+    """Both games of every question that `answers` holds; each mapping starts from the question's id."""
     unknown = [identifier for identifier in answers if identifier not in questions or identifier not in baseline]
     if unknown:
         raise ValueError(f"Arena-Hard: answer {unknown[0]!r} has no question or no baseline answer")
@@ -124,8 +117,6 @@ def score(games: Sequence[Games], samples: int, confidence: float, seed: int) ->
     tail = 50 * (1 - confidence)
     low, high = np.nanpercentile(draws, [tail, 100 - tail])
     value = Estimate(float(won.sum() / fought.sum()), float(low), float(high), int((fought > 0).sum()))
-    return {
-        "score": asdict(value),
-        "verdicts": dict(Counter(verdict for each in games for verdict in (each.first, each.second))),
-        "contradictory": sum(each.contradictory for each in games),
-    }
+    verdicts = Counter(verdict for each in games for verdict in (each.first, each.second))
+    contradictory = sum(each.contradictory for each in games)
+    return {"score": asdict(value), "verdicts": dict(verdicts), "contradictory": contradictory}

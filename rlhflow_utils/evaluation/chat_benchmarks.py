@@ -160,12 +160,11 @@ def judge_outputs(
         # Verdicts that are all whole numbers come back from the cache as int64, where the package cannot write a tie.
         annotator.df_annotations = annotator.df_annotations.astype({"preference": float})
     annotated = annotator.annotate_head2head(
-        outputs_1=pd.DataFrame([dict(theirs[row["instruction"]]) for row in outputs]),
-        outputs_2=pd.DataFrame([dict(row) for row in outputs]),
+        outputs_1=pd.DataFrame([theirs[row["instruction"]] for row in outputs]), outputs_2=pd.DataFrame(outputs)
     )
     found = {row["instruction"]: row["preference"] for row in annotated}
     preferences = [found.get(row["instruction"]) for row in outputs]
-    return [None if value is None or pd.isna(value) else float(value) - 1.0 for value in preferences]
+    return [None if pd.isna(value) else float(value) - 1.0 for value in preferences]
 
 
 def summarise(
@@ -181,14 +180,11 @@ def summarise(
     ours, base = [len(row["output"]) for _, row in judged], [len(theirs[row["instruction"]]) for _, row in judged]
     controlled = length_controlled_win_rate(wins, ours, base, confidence)
     return {
-        "n": len(judged),
-        "unjudged": len(outputs) - len(judged),
+        "n": len(judged), "unjudged": len(outputs) - len(judged),
         "win_rate": asdict(bootstrap_mean(wins, samples, confidence, seed)),
-        "lc_win_rate": asdict(controlled.win_rate),
-        "length_effect": controlled.length_effect,
-        "mean_length": float(np.mean(ours)),
-        "reference_mean_length": float(np.mean(base)),
-    }
+        "lc_win_rate": asdict(controlled.win_rate), "length_effect": controlled.length_effect,
+        "mean_length": float(np.mean(ours)), "reference_mean_length": float(np.mean(base)),
+    }  # fmt: skip
 
 
 def _write_config(cache: Path, url: str, model: str, workers: int) -> Path:

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,8 +37,8 @@ def build_judge(
 ) -> Judge:  # fmt: skip
     """The judge that the profile asks for; the profile's own check says what it lacks.
 
-    `judge_model` is the run's own judge RM, used where `evaluation.judge_model` is null; `batch_tokens` are the padded
-    tokens of its scoring batches. An endpoint's replies are kept in `cache_file` (JSON lines; None: in memory only).
+    `judge_model` is the run's own judge RM, used where `evaluation.judge_model` is null; `batch_tokens` are for its
+    scoring. An endpoint's replies are kept in `cache_file` (JSON lines; None: in memory only).
     """
     if evaluation.judge == "gold":
         assert world is not None
@@ -47,8 +48,7 @@ def build_judge(
     if evaluation.judge == "reward_model":
         return RewardModelJudge(model, batch_tokens)
     assert evaluation.endpoint_url is not None
-    prices = evaluation.endpoint_prices
-    return EndpointJudge(ChatEndpoint(evaluation.endpoint_url, str(model), cache_file, prices))
+    return EndpointJudge(ChatEndpoint(evaluation.endpoint_url, str(model), cache_file, evaluation.endpoint_prices))
 
 
 class GoldJudge:
@@ -143,10 +143,8 @@ class ChatEndpoint:
     def ask(self, conversations: Prompts, max_tokens: int) -> list[Reply]:
         """A reply to each conversation, at temperature 0, in order; repeated and cached ones are sent once.
 
-        Prints what it will cost before it starts.
-
-        Raises:
-            RuntimeError: the endpoint keeps failing or answers nothing in time; replies so far stay in the cache.
+        Prints the cost before it starts. An endpoint that keeps failing or answers nothing in time is a RuntimeError;
+        replies so far stay in the cache.
         """
         print(f"{self}: {self.cost(conversations, max_tokens)}", flush=True)
         keys = [self._key(each, max_tokens) for each in conversations]
@@ -194,10 +192,9 @@ class ChatEndpoint:
         import openai
 
         messages: Any = list(conversation)
+        create = partial(self.client.chat.completions.create, model=self.model, temperature=0.0)
         try:
-            completion = self.client.chat.completions.create(
-                model=self.model, messages=messages, temperature=0.0, max_tokens=max_tokens
-            )
+            completion = create(messages=messages, max_tokens=max_tokens)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             return Reply(str(error), "refused")
         except openai.APITimeoutError as error:

@@ -37,22 +37,18 @@ JudgePrompts = Mapping[str, tuple[str, str]]  # name -> system prompt, template 
 
 
 class Question(NamedTuple):
-    """One question: its two user turns, and the reference answers of the categories that have them."""
-
     question_id: int
     category: str
-    turns: list[str]
-    references: list[str] | None
+    turns: list[str]  # two
+    references: list[str] | None  # answers, in the categories that have them
 
 
 class Grade(NamedTuple):
-    """The judge's grade of one turn (1 or 2); None where the reply held none, with the reply's status."""
-
     question_id: int
     category: str
-    turn: int
-    grade: float | None
-    status: str
+    turn: int  # 1 or 2
+    grade: float | None  # None where the reply held none
+    status: str  # the reply's, or `unparsable`
 
 
 def read_questions(folder: Path) -> list[Question]:
@@ -159,11 +155,10 @@ def summarise(grades: Sequence[Grade], samples: int, confidence: float, seed: in
         means = pd.DataFrame(part).groupby("question_id", sort=False)["grade"].mean()
         return asdict(bootstrap_mean(means, samples, confidence, seed))
 
-    parts = {turn: [one for one in graded if one.turn == turn] for turn in (1, 2)}
-    categories = sorted({one.category for one in graded})
+    turns, categories = Counter(one.turn for one in graded), sorted({one.category for one in graded})
     return {
         "score": mean(graded),
-        "turns": {str(turn): mean(part) if part else None for turn, part in parts.items()},
+        "turns": {str(i): mean([one for one in graded if one.turn == i]) if turns[i] else None for i in (1, 2)},
         "categories": {name: mean([one for one in graded if one.category == name]) for name in categories},
         "statuses": dict(Counter(grade.status for grade in grades)),
     }

@@ -34,11 +34,8 @@ def answer_held_out(run: Run, name: str, policy: Model, data: Artifact, reward_m
     """One answer of a policy to each held-out prompt, with the reward of the RM that trains (the proxy) beside it."""
     profile = run.profile
     one = profile.generation.variant(1, [profile.evaluation.temperature])
-    answers = generate_responses(
-        policy, Prompts(data, "evaluation_prompts"), one, profile.model, run.seed, profile.launch,
-        into=run / f"{name}_answers",
-    )  # fmt: skip
-    scored = run / f"{name}_answers_scored"
+    prompts, into, scored = Prompts(data, "evaluation_prompts"), run / f"{name}_answers", run / f"{name}_answers_scored"
+    answers = generate_responses(policy, prompts, one, profile.model, run.seed, profile.launch, into=into)
     return score_responses(reward_model, answers, profile.reward_model, profile.model, into=scored)
 
 
@@ -49,10 +46,9 @@ def evaluate_policy(
 ) -> Summary:  # fmt: skip
     """Win rate of a policy against SFT on the same prompts, and everything behind it in `results.json`.
 
-    `answers` and `reference` come from `answer_held_out`; both may be the SFT model's, then every prompt is a tie. In
-    the results, `estimates` maps each metric to its value and interval (`lc_`: length-controlled; lengths are in
-    characters), `skills` has the same for each skill (gold judge only), `judge_counts` is what an endpoint reported,
-    and `prompts` holds the columns behind it all, one entry per prompt.
+    `answers` and `reference` come from `answer_held_out`; both may be the SFT model's, then every prompt is a tie.
+    `estimates` has each metric with its interval (`lc_`: length-controlled; lengths are in characters), `skills` the
+    same for each skill (gold judge only), `prompts` the columns behind it all, one entry per prompt.
     """
     judge = build_judge(evaluation, world, judge_model, batch_tokens, cache_file)
     columns = _per_prompt(_pair_up(list(answers.dataset()), list(reference.dataset())), judge)
@@ -61,14 +57,11 @@ def evaluate_policy(
     for i, skill in enumerate(columns.get("skill", [])):
         by_skill.setdefault(skill, []).append(i)
     results: dict[str, Any] = {
-        "judge": judge.name,
-        "n": n,
+        "judge": judge.name, "n": n, "judge_counts": dict(getattr(judge, "counts", {})), "prompts": columns,
         "estimates": _estimates(columns, range(n), evaluation, seed),
         "counts": {"wins": outcome.count(1.0), "ties": outcome.count(0.5), "losses": outcome.count(0.0)},
-        "judge_counts": dict(getattr(judge, "counts", {})),
         "skills": {skill: _estimates(columns, by_skill[skill], evaluation, seed) for skill in sorted(by_skill)},
-        "prompts": columns,
-    }
+    }  # fmt: skip
     write_json(into / "results.json", results)
     metrics: dict[str, Any] = {f"{judge.name}_{name}": count for name, count in results["judge_counts"].items()}
     for name, estimate in results["estimates"].items():

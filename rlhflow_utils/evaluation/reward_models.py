@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rlhflow_utils.models.forward import Model
 
 Row = Mapping[str, Any]
+OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "chosen_score": "rejected_score",
+              "rejected_score": "chosen_score"}  # fmt: skip
 
 
 @stage
@@ -46,8 +48,7 @@ def relabel_by_gold(
     """Pairs with the truly better answer first and their `skill`; rows dropped by reason; how many labels were wrong.
 
     Annotators err, so accuracy against their labels has a ceiling below 1. Pairs whose gold rewards differ by less than
-    `margin` (both answers right, or both wrong) have no clear truth and are dropped as ``small_gold_gap``; prompts
-    that the gold program cannot read as ``no_gold``. Scores move with their answers.
+    `margin` (both answers right, or both wrong) have no clear truth: ``small_gold_gap``. Scores move with the answers.
     """
     kept, dropped, wrong = [], {"no_gold": 0, "small_gold_gap": 0}, 0
     for row in rows:
@@ -60,7 +61,8 @@ def relabel_by_gold(
             dropped["small_gold_gap"] += 1
         else:
             wrong += gap < 0
-            kept.append({**(row if gap > 0 else _swapped(row)), "skill": skill})
+            turned = {name: row.get(other) for name, other in OTHER_SIDE.items() if gap < 0}
+            kept.append({**row, **turned, "skill": skill})
     return kept, dropped, wrong
 
 
@@ -124,19 +126,10 @@ def _report(
     gaps = np.subtract(table["predicted"], table["observed"])
     lengths = ([len(row[side][-1]["content"]) for row in rows] for side in ("chosen", "rejected"))
     results = {
-        "accuracy": asdict(overall),
-        "longer_wins": asdict(accuracy(compare_rewards(*lengths), confidence)),
-        "ties": correct.count(0.5),
-        "skills": {skill: asdict(estimate) for skill, estimate in skills.items()},
-        "calibration": dict(table),
-        "calibration_error": float(np.average(np.abs(gaps), weights=table["count"])),
-        **rewards,
-    }
+        "accuracy": asdict(overall), "longer_wins": asdict(accuracy(compare_rewards(*lengths), confidence)),
+        "ties": correct.count(0.5), "skills": {skill: asdict(estimate) for skill, estimate in skills.items()},
+        "calibration": table, "calibration_error": float(np.average(np.abs(gaps), weights=table["count"])), **rewards,
+    }  # fmt: skip
     write_json(into / "results.json", results)
     by_name = {f"accuracy_{skill}": estimate.value for skill, estimate in skills.items()}
     return Summary({"pairs": Rows(len(rows), len(rows))}, {**overall.metrics("accuracy"), **by_name})
-
-
-def _swapped(row: Row) -> dict[str, Any]:
-    sides = {"chosen": row["rejected"], "rejected": row["chosen"]}
-    return {**row, **sides, "chosen_score": row.get("rejected_score"), "rejected_score": row.get("chosen_score")}

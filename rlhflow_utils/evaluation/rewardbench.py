@@ -115,10 +115,9 @@ def drop_long_rows(
 def judge_rows(
     rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None
 ) -> list[PairResult]:
-    """Put every pair before a model.
+    """`bt` scores each answer alone. `pm` and `prompting` read both, in both orders.
 
-    `bt` scores each answer alone. `pm` and `prompting` read both answers, in both orders, and compare the next-token
-    probabilities of A and B; they differ only in the model: a trained PM, or one that never saw a preference label.
+    These compare the next-token probabilities of A and B: of a trained PM, or of a model without preference labels.
     """
     if method == "bt":
         sides = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]

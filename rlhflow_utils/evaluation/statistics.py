@@ -56,10 +56,9 @@ def accuracy(correct: ArrayLike, confidence: float = 0.95, what: str = "accuracy
 
 
 def weighted_mean(parts: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
-    """Weighted mean of independent estimates.
+    """Weighted mean of independent estimates; its lower limit is ``mean - sqrt(sum (w (value - ci_low))^2)``.
 
-    Its lower limit is ``mean - sqrt(sum (w (value - ci_low))^2)``, the upper one alike (Newcombe 1998; Zou and Donner
-    2008). Used for RewardBench's sections, whose weights are not the row counts.
+    The upper one is alike (Newcombe 1998; Zou and Donner 2008).
     """
     if not parts or len(parts) != len(weights) or min(weights) < 0 or sum(weights) <= 0:
         raise ValueError(f"weighted mean of {len(parts)} estimates, {len(weights)} weights: give one weight >= 0 each")
@@ -71,10 +70,9 @@ def weighted_mean(parts: Sequence[Estimate], weights: Sequence[float]) -> Estima
 
 
 def bootstrap_mean(values: ArrayLike, samples: int, confidence: float, seed: int) -> Estimate:
-    """Mean over prompts with a percentile bootstrap interval: prompts are drawn with replacement.
+    """Mean of one number per prompt with a percentile bootstrap interval: prompts are drawn with replacement.
 
-    `values` holds one number per prompt, `samples` counts the draws. For outcomes in {1, 0.5, 0} the mean is the win
-    rate. If all values are equal the interval has zero width; use `wilson_interval` for small samples.
+    If all values are equal the interval has zero width; use `wilson_interval` for small samples.
     """
     vector = _vector(values, "bootstrap")
     mean = float(vector.mean())
