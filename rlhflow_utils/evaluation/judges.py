@@ -14,10 +14,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rlhflow_utils.models.chat import Message
 
@@ -91,10 +90,8 @@ def compare_rewards(rewards_a: Sequence[float], rewards_b: Sequence[float]) -> l
 
 
 class Reply(NamedTuple):
-    """An endpoint's reply: its text and `answered`, or the error's text and `refused` or `timed_out`."""
-
-    text: str
-    status: str
+    text: str  # or the error's
+    status: str  # `answered`, `refused` or `timed_out`
 
     def verdict(self, parse: Callable[[str], str]) -> str:
         """What `parse` reads in an answer; else the status."""
@@ -191,10 +188,9 @@ class ChatEndpoint:
     def _send(self, conversation: Conversation, max_tokens: int) -> Reply:
         import openai
 
-        messages: Any = list(conversation)
-        create = partial(self.client.chat.completions.create, model=self.model, temperature=0.0)
+        create, messages = self.client.chat.completions.create, cast("Any", list(conversation))
         try:
-            completion = create(messages=messages, max_tokens=max_tokens)
+            completion = create(model=self.model, messages=messages, temperature=0.0, max_tokens=max_tokens)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             return Reply(str(error), "refused")
         except openai.APITimeoutError as error:

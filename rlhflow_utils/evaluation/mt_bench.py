@@ -31,8 +31,7 @@ TEMPERATURES = {
     "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0,
 }  # fmt: skip
 MAX_TOKENS = 2048  # of a grade with its explanation
-GRADE = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
-BARE_GRADE = re.compile(r"\[(\d+(?:\.\d+)?)\]")  # some judges write one bracket
+NUMBER = r"(\d+(?:\.\d+)?)"
 JudgePrompts = Mapping[str, tuple[str, str]]  # name -> system prompt, template with named places
 
 
@@ -82,10 +81,7 @@ def answer_questions(
     model: str | Path, questions: Sequence[Question], settings: GenerationSettings, model_settings: ModelSettings,
     out: Path, seed: int,
 ) -> tuple[dict[int, list[str]], dict[str, int]]:  # fmt: skip
-    """Question id -> two answers, the second with the first in its context; and the questions dropped, by reason.
-
-    The number of responses and the temperatures are the benchmark's, all else is as in `settings`.
-    """
+    """Question id -> two answers, at the benchmark's temperatures; and the questions dropped, by reason."""
     from rlhflow_utils.online.generation import generate
 
     answers: dict[int, list[str]] = {question.question_id: [] for question in questions}
@@ -126,8 +122,8 @@ def grading_prompt(question: Question, answers: Sequence[str], turn: int, prompt
 
 
 def parse_grade(reply: str) -> float | None:
-    """The first ``[[grade]]`` of a reply, else the first ``[grade]``; None where neither is from 1 to 10."""
-    found = GRADE.search(reply) or BARE_GRADE.search(reply)
+    """The first ``[[grade]]`` of a reply, else ``[grade]``, as some judges write; None where not from 1 to 10."""
+    found = re.search(rf"\[\[{NUMBER}\]\]", reply) or re.search(rf"\[{NUMBER}\]", reply)
     grade = float(found[1]) if found else None
     return grade if grade is not None and 1 <= grade <= 10 else None
 

@@ -141,12 +141,10 @@ def summarise(pairs: Sequence[PairResult], confidence: float) -> dict[str, Any]:
         "sections_weights_may_2024": section_scores(strict, WEIGHTS_MAY_2024), "subsets": strict,
     }  # fmt: skip
     return {
-        "n": len(pairs),
-        "ties": sum(pair.outcome == 0.5 for pair in pairs),
-        "confidence": confidence,
+        "n": len(pairs), "ties": sum(pair.outcome == 0.5 for pair in pairs), "confidence": confidence,
         **{name: {key: found and asdict(found) for key, found in table.items()} for name, table in tables.items()},
         "missing_subsets": {section: names for section, names in missing.items() if names},
-    }
+    }  # fmt: skip
 
 
 def subset_accuracies(pairs: Sequence[PairResult], tie: float, confidence: float) -> dict[str, Estimate]:
