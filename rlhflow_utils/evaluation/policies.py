@@ -131,9 +131,6 @@ def ranking_reward(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     return asdict(bootstrap_mean(penalised, evaluation.bootstrap_samples, evaluation.confidence, run.seed))
 
 
-# --- the untouched skill --------------------------------------------------------------------------------------------
-
-
 @stage
 def write_exact_match_prompts(evaluation: EvaluationSettings, root: Root, *, into: Path) -> Summary:
     """The distinct prompts of the exact-match task: split `exact_match`, for `Prompts`."""
