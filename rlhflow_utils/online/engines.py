@@ -6,17 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
+from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import Model, TokenIds, hub_arguments, load_model, model_path, pad
-
-if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
-
-    from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 
 KEEP_FULL = 0.9  # rows are dropped from the batch when fewer than this share of it is still being decoded
 TRANSFORMERS_SAMPLING = ("n", "top_p", "max_tokens")
@@ -40,24 +38,6 @@ def open_sampler(model: Model, settings: GenerationSettings, model_settings: Mod
 
     ValueError: the longest prompt and response do not fit into the model, or its backend does not know a setting.
     """
-    _check(model, settings, model_settings)
-    stops = stop_token_ids(load_tokenizer(model, model_settings))
-    if settings.backend == "transformers":
-        yield partial(transformers_responses, load_model(model, "causal", model_settings), settings, stops)
-        return
-    engine = start_vllm(model, settings, model_settings)
-    try:
-        yield lambda request: [
-            [list(response.token_ids) for response in responses]
-            for responses in vllm_outputs(engine, settings, stops, request)
-        ]
-    finally:
-        engine.llm_engine.engine_core.shutdown()
-
-
-def _check(model: Model, settings: GenerationSettings, model_settings: ModelSettings) -> None:
-    from transformers import AutoConfig
-
     unknown = sorted(set(settings.sampling) - set(TRANSFORMERS_SAMPLING))
     if settings.backend == "transformers" and unknown:
         raise ValueError(
@@ -72,6 +52,18 @@ def _check(model: Model, settings: GenerationSettings, model_settings: ModelSett
             f"generation: max_prompt_tokens {prompt} + sampling.max_tokens {response} is {prompt + response}, but the "
             f"model has {limit} positions; lower one of them"
         )
+    stops = stop_token_ids(load_tokenizer(model, model_settings))
+    if settings.backend == "transformers":
+        yield partial(transformers_responses, load_model(model, "causal", model_settings), settings, stops)
+        return
+    engine = start_vllm(model, settings, model_settings)
+    try:
+        yield lambda request: [
+            [list(response.token_ids) for response in responses]
+            for responses in vllm_outputs(engine, settings, stops, request)
+        ]
+    finally:
+        engine.llm_engine.engine_core.shutdown()
 
 
 def start_vllm(model: Model, settings: GenerationSettings, model_settings: ModelSettings) -> Any:
@@ -162,8 +154,6 @@ def sample_responses(
     Transformers' own `generate` draws from one stream of random numbers for the whole batch. Here each prompt has a
     stream of its own, so that batches, shards and a restart change nothing.
     """
-    from transformers import DynamicCache
-
     prompts, seeds, temperatures = request
     n = len(temperatures)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -195,9 +185,7 @@ def sample_responses(
     return [sequences[start : start + n] for start in range(0, len(sequences), n)]
 
 
-def choose_tokens(
-    logits: torch.Tensor, temperature: torch.Tensor, uniforms: torch.Tensor, top_p: float
-) -> torch.Tensor:
+def choose_tokens(logits: Tensor, temperature: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
     """One token per row by inverting the cumulative distribution at a given uniform number.
 
     `logits` are ``[rows, vocabulary]``; the temperature (0 takes the most likely token) and the uniform numbers in
@@ -216,9 +204,9 @@ def choose_tokens(
     return torch.where(temperature == 0, logits.argmax(-1), chosen[:, 0])
 
 
-def _last_logits(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+def _last_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
     """Logits after the last token of left-padded rows, ``[rows, vocabulary]``, in the model's dtype."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     more = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    last: torch.Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions, **more).logits[:, -1]
+    last: Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions, **more).logits[:, -1]
     return last

@@ -110,8 +110,8 @@ def generate(
     """Sample responses to every prompt, shard by shard; finished shards in `out` of the same request are kept.
 
     Prompts have `prompt_id`, `prompt` (messages) and optionally `source`; the seed and the id fix the random numbers.
-    Returns (and writes as `out`/data) rows `prompt_id, prompt, source, responses, response_ids, finish_reasons,
-    temperatures, lengths` (characters) in the order of the prompts, and how many were dropped, by reason.
+    Returns rows `prompt_id, prompt, source, responses, response_ids, finish_reasons, temperatures, lengths` (in
+    characters) in the order of the prompts, also written to ``data``, and how many were dropped, by reason.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -133,11 +133,10 @@ def generate(
         with open_sampler(model, settings, model_settings) as sampler:
             for index in missing:
                 started = time.time()
-                table = pa.Table.from_pylist(respond(sampler, shards[index], settings, seed, tokenizer))
-                pq.write_table(table, files[index].with_suffix(".tmp"))
+                rows = respond(sampler, shards[index], settings, seed, tokenizer)
+                pq.write_table(pa.Table.from_pylist(rows), files[index].with_suffix(".tmp"))
                 os.replace(files[index].with_suffix(".tmp"), files[index])
-                tokens = sum(len(ids) for row in table["response_ids"].to_pylist() for ids in row)
-                speed = tokens / (time.time() - started)
+                speed = sum(len(ids) for row in rows for ids in row["response_ids"]) / (time.time() - started)
                 print(f"generation: shard {index + 1} of {len(shards)}, {speed:,.0f} tokens/s", flush=True)
     data = Dataset(pa.concat_tables([pq.read_table(file) for file in files]))
     data.save_to_disk(str(out / "data"))
@@ -159,15 +158,14 @@ def respond(
     stops = set(stop_token_ids(tokenizer))
     return [
         {
-            **{"prompt_id": row["prompt_id"], "prompt": row["prompt"], "source": row.get("source") or ""},
+            "prompt_id": row["prompt_id"], "prompt": row["prompt"], "source": row.get("source") or "",
             "responses": (texts := [decode_response(ids, tokenizer) for ids in responses]),
             "response_ids": responses,
             "finish_reasons": ["stop" if ids and ids[-1] in stops else "length" for ids in responses],
-            "temperatures": temperatures,
-            "lengths": [len(text) for text in texts],
+            "temperatures": temperatures, "lengths": [len(text) for text in texts],
         }
         for row, responses in zip(rows, sampled, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def response_temperatures(temperatures: Sequence[float], n: int) -> list[float]:

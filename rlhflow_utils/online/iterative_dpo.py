@@ -1,7 +1,4 @@
-"""Algorithm 1 in practice (paper 3.3): generate, rank, pair, train; and again from the new policy.
-
-Chapter 09 spells the loop out. Here are the four calls that it makes; `rank` chooses the second by the profile.
-"""
+"""Algorithm 1 in practice (paper 3.3): the four calls of chapter 09; `rank` is the second, as the profile says."""
 
 from __future__ import annotations
 

@@ -54,7 +54,11 @@ def build_pair(row: Row, strategy: Strategy, length_penalty: float, seed: int) -
     texts that differ, at random, in the order of their penalised rewards); the seed and the prompt's id fix the choice.
     The response ids are as generated: a response that was cut off gets no end-of-turn token.
     """
-    _check(row)
+    counts = {name: len(row[name]) for name in ("responses", "response_ids", "rewards")}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"prompt {row['prompt_id']}: {counts} must be equally many; score the same K as was generated")
+    if counts["responses"] < 2:
+        raise ValueError(f"prompt {row['prompt_id']}: a pair needs two responses; raise generation.sampling.n to 2")
     rewards, texts = penalised_rewards(row["rewards"], row["responses"], length_penalty), row["responses"]
     if len(set(texts)) == 1:
         return "identical_responses"
@@ -70,14 +74,6 @@ def build_pair(row: Row, strategy: Strategy, length_penalty: float, seed: int) -
         pair[f"{side}_score"] = row["rewards"][index]
         pair[f"{side}_penalised"] = rewards[index]
     return {**pair, "source": row.get("source") or "", "row_id": row["prompt_id"]}
-
-
-def _check(row: Row) -> None:
-    counts = {name: len(row[name]) for name in ("responses", "response_ids", "rewards")}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"prompt {row['prompt_id']}: {counts} must be equally many; score the same K as was generated")
-    if counts["responses"] < 2:
-        raise ValueError(f"prompt {row['prompt_id']}: a pair needs two responses; raise generation.sampling.n to 2")
 
 
 def _select(

@@ -116,10 +116,9 @@ def _train(
         kept = kept.select(length_order(kept["length"][:], settings.global_batch_size, seed))
     kept.save_to_disk(job.dataset)
     log = run_training(job, launch)
-    history = log["history"]
-    metrics = {"first_loss": history[0]["loss"], "last_loss": history[-1]["loss"], "steps": log["steps"]}
-    counted = {"training_rows": Rows(len(rows), len(kept), dropped)}
-    return Summary(counted, {**metrics, "training_seconds": log["seconds"]})
+    losses = [entry["loss"] for entry in log["history"]]
+    metrics = {"first_loss": losses[0], "last_loss": losses[-1], "training_seconds": log["seconds"]}
+    return Summary({"training_rows": Rows(len(rows), len(kept), dropped)}, {**metrics, "steps": log["steps"]})
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -134,8 +133,7 @@ def text_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict
 
 def sft_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, completion_only: bool) -> dict[str, Any]:
     """SFT row: a conversation under `messages`, the loss on every assistant turn or on everything."""
-    ids: list[int] = []
-    labels: list[int] = []
+    ids, labels = list[int](), list[int]()
     for index, message in enumerate(row["messages"]):
         if message["role"] == "assistant":
             prompt = encode_prompt(row["messages"][:index], tokenizer)
@@ -179,8 +177,8 @@ def tokenise(rows: Dataset, function: Tokens, max_length: int | None) -> tuple[D
 def length_order(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
     """Row numbers such that each batch holds rows of similar length, in random order; a short batch comes last.
 
-    transformers' own grouping runs from long to short rows again and again. Where length goes with content (a
-    statement, an exam sheet), training then sees one kind of text after the other and forgets in between.
+    transformers' own grouping runs from long to short rows again and again. Where length goes with content, training
+    then sees one kind of text after the other and forgets in between.
     """
     import torch
 

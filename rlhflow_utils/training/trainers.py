@@ -4,11 +4,9 @@ A `TrainingJob` is everything that a training run needs, as JSON: the same job r
 (`launch: null`) or in child processes (`accelerate launch … -m rlhflow_utils.training.trainers job.json`), with the
 same losses. `<section>.trainer` of the profile goes to `SFTConfig`, `RewardConfig` or `DPOConfig` as it is.
 
-Deviations from the released code:
-- the weights are float32 and the arithmetic bfloat16 (autocast) where `model.dtype` says so: at a learning rate of 5e-7
-  an update of a bfloat16 weight rounds to nothing;
-- the reference model is always passed explicitly. TRL would otherwise load the policy's own start, which from the
-  second iteration on is the previous iterate and not π₀ (paper 3.3).
+Differences from the released code: weights are float32, arithmetic is bfloat16 (autocast) where `model.dtype` says so,
+since at a learning rate of 5e-7 an update of a bfloat16 weight rounds to nothing; the reference model is always given,
+since TRL would load the policy's own start, from the second iteration on the last iterate and not π₀ (paper 3.3).
 """
 
 from __future__ import annotations
@@ -60,9 +58,6 @@ class TokenisedDPOTrainer(DPOTrainer):  # type: ignore[misc]
         return dataset
 
 
-TRAINERS: dict[str, Any] = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": TokenisedDPOTrainer}
-
-
 class TrainingJob(Section):
     """One training run, complete and serialisable. `ref_model` is π₀ of DPO; all but `seed` are paths or settings."""
 
@@ -100,10 +95,9 @@ def launch_command(job_file: Path, launch: Mapping[str, Any]) -> list[str]:
 
 
 def train(job: TrainingJob) -> dict[str, Any]:
-    """Run one job in this process; with a checkpoint under its output it goes on from there.
+    """Run one job here, from its last checkpoint if it has one; a job whose log is there is finished and is not run.
 
     Writes `<output>/model` (weights, config, tokenizer) and `<output>/log.json`; removes the checkpoints at the end.
-    A job whose log is there is finished: it is not run again.
     """
     log_file, checkpoints = Path(job.output) / "log.json", Path(job.output) / "checkpoints"
     if log_file.exists():
@@ -150,7 +144,8 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
         adamw = {"lr": arguments.learning_rate, "betas": (arguments.adam_beta1, arguments.adam_beta2)}
         muon = Muon(model, job.muon_learning_rate, **adamw, weight_decay=arguments.weight_decay)
         more["optimizers"] = (muon, None)
-    trainer: transformers.Trainer = TRAINERS[job.kind](
+    trainers: dict[str, Any] = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": TokenisedDPOTrainer}
+    trainer: transformers.Trainer = trainers[job.kind](
         model, args=arguments, train_dataset=load_from_disk(job.dataset), peft_config=lora_config(job),
         processing_class=load_tokenizer(job.model, job.model_settings), callbacks=[StepLines()], **more,
     )  # fmt: skip
@@ -161,8 +156,7 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
 def trainer_config(job: TrainingJob, launch: Mapping[str, Any] | None = None) -> transformers.TrainingArguments:
     """TRL's arguments of a job: the few values that the guide must set, and `trainer` of the profile over them.
 
-    The processes of `launch` share the global batch (None: as many as run now). ValueError: it cannot be divided among
-    them, or `trainer` sets what the guide computes.
+    The processes of `launch`, or else those that run now, share the global batch.
     """
     given, whole, cuda = job.training.trainer, job.training.global_batch_size, torch.cuda.is_available()
     for name in given.keys() & COMPUTED.keys():
@@ -208,8 +202,8 @@ class StepLines(transformers.TrainerCallback):
         step, last = state.global_step, state.max_steps
         due = step % max(1, last // 5) == 0 or step in (1, last)
         if logs and "loss" in logs and due and state.is_world_process_zero:
-            seconds = time.time() - self.started
-            print(f"  step {step:5d}/{last}  loss {float(logs['loss']):.4f}  {seconds:5.0f} s", flush=True)
+            loss, seconds = float(logs["loss"]), time.time() - self.started
+            print(f"  step {step:5d}/{last}  loss {loss:.4f}  {seconds:5.0f} s", flush=True)
 
 
 def load_model(path: str, job: TrainingJob, quantise: bool = True) -> transformers.PreTrainedModel:
