@@ -15,7 +15,7 @@ from rlhflow_utils.guide.stage import write_json
 from rlhflow_utils.training.trainers import launch_command, run_training
 
 KINDS = ("sft", "reward", "dpo")
-TWO = {"num_processes": 2, "distributed_type": "MULTI_CPU", "mixed_precision": "no", "use_cpu": True}
+TWO = {"num_processes": 2, "use_cpu": True}
 
 
 @pytest.mark.slow
@@ -31,10 +31,19 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     stream_command([*launch_command(files[0], TWO), *map(str, files[1:])])
     for kind in KINDS:
         two = json.loads((tmp_path / f"{kind}2" / "log.json").read_text())
+        assert (two["processes"], one[kind]["processes"]) == (2, 1)
         assert two["steps"] == one[kind]["steps"] == 3
         assert losses(two) == pytest.approx(losses(one[kind]), abs=1e-5), kind
         a, b = weights(tmp_path / f"{kind}1" / "model"), weights(tmp_path / f"{kind}2" / "model")
         assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a), kind
+
+
+def test_processes_that_do_not_start_are_an_error(tmp_path: Path) -> None:
+    job = make_job("sft", build_tiny_model(tmp_path / "start"), tmp_path / "out", count=8)
+    with pytest.raises(
+        ValueError, match=r"1 processes trained, launch.num_processes is 2: set launch.distributed_type"
+    ):
+        run_training(job, {**TWO, "distributed_type": "MULTI_CPU"})
 
 
 def test_accelerate_reads_the_profiles_configuration(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rlhflow_utils.guide.profile import ConfigError, Profile, load_profile, near
 from rlhflow_utils.guide.run import quiet_libraries
 from rlhflow_utils.guide.tables import comparison_table, paper_settings
 from rlhflow_utils.training.base_model import llama_config
-from rlhflow_utils.training.trainers import CONFIGS, TrainingJob, lora_config, trainer_config
+from rlhflow_utils.training.trainers import CONFIGS, TrainingJob, launch_config, lora_config, trainer_config
 
 KINDS: dict[str, Literal["sft", "reward", "dpo"]] = {
     "base_model": "sft", "sft": "sft", "reward_model": "reward", "preference_model": "sft", "dpo": "dpo",
@@ -75,7 +75,7 @@ def check_configs(profile: Profile) -> dict[str, Any]:
     if profile.launch is not None:
         check_fields("launch", ClusterConfig, profile.launch)
         with _one_line("launch"):
-            ClusterConfig(**ClusterConfig.process_config({**profile.launch}))
+            ClusterConfig(**ClusterConfig.process_config(launch_config(profile.launch)))
     generation = profile.generation
     if generation.backend == "transformers":
         for name in set(generation.sampling) - {"n", "top_p", "max_tokens"}:

@@ -78,13 +78,29 @@ def run_training(job: TrainingJob, launch: Mapping[str, Any] | None) -> dict[str
         job_file = Path(job.output) / "job.json"
         write_json(job_file, job.model_dump(mode="json"))
         stream_command(launch_command(job_file, launch))
-    return train(job)  # after children: reads their log
+    log = train(job)  # after children: reads their log
+    wanted = 1 if launch is None else launch.get("num_processes", 1)
+    if log["processes"] != wanted:  # accelerate starts a single one for distributed_type MULTI_CPU, without a word
+        raise ValueError(
+            f"{log['processes']} processes trained, launch.num_processes is {wanted}: set launch.distributed_type to "
+            "MULTI_GPU (also with use_cpu: true) or FSDP"
+        )
+    return log
+
+
+def launch_config(launch: Mapping[str, Any]) -> dict[str, Any]:
+    """An accelerate configuration: `launch`, and where it says nothing, one machine and plain data parallelism."""
+    several = launch.get("num_processes", 1) > 1
+    return {
+        "compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU" if several else "NO",
+        "mixed_precision": "no", "use_cpu": False, "num_machines": 1, "machine_rank": 0, **launch,
+    }  # fmt: skip
 
 
 def launch_command(job_file: Path, launch: Mapping[str, Any]) -> list[str]:
     """The `accelerate launch` command line of a job; the profile's `launch` is written to a file beside the job."""
-    config = dict(launch)
-    if config.get("num_machines", 1) == 1 and not config.get("main_process_port"):
+    config = launch_config(launch)
+    if config["num_machines"] == 1 and not config.get("main_process_port"):
         with socket.socket() as probe:  # a free port: two runs on one machine must not meet
             probe.bind(("127.0.0.1", 0))
             config["main_process_port"] = int(probe.getsockname()[1])
@@ -108,6 +124,7 @@ def train(job: TrainingJob) -> dict[str, Any]:
     log = {
         "history": history,
         "steps": trainer.state.global_step,
+        "processes": trainer.args.world_size,
         "tokens": max((int(entry.get("num_tokens", 0)) for entry in history), default=0),
         "seconds": round(time.time() - started, 1),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
