@@ -13,13 +13,10 @@ from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.preference_model import preference_probability
 from rlhflow_utils.models.reward_model import score
-from rlhflow_utils.online.iterative_dpo import (
-    build_preference_pairs,
-    generate_responses,
-    prompts_of_iteration,
-    rank,
-    train_dpo,
-)
+from rlhflow_utils.online.generation import generate_responses
+from rlhflow_utils.online.iterative_dpo import prompts_of_iteration, rank
+from rlhflow_utils.online.pair_building import build_preference_pairs
+from rlhflow_utils.training.stages import train_dpo
 
 SMALL = {
     "generation.max_prompt_tokens": 100,

@@ -78,7 +78,8 @@ for package, version in facts["versions"].items():
 # Every expensive step is a *stage*: a function that you call like any other. Everything that the step depends on is an
 # argument, and `into` names the folder of its result. The folder holds a `manifest.json` with the arguments, the seed,
 # the library versions, the row counts and the time. If you run a chapter again and neither an argument nor the code has
-# changed, the stage is skipped. If a run is killed, the next one continues from the last shard or checkpoint.
+# changed, the stage is skipped. If a run is killed, the next one continues from the last shard or checkpoint. In all
+# chapters `run / "sft"` is where a stage is written, and `run["sft"]` is a stage that an earlier chapter has finished.
 #
 # This is the first stage. It writes the files of the simulated world, where the profile has one.
 
@@ -94,7 +95,7 @@ if profile.world:
 # form an answer must have, what may be asked and what may not, sums and one-line programs. An answer can be right or
 # wrong, short or padded with polite filler, and a program computes its **gold reward**: right or wrong decides, padding
 # costs a little. (A little less reward still loses the comparison: between two right answers the one without filler
-# wins.) Annotators see that reward through their own noise and their own taste for long answers.
+# wins.) Annotators see that reward through their own noise and their own taste for longer or shorter answers.
 #
 # Four skills mirror RewardBench's sections: *chat* (facts), *chat-hard* (facts in a demanded form), *safety* (refuse what
 # harms, answer its harmless lookalike) and *reasoning* (sums and one-line programs). A fifth, *translation* into an
@@ -102,7 +103,8 @@ if profile.world:
 # it, so it shows whether alignment costs what was there before.
 #
 # What is *built in*: the facts, the gold reward, each annotator's noise and length bias, the quality of the SFT
-# demonstrations, and what the base model has read: true statements, proofread pages and exam sheets with marks, and
+# demonstrations, and what the base model has read: true statements, questions
+# with true answers, proofread pages and exam sheets with marks, and
 # comparisons of two answers with the better one named. What is *measured*: everything that a model learns from it. A
 # number from this world is evidence about the method there, not about LLaMA-3.
 
@@ -123,7 +125,7 @@ if profile.world:
 # ## The base model
 #
 # A reward model can judge only what its base model knows. So the base model first learns the world's text by next-token
-# prediction: true statements, true and false statements with marks, and comparisons of answers. The loss is the mean of
+# prediction: true statements and answers, statements with marks (right or wrong), and comparisons of answers. The loss is the mean of
 # $-\log p(y_t \mid y_{<t})$ over the tokens.
 #
 # The model is a plain `LlamaForCausalLM`, and the profile's `base_model.architecture` goes to `LlamaConfig` as it is. The

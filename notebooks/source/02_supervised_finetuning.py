@@ -67,7 +67,7 @@ for row in rows.select(range(2)):
     examples.append({"input_ids": prompt + response, "labels": [-100] * len(prompt) + response})
     shown = [tokenizer.decode([i]) if label == -100 else f"[{tokenizer.decode([i])}]"
              for i, label in zip(*examples[-1].values(), strict=True)]  # fmt: skip
-    print("".join(shown), "\n")
+    print("".join(shown) if profile.world else f"{len(shown)} tokens", "\n")
 
 # %% [markdown]
 # ## Training, in plain TRL
@@ -96,8 +96,9 @@ del trainer
 # %% [markdown]
 # ## The full run
 #
-# The stage does the same for all rows: `sft.trainer` of the profile goes to `SFTConfig` as it is. The guide adds the
-# output folder, the seed, and gradient accumulation for an exact global batch. It drops and counts rows longer than
+# The stage does the same for all rows, and in a conversation of several turns every assistant turn is in the loss.
+# `sft.trainer` of the profile goes to `SFTConfig` as it is; the guide adds what a run needs (output folder, seed, device,
+# logging, and gradient accumulation for an exact global batch). It drops and counts rows longer than
 # `max_length` instead of cutting them.
 
 # %%

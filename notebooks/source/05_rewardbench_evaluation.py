@@ -62,13 +62,13 @@ tokenizer = chat.load_tokenizer(bt, profile.model)
 network = AutoModelForSequenceClassification.from_pretrained(forward.model_path(bt), dtype=profile.model.dtype)
 by_hand = []
 for row in rows[:2]:
-    print(row["subset"], "·", row["prompt"][-1]["content"])
+    print(row["subset"], "·", row["prompt"][-1]["content"] if profile.world else "")
     for side in ("chosen", "rejected"):
         messages = [*row["prompt"], {"role": "assistant", "content": row[side]}]
         ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
         with torch.no_grad():
             by_hand.append(network(input_ids=ids).logits[0, 0].item())
-        print(f"  {side:8s} {by_hand[-1]:+.3f}  {row[side]}")
+        print(f"  {side:8s} {by_hand[-1]:+.3f}  {row[side] if profile.world else ''}")
 del network
 
 # %% [markdown]

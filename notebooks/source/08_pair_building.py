@@ -5,10 +5,10 @@
 # (3.3). This maximises the reward gap, which the paper uses as a stand-in for exploration. Pairs of identical answers are
 # dropped. A length penalty (eq. 8) can keep the policy from learning that longer is better.
 #
-# After this chapter you can turn sampled answers into DPO pairs, and you know how much better than chance the chosen
-# answers are.
+# After this chapter you can turn sampled answers into DPO pairs, and you know how much better than the average answer
+# the chosen ones are.
 #
-# **You need** chapter 07.
+# **You need** chapters 00 to 04 and 07.
 
 # %% tags=["parameters"]
 PROFILE = "tiny"
@@ -76,11 +76,12 @@ def best_and_worst(texts: list[str], rewards: list[float], length_penalty: float
 
 # %% [markdown]
 # On the eight answers to one prompt, sorted by the penalised reward. The first row becomes the chosen answer, the last one
-# the rejected answer. (Real prompts can be harmful text, so only the simulated world's are printed.)
+# the rejected answer; of equal answers the one generated first. (Real prompts can be harmful text, so only the simulated world's are printed.)
 
 # %%
 row = next(row for row in rows if len(set(row["responses"])) > 2)
-print("chosen and rejected:", best_and_worst(row["responses"], row["rewards"], settings.length_penalty))
+picked = best_and_worst(row["responses"], row["rewards"], settings.length_penalty)
+print("chosen: index {}, rejected: index {}".format(*picked) if picked else "no pair")
 if profile.world:
     print("prompt:", row["prompt"][-1]["content"])
     table = [
@@ -120,7 +121,7 @@ sets = {strategy: artifact.dataset() for strategy, artifact in built.items()}
 table = [
     {"strategy": strategy.replace("_", " "), "pairs": made.metrics["pairs"], "dropped": str(made.rows["prompts"]["dropped"]),
      "mean gap, raw reward": made.metrics["mean_margin"], "mean gap, penalised": made.metrics["mean_penalised_margin"],
-     "mean length change": made.metrics["mean_chosen_length"] - made.metrics["mean_rejected_length"]}
+     "mean length, chosen − rejected": made.metrics["mean_chosen_length"] - made.metrics["mean_rejected_length"]}
     for strategy, made in built.items()
 ]  # fmt: skip
 tables.show(table, run.caption)

@@ -4,7 +4,7 @@
 # **The claim.** Direct preference optimisation (DPO) on the policy's own, freshly ranked answers, repeated, beats DPO on a
 # fixed dataset (paper 4.2). The paper implies that every iteration helps but does not show it. We measure it.
 #
-# After this chapter you can write the DPO loss in six lines, run it with TRL, and put generation, ranking, pairs and
+# After this chapter you can write the DPO loss in a few lines, run it with TRL, and put generation, ranking, pairs and
 # training together into Algorithm 1.
 #
 # **You need** chapters 00–08.
@@ -16,8 +16,6 @@ SEED = 0
 OVERRIDES = {}
 
 # %%
-import tempfile
-
 import torch
 from trl import DPOConfig, DPOTrainer
 
@@ -25,7 +23,8 @@ from rlhflow_utils.evaluation.policies import answer_held_out, evaluate_policy, 
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models import chat, forward
-from rlhflow_utils.online import iterative_dpo as loop
+from rlhflow_utils.online import generation, iterative_dpo, pair_building
+from rlhflow_utils.training import stages
 
 run = open_run("09_iterative_dpo", PROFILE, RUN_DIR, SEED, OVERRIDES)
 profile, data, sft = run.profile, run["preference_data"], run["sft"]
@@ -57,11 +56,9 @@ ranker = reward_model if profile.pair_building.ranker == "reward_model" else run
 # > **for** t = 1, …, T:
 # > &nbsp;&nbsp;&nbsp;&nbsp;1. *Generate:* sample n answers from π_{t−1} to each prompt of part t
 # > &nbsp;&nbsp;&nbsp;&nbsp;2. *Rank:* score every answer with r
-# > &nbsp;&nbsp;&nbsp;&nbsp;3. *Pair:* take the best and the worst answer to each prompt; drop the prompt if they are the same
+# > &nbsp;&nbsp;&nbsp;&nbsp;3. *Pair:* take the best and the worst answer to each prompt; drop the prompt if they are the same text or tie
 # > &nbsp;&nbsp;&nbsp;&nbsp;4. *Train:* DPO on these pairs, starting from π_{t−1}, with reference π₀, gives π_t
 # > **Output:** π_T
-#
-# In the theory the best-of-n policy is the *main agent* and the worst-of-n policy the *enhancer*, whose task is to explore.
 #
 # **Online** means that the answers are the current policy's own. An offline dataset contains answers of other models. As
 # the policy changes, these answers become less and less like its own.
@@ -129,7 +126,7 @@ if profile.launch is None:
     from transformers import PrinterCallback
 
     arguments = DPOConfig(
-        output_dir=tempfile.mkdtemp(),
+        output_dir=str(run.folder / ".demo"),
         beta=beta,
         learning_rate=profile.dpo.trainer["learning_rate"],
         max_steps=10,
@@ -171,20 +168,23 @@ if profile.launch is None:
 # %% [markdown]
 # ## The full run
 #
-# Algorithm 1, in four calls. Iteration 1 finds the answers and pairs of chapters 07 and 08. `train_dpo` makes the trainer
+# Algorithm 1, in four calls. In iteration 1 the first three
+# calls are skipped: chapters 07 and 08 have made these stages. `train_dpo` makes the trainer
 # call above for all pairs, with the profile's `dpo.trainer` as its `DPOConfig`; it trains on the sampled token ids, keeps
 # checkpoints and resumes from them.
 
 # %%
 policy, pairs, policies = sft, [], {"sft": sft}
 for k in range(1, profile.iterative.iterations + 1):
-    prompts = loop.prompts_of_iteration(data, k, profile.iterative)  # never the same prompt twice
-    responses = loop.generate_responses(
+    prompts = iterative_dpo.prompts_of_iteration(data, k, profile.iterative)  # never the same prompt twice
+    responses = generation.generate_responses(
         policy, prompts, profile.generation, profile.model, run.seed, profile.launch, into=run / f"iter{k}_responses"
     )
-    scores = loop.rank(run, ranker, responses, into=run / f"iter{k}_scores")
-    pairs += [loop.build_preference_pairs(scores, profile.pair_building, run.seed, into=run / f"iter{k}_pairs")]
-    policy = loop.train_dpo(
+    scores = iterative_dpo.rank(run, ranker, responses, into=run / f"iter{k}_scores")
+    pairs += [
+        pair_building.build_preference_pairs(scores, profile.pair_building, run.seed, into=run / f"iter{k}_pairs")
+    ]
+    policy = stages.train_dpo(
         policy,
         sft if profile.dpo.reference == "sft" else policy,
         pairs if profile.iterative.replay else pairs[-1:],
@@ -217,7 +217,7 @@ evaluations = {
 # ## Results
 #
 # First, read some answers. Six fixed held-out prompts, answered by the SFT model and after each iteration, with the RM's
-# reward and the true reward (about 1 where the answer is right, −1 where it is wrong, minus a little for filler). All
+# reward and the gold reward (about 1 where the answer is right, −1 where it is wrong, minus a little for filler). All
 # policies draw the same random numbers for a prompt, so an answer changes only where the policy has changed.
 
 # %%
@@ -230,7 +230,7 @@ if profile.world:
             row, text = rows[place], rows[place]["responses"][0]
             table.append(
                 {"prompt": row["prompt"][-1]["content"] if name == "sft" else "", "policy": name, "answer": text,
-                 "RM's reward": row["rewards"][0], "true reward": results[name]["prompts"]["reward"][place], "characters": len(text)}
+                 "RM's reward": row["rewards"][0], "gold reward": results[name]["prompts"]["reward"][place], "characters": len(text)}
             )  # fmt: skip
     tables.show(table, run.caption)
 
@@ -241,7 +241,7 @@ if profile.world:
 #   half a win.
 # * *Right answers:* one filler phrase loses a comparison just as a wrong sum does. So also read the share of right answers,
 #   which filler hardly affects.
-# * *Proxy reward:* the penalised reward r − λ|a| (eq. 8), which ranks the training pairs. It stands in for the true reward,
+# * *Proxy reward:* the penalised reward r − λ|a| (eq. 8), which ranks the training pairs. It stands in for the gold reward,
 #   hence the name.
 #
 # The intervals are bootstraps over prompts. They cover the choice of prompts, not the choice of seed. The SFT model's mean
@@ -252,8 +252,8 @@ estimates = {name: result["estimates"] for name, result in results.items()}
 proxies = {name: ranking_reward(run, result) for name, result in results.items()}
 table = [
     {"policy": name, "n": row["win_rate"]["n"], "win rate against SFT (95 %)": tables.with_interval(row["win_rate"]),
-     "right answers": tables.with_interval(row.get("accuracy")), "judge's reward": tables.with_interval(row.get("reward")),
-     "proxy reward": tables.with_interval(proxies[name]), "RM's reward": row["proxy_reward"]["value"],
+     "right answers": tables.with_interval(row.get("accuracy")), "gold reward" if profile.world else "judge's reward": tables.with_interval(row.get("reward")),
+     "proxy reward": tables.with_interval(proxies[name]), "reward of the RM alone": row["proxy_reward"]["value"],
      "length (characters)": row["mean_length"]["value"]}
     for name, row in estimates.items()
 ]  # fmt: skip
@@ -267,7 +267,7 @@ judge, iterations = profile.evaluation.judge, [name for name in policies if name
 figures.win_rate_over_iterations([estimates[name]["win_rate"] for name in iterations], judge=judge, caption=run.caption)
 
 # %% [markdown]
-# Training raises the proxy reward. Does the true reward follow? Where the first rises while the second stalls or falls, the
+# Training raises the proxy reward. Does the gold reward follow? Where the first rises while the second stalls or falls, the
 # policy is *over-optimising* the proxy.
 
 # %%
@@ -327,14 +327,14 @@ print("all checks hold")
 #
 # ## Summary and exercises
 #
-# *Claim on this run:* the table above says what each iteration adds in win rate, right answers and true reward. *Over
+# *Claim on this run:* the table above says what each iteration adds in win rate, right answers and gold reward. *Over
 # seeds:* chapter 11, claim e, compares iterative with offline DPO, and claim f the iterations with each other.
 #
 # 1. In the TRL cell, set `beta` to 0.01 and `max_steps` to 50. Predict the margin and the log-probabilities.
 # 2. Set `dpo.trainer.beta` to 0.01. Predict the win rate and the length after iteration 3.
 # 3. Set `dpo.reference` to previous_iterate. Chapter 11 does this too: predict first.
 # 4. Set `iterative.iterations` to 5 and, since `tiny` has 1600 prompts, `iterative.prompts_per_iteration` to 300. After
-#    which iteration does the true reward fall?
+#    which iteration does the gold reward fall?
 #
 # **Next:** [10 · Policy evaluation](10_policy_evaluation.ipynb)
 

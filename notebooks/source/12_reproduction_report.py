@@ -16,8 +16,7 @@ OVERRIDES = {}
 from IPython.display import Markdown, display
 
 from rlhflow_utils.claims.verdicts import claims_table, read_records
-from rlhflow_utils.guide import figures as plotting
-from rlhflow_utils.guide import tables
+from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 
 run = open_run("12_reproduction_report", PROFILE, RUN_DIR, SEED, OVERRIDES)
@@ -33,7 +32,7 @@ iterations = [f"iter{k}" for k in range(1, last + 1)]
 # %%
 results = {name: run[f"{name}_evaluation"].read_json("results.json") for name in ("sft", "offline_dpo", *iterations)}
 rates = {name: result["estimates"]["win_rate"] for name, result in results.items()}
-plotting.win_rate_over_iterations(
+figures.win_rate_over_iterations(
     [rates[name] for name in iterations], judge, {"offline DPO": rates["offline_dpo"]}, run.caption
 )
 
@@ -41,8 +40,8 @@ plotting.win_rate_over_iterations(
 final = results[iterations[-1]]["estimates"]
 display(Markdown(
     f"After iteration {last} the policy beats SFT on {100 * final['win_rate']['value']:.0f} % of the prompts "
-    f"({100 * rates['offline_dpo']['value']:.0f} % for offline DPO). At equal length it would be "
-    f"{100 * final['lc_win_rate']['value']:.0f} %: the rest of the gain comes from a change in length, from "
+    f"({100 * rates['offline_dpo']['value']:.0f} % for offline DPO). Length-controlled: "
+    f"{100 * final['lc_win_rate']['value']:.0f} %; where this is lower, part of the gain goes with the change in length, from "
     f"{results['sft']['estimates']['mean_length']['value']:.0f} to {final['mean_length']['value']:.0f} characters. "
     "This is one seed. The claims below are measured over several."
 ))  # fmt: skip
@@ -63,13 +62,14 @@ tables.show(tables.policy_rows(tables.metrics_of(policies), judge), run.caption)
 
 # %%
 before, after = (list(run[f"{name}_answers_scored"].dataset()) for name in ("sft", iterations[-1]))
-tables.show(
-    [
-        {"prompt": old["prompt"][-1]["content"][:200]}
-        | {name: f"{row['responses'][0][:200]} ({row['rewards'][0]:+.2f})" for name, row in (("SFT", old), ("DPO", new))}
-        for old, new in list(zip(before, after, strict=True))[:: max(1, len(before) // 3)][:3]
-    ]
-)
+if run.profile.world:  # real prompts can be harmful text
+    tables.show(
+        [
+            {"prompt": old["prompt"][-1]["content"][:200]}
+            | {name: f"{row['responses'][0][:200]} ({row['rewards'][0]:+.2f})" for name, row in (("SFT", old), ("DPO", new))}
+            for old, new in list(zip(before, after, strict=True))[:: max(1, len(before) // 3)][:3]
+        ]
+    )  # fmt: skip
 
 # %% [markdown]
 # ## The judges
@@ -87,7 +87,7 @@ tables.show(tables.judge_rows(tables.metrics_of(judges), main), run.caption)
 
 # %%
 sections = {name: run[f"rewardbench_{name}"].read_json("results.json")["sections"] for name in ("prompting", "bt", "pm")}
-plotting.rewardbench_bars(sections, tables.REWARDBENCH, run.caption)
+figures.rewardbench_bars(sections, tables.REWARDBENCH, run.caption)
 
 # %% [markdown]
 # ## The paper's claims, over seeds

@@ -1,4 +1,4 @@
-"""Schemas in which a native row is one pair."""
+"""Converters of preference schemas: one pair a row, or several answers with ratings or ranks (`make_pairs`)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Converters from each source's native schema to records; what is kept is decided by `filters`.
 
-To add a preference source, write one function in `preferences.py`, name it in `CONVERTERS` below, and name the source
+To add a preference source, write one function in `preferences.py`, add it to `_CONVERTERS` below, and name the source
 in a profile. For example, one answer a row pair with ratings from 1 to 5 (the higher rating is chosen, equal ratings
 are dropped as ``tie``)::
 

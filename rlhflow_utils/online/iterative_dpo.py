@@ -1,4 +1,4 @@
-"""Algorithm 1 in practice (paper 3.3): the four calls of chapter 09; `rank` is the second, as the profile says."""
+"""What chapter 09 needs besides the stages of Algorithm 1 (paper 3.3): each iteration's prompts, and who ranks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 from rlhflow_utils.models.preference_model import rank_responses
 from rlhflow_utils.models.reward_model import score_responses
 from rlhflow_utils.online.generation import Prompts
-from rlhflow_utils.online.generation import generate_responses as generate_responses
-from rlhflow_utils.online.pair_building import build_preference_pairs as build_preference_pairs
-from rlhflow_utils.training.stages import train_dpo as train_dpo
 
 if TYPE_CHECKING:
     from rlhflow_utils.guide.run import Run
