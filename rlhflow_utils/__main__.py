@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.guide.chapters import run_guide, stale_chapters
 from rlhflow_utils.guide.profile import load_profile, parse_override
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and run; errors that a user can mend end in one line and exit status 1."""
-    options = _parser().parse_args(arguments)
-    try:
-        options.command(options)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:  # of the package's own, each in one line
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
@@ -91,14 +81,10 @@ def _academic(options: argparse.Namespace) -> None:
     from rlhflow_utils.guide.stage import PROJECT, write_json
 
     profile = load_profile(options.profile, _overrides(options))
-    results = evaluate_academic(
-        options.model,
-        PROJECT / profile.data.root if profile.data.root else None,
-        limit=options.limit,
-        dtype=profile.model.dtype,
-        confidence=profile.evaluation.confidence,
-        seed=profile.seed,
-    )
+    root = PROJECT / profile.data.root if profile.data.root else None
+    limit, confidence = options.limit, profile.evaluation.confidence
+    dtype, seed = profile.model.dtype, profile.seed
+    results = evaluate_academic(options.model, root, limit=limit, dtype=dtype, confidence=confidence, seed=seed)
     write_json(Path(options.out), {"profile": profile.name, "model": options.model, **results})
     for name, task in results["tasks"].items():
         print(f"{name}: {task['value']:.3f} ({task['ci_low']:.3f} … {task['ci_high']:.3f}), n = {task['n']}")
@@ -115,75 +101,72 @@ def _notebooks(options: argparse.Namespace) -> None:
         publish_results(options.run_dir)
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
+Options = dict[str, dict[str, Any]]
+PROFILE: Options = {
+    "--profile": {"required": True, "help": "name in profiles/ or a YAML file"},
+    "--set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "override a profile value"},
+}
+TINY = PROFILE | {"--profile": {"default": "tiny", "help": "name in profiles/ or a YAML file (default: tiny)"}}
+ROOT: Options = {"--data-root": {"help": "folder of local data files (sets data.root)"}}
+POLICY: Options = {
+    "--model": {"required": True, "help": "folder or hub id of the policy"},
+    "--limit": {"type": int, "help": "the first so many questions, or rows per task"},
+}
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, Options]] = {
+    "run": (_run, "execute the chapters of the guide", TINY | ROOT | {
+        "--run-dir": {"help": "run folder relative to the project (default: runs/<profile>)"},
+        "--seed": {"type": int, "help": "replaces the profile's seed"},
+        "--parameter": {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "a notebook parameter"},
+        "--chapters": {"nargs": "+", "metavar": "NN", "help": "only these chapters"},
+    }),
+    "claims": (_claims, "measure the paper's claims over seeds; writes results/claims/", TINY | {
+        "--seeds": {"type": int, "help": "at most so many test seeds (default: as the design says)"},
+        "--only": {"metavar": "A,B", "help": "only these claims, for example a,e"},
+        "--workers": {"type": int, "default": 1, "help": "seeds at once, each with its share of the cores"},
+        "--run-dir": {"default": "runs/claims", "help": "where the stages go (default: runs/claims)"},
+    }),
+    "check": (_check, "build every argument of a profile without running it", PROFILE),
+    "notebooks": (_notebooks, "rebuild notebooks/*.ipynb from notebooks/source/*.py", {
+        "--run-dir": {"help": "also take over the executed cells of this run"},
+    }),
+    "data": (_data, "build the preference data alone; print the row counts and Table 1", TINY | ROOT | {
+        "--out": {"help": "folder to write into (default: runs/<profile>-data)"},
+        "--published": {"choices": ("standard", "700k"), "help": "read the authors' filtered sets instead"},
+    }),
+    "push-data": (_push_data, "upload a finished mixture with its dataset card (online)", {
+        "folder": {"help": "finished folder of chapter 01, for example runs/tiny/preference_data"},
+        "--mixture": {"required": True},
+        "--namespace": {"required": True, "help": "your user or organisation on the hub"},
+        "--public": {"action": "store_true"},
+    }),
+    "pin": (_pin, "write the hub's commits into profiles/revisions.yaml (online)", {}),
+    "chat": (_chat, "AlpacaEval-2, MT-Bench or Arena-Hard with a judge behind an endpoint", PROFILE | POLICY | {
+        "--benchmark": {"required": True, "choices": ["alpaca_eval", "mt_bench", "arena_hard"]},
+        "--questions": {"required": True, "help": "folder with the benchmark's files"},
+        "--out": {"required": True, "help": "folder for answers, verdicts and results.json"},
+    }),
+    "academic": (_academic, "GSM8K, MMLU, HumanEval, TruthfulQA, ARC, MBPP through lm-eval", PROFILE | ROOT | POLICY | {
+        "--out": {"required": True, "help": "JSON file for the results"},
+    }),
+}  # fmt: skip
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run; errors that a user can mend end in one line and exit status 1."""
     parser = argparse.ArgumentParser(prog="rlhflow_utils", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    _add_guide(commands)
-    _add_data(commands)
-    _add_benchmarks(commands)
-    return parser
-
-
-def _add(
-    commands: Any, name: str, command: Any, text: str, profile: str | None = None, root: bool = False
-) -> argparse.ArgumentParser:
-    """A command that reads a profile; without a default `profile` it must be named."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
-    parser.set_defaults(command=command)
-    shown = "name in profiles/ or a YAML file" + (f" (default: {profile})" if profile else "")
-    parser.add_argument("--profile", default=profile, required=profile is None, help=shown)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a profile value")
-    if root:
-        parser.add_argument("--data-root", help="folder of local data files (sets data.root)")
-    return parser
-
-
-def _add_guide(commands: Any) -> None:
-    run = _add(commands, "run", _run, "execute the chapters of the guide", "tiny", root=True)
-    run.add_argument("--run-dir", help="run folder relative to the project (default: runs/<profile>)")
-    run.add_argument("--seed", type=int, help="replaces the profile's seed")
-    run.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter")
-    run.add_argument("--chapters", nargs="+", metavar="NN", help="only these chapters")
-    claims = _add(commands, "claims", _claims, "measure the paper's claims over seeds; writes results/claims/", "tiny")
-    claims.add_argument("--seeds", type=int, help="at most so many test seeds (default: as the design says)")
-    claims.add_argument("--only", metavar="A,B", help="only these claims, for example a,e")
-    claims.add_argument("--workers", type=int, default=1, help="seeds at once, each with its share of the cores")
-    claims.add_argument("--run-dir", default="runs/claims", help="where the stages go (default: runs/claims)")
-    _add(commands, "check", _check, "build every argument of a profile without running it")
-    notebooks = commands.add_parser("notebooks", help="rebuild notebooks/*.ipynb from notebooks/source/*.py")
-    notebooks.add_argument("--run-dir", help="also take over the executed cells of this run")
-    notebooks.set_defaults(command=_notebooks)
-
-
-def _add_data(commands: Any) -> None:
-    text = "build the preference data alone; print the row counts and Table 1"
-    data = _add(commands, "data", _data, text, "tiny", root=True)
-    data.add_argument("--out", help="folder to write into (default: runs/<profile>-data)")
-    data.add_argument("--published", choices=("standard", "700k"), help="read the authors' filtered sets instead")
-    push = commands.add_parser("push-data", help="upload a finished mixture with its dataset card (online)")
-    push.add_argument("folder", help="finished folder of chapter 01, for example runs/tiny/preference_data")
-    push.add_argument("--mixture", required=True)
-    push.add_argument("--namespace", required=True, help="your user or organisation on the hub")
-    push.add_argument("--public", action="store_true")
-    push.set_defaults(command=_push_data)
-    pin = commands.add_parser("pin", help="write the hub's commits into profiles/revisions.yaml (online)")
-    pin.set_defaults(command=_pin)
-
-
-def _add_benchmarks(commands: Any) -> None:
-    chat = _add(commands, "chat", _chat, "AlpacaEval-2, MT-Bench or Arena-Hard with a judge behind an endpoint")
-    chat.add_argument("--benchmark", required=True, choices=["alpaca_eval", "mt_bench", "arena_hard"])
-    chat.add_argument("--questions", required=True, help="folder with the benchmark's files")
-    text = "GSM8K, MMLU, HumanEval, TruthfulQA, ARC, MBPP through lm-eval"
-    academic = _add(commands, "academic", _academic, text, root=True)
-    outputs = {chat: "folder for answers, verdicts and results.json", academic: "JSON file for the results"}
-    for parser, out in outputs.items():
-        parser.add_argument("--model", required=True, help="folder or hub id of the policy")
-        parser.add_argument("--out", required=True, help=out)
-        parser.add_argument("--limit", type=int, help="the first so many questions, or rows per task")
+    for name, (command, text, its_options) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=text)
+        subparser.set_defaults(command=command)
+        for option, settings in its_options.items():
+            subparser.add_argument(option, **settings)
+    options = parser.parse_args(arguments)
+    try:
+        options.command(options)
+    except (ValueError, RuntimeError, FileNotFoundError) as error:  # of the package's own, each in one line
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
