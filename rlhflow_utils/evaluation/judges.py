@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
 from rlhflow_utils.models.chat import Message
-
-if TYPE_CHECKING:
-    from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
-    from rlhflow_utils.models.forward import Model
+from rlhflow_utils.models.forward import Model
+from rlhflow_utils.models.reward_model import score
+from rlhflow_utils.simulator.gold import World
 
 Conversation = Sequence[Message]
 Prompts = Sequence[Conversation]
@@ -56,8 +56,6 @@ class GoldJudge:
     name = "gold"
 
     def __init__(self, world_settings: WorldSettings) -> None:
-        from rlhflow_utils.simulator.gold import World
-
         self.world = World(world_settings)
 
     def rewards(self, prompts: Prompts, responses: Sequence[str]) -> list[float]:
@@ -75,9 +73,6 @@ class RewardModelJudge:
         self.model, self.batch_tokens = model, batch_tokens
 
     def rewards(self, prompts: Prompts, responses: Sequence[str]) -> list[float]:
-        """One score for each response; higher is better."""
-        from rlhflow_utils.models.reward_model import score
-
         return score(self.model, list(zip(prompts, responses, strict=True)), self.batch_tokens)
 
 
@@ -86,16 +81,9 @@ def compare_rewards(rewards_a: Sequence[float], rewards_b: Sequence[float]) -> l
     return [0.5 if a == b else float(a > b) for a, b in zip(rewards_a, rewards_b, strict=True)]
 
 
-# --- an LLM behind an endpoint --------------------------------------------------------------------------------------
-
-
 class Reply(NamedTuple):
     text: str  # or the error's
     status: str  # `answered`, `refused` or `timed_out`
-
-    def verdict(self, parse: Callable[[str], str]) -> str:
-        """What `parse` reads in an answer; else the status."""
-        return parse(self.text) if self.status == "answered" else self.status
 
 
 class ChatEndpoint:
@@ -165,16 +153,16 @@ class ChatEndpoint:
         self, rows: Sequence[tuple[Any, str, str]], question: Callable[[Any, str, str], Conversation],
         parse: Callable[[str], str], max_tokens: int,
     ) -> list[tuple[str, str]]:  # fmt: skip
-        """Two verdicts for each row (prompt, a, b): with a in the first place, and with b in it."""
+        """Two verdicts (or statuses) for each row (prompt, a, b): with a in the first place, and with b in it."""
         asked = [question(x, *order) for x, a, b in rows for order in ((a, b), (b, a))]
-        verdicts = [reply.verdict(parse) for reply in self.ask(asked, max_tokens)]
+        replies = self.ask(asked, max_tokens)
+        verdicts = [parse(reply.text) if reply.status == "answered" else reply.status for reply in replies]
         return list(zip(verdicts[::2], verdicts[1::2], strict=True))
 
     def _key(self, conversation: Conversation, max_tokens: int) -> str:
         return hashlib.sha256(json.dumps([self.model, list(conversation), max_tokens]).encode()).hexdigest()
 
     def _request(self, key: str, conversation: Conversation, max_tokens: int) -> tuple[str, Reply]:
-        """Ask once and keep the reply."""
         reply = self._send(conversation, max_tokens)
         with self._lock:
             self.counts["asked"] += 1

@@ -13,17 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from rlhflow_utils.data.reading import read_rows
-from rlhflow_utils.evaluation.judges import ChatEndpoint, Reply
+from rlhflow_utils.evaluation.judges import ChatEndpoint
 from rlhflow_utils.evaluation.statistics import bootstrap_mean
+from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 from rlhflow_utils.models.chat import Message
-
-if TYPE_CHECKING:
-    from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 
 REFERENCE_CATEGORIES = {"math", "reasoning", "coding"}
 TEMPERATURES = {
@@ -134,8 +132,12 @@ def grade_answers(
     """Two grades per question, in order; every question must be answered."""
     turns = [(question, turn) for question in questions for turn in (1, 2)]
     asked = [grading_prompt(question, answers[question.question_id], turn, prompts) for question, turn in turns]
-    replies = endpoint.ask(asked, MAX_TOKENS)
-    return [_grade(question, turn, reply) for (question, turn), reply in zip(turns, replies, strict=True)]
+    grades = []
+    for (question, turn), reply in zip(turns, endpoint.ask(asked, MAX_TOKENS), strict=True):
+        grade = parse_grade(reply.text) if reply.status == "answered" else None
+        status = "unparsable" if reply.status == "answered" and grade is None else reply.status
+        grades.append(Grade(question.question_id, question.category, turn, grade, status))
+    return grades
 
 
 def summarise(grades: Sequence[Grade], samples: int, confidence: float, seed: int) -> dict[str, Any]:
@@ -158,9 +160,3 @@ def summarise(grades: Sequence[Grade], samples: int, confidence: float, seed: in
         "categories": {name: mean([one for one in graded if one.category == name]) for name in categories},
         "statuses": dict(Counter(grade.status for grade in grades)),
     }
-
-
-def _grade(question: Question, turn: int, reply: Reply) -> Grade:
-    grade = parse_grade(reply.text) if reply.status == "answered" else None
-    status = "unparsable" if reply.status == "answered" and grade is None else reply.status
-    return Grade(question.question_id, question.category, turn, grade, status)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +17,13 @@ from rlhflow_utils.data.reading import Root, folder_of
 from rlhflow_utils.data.sources import read_prompts
 from rlhflow_utils.evaluation.judges import EndpointJudge, GoldJudge, Judge, build_judge, compare_rewards
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, bootstrap_mean, length_controlled_win_rate
+from rlhflow_utils.guide.run import Run
+from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import prompt_key
+from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.reward_model import score_responses
 from rlhflow_utils.online.generation import Prompts, generate_responses
-
-if TYPE_CHECKING:
-    from rlhflow_utils.guide.run import Run
-    from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
-    from rlhflow_utils.models.forward import Model
 
 Row = Mapping[str, Any]
 
@@ -53,14 +51,13 @@ def evaluate_policy(
     judge = build_judge(evaluation, world, judge_model, batch_tokens, cache_file)
     columns = _per_prompt(_pair_up(list(answers.dataset()), list(reference.dataset())), judge)
     outcome, n = columns["outcome"], len(columns["outcome"])
-    by_skill: dict[str, list[int]] = {}
-    for i, skill in enumerate(columns.get("skill", [])):
-        by_skill.setdefault(skill, []).append(i)
+    skills = columns.get("skill", [])
+    by_skill = {skill: [i for i, each in enumerate(skills) if each == skill] for skill in sorted(set(skills))}
     results: dict[str, Any] = {
         "judge": judge.name, "n": n, "judge_counts": dict(getattr(judge, "counts", {})), "prompts": columns,
         "estimates": _estimates(columns, range(n), evaluation, seed),
         "counts": {"wins": outcome.count(1.0), "ties": outcome.count(0.5), "losses": outcome.count(0.0)},
-        "skills": {skill: _estimates(columns, by_skill[skill], evaluation, seed) for skill in sorted(by_skill)},
+        "skills": {skill: _estimates(columns, rows, evaluation, seed) for skill, rows in by_skill.items()},
     }  # fmt: skip
     write_json(into / "results.json", results)
     metrics: dict[str, Any] = {f"{judge.name}_{name}": count for name, count in results["judge_counts"].items()}
@@ -126,8 +123,7 @@ def _pair_up(policy: Sequence[Row], reference: Sequence[Row]) -> list[tuple[Row,
 def ranking_reward(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """Mean over prompts of what ranks the training pairs, r − λ|a| (eq. 8), from an evaluation's `results.json`."""
     prompts, evaluation = results["prompts"], run.profile.evaluation
-    penalty = run.profile.pair_building.length_penalty * np.array(prompts["length"])
-    penalised = np.array(prompts["proxy_reward"]) - penalty
+    penalised = prompts["proxy_reward"] - run.profile.pair_building.length_penalty * np.array(prompts["length"])
     return asdict(bootstrap_mean(penalised, evaluation.bootstrap_samples, evaluation.confidence, run.seed))
 
 

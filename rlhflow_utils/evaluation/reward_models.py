@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rlhflow_utils.evaluation import statistics
 from rlhflow_utils.evaluation.judges import compare_rewards
 from rlhflow_utils.evaluation.statistics import accuracy
+from rlhflow_utils.guide import settings as sections
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
+from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.preference_model import preference_probability
 from rlhflow_utils.models.reward_model import score
 from rlhflow_utils.simulator.gold import World
-
-if TYPE_CHECKING:
-    from rlhflow_utils.guide import settings as sections
-    from rlhflow_utils.models.forward import Model
 
 Row = Mapping[str, Any]
 OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "chosen_score": "rejected_score",
@@ -116,10 +114,8 @@ def _report(
     """Write `results.json` from each pair's P(chosen is preferred)."""
     correct = compare_rewards(probabilities, [0.5] * len(rows))
     overall = accuracy(correct, confidence)
-    by_skill: dict[str, list[float]] = {}
-    for row, value in zip(rows, correct, strict=True):
-        by_skill.setdefault(row["skill"], []).append(value)
-    skills = {skill: accuracy(by_skill[skill], confidence) for skill in sorted(filter(None, by_skill))}
+    names = np.array([row["skill"] or "" for row in rows])
+    skills = {name: accuracy(np.array(correct)[names == name], confidence) for name in sorted({*names} - {""})}
     # Every pair enters once as (chosen, rejected) and once the other way round: the table is symmetric.
     both = [*probabilities, *(1 - p for p in probabilities)]
     table = statistics.calibration(both, [1] * len(rows) + [0] * len(rows))

@@ -15,19 +15,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rlhflow_utils.data.reading import Root, folder_of
 from rlhflow_utils.data.sources import read_candidates
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, weighted_mean
+from rlhflow_utils.guide.settings import ModelSettings, RewardBenchSettings
 from rlhflow_utils.guide.stage import Metric, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import encode_conversation, encode_prompt, load_tokenizer
 from rlhflow_utils.models.forward import Model, hub_arguments, model_path
 from rlhflow_utils.models.preference_model import format_comparison, preference_probability
 from rlhflow_utils.models.reward_model import score
-
-if TYPE_CHECKING:
-    from rlhflow_utils.guide.settings import ModelSettings, RewardBenchSettings
 
 Method = Literal["bt", "pm", "prompting"]
 Row = Mapping[str, Any]
@@ -87,9 +85,9 @@ def load_benchmark(settings: RewardBenchSettings, root: Root) -> tuple[list[Row]
     """The benchmark's pairs (`prompt` is messages, the answers are texts), and how many native rows hold none."""
     native = [each for source in settings.sources for each in read_candidates(source, folder_of(root))]
     names = ("row_id", "prompt", "chosen", "rejected")
-    pairs = [each for each in native if each.evidence is None]
-    rows = [{"subset": each.extra["subset"], **{name: getattr(each, name) for name in names}} for each in pairs]
-    return list[Row](rows), len(native) - len(rows)
+    rows: list[Row] = [{"subset": each.extra["subset"], **{name: getattr(each, name) for name in names}}
+                       for each in native if each.evidence is None]  # fmt: skip
+    return rows, len(native) - len(rows)
 
 
 def drop_long_rows(
@@ -149,10 +147,9 @@ def summarise(pairs: Sequence[PairResult], confidence: float) -> dict[str, Any]:
 
 def subset_accuracies(pairs: Sequence[PairResult], tie: float, confidence: float) -> dict[str, Estimate]:
     """Accuracy of each subset with Wilson's interval; `tie` is what a tie counts, 0 (Allen AI) or 0.5 (the authors)."""
-    correct: dict[str, list[float]] = {}
-    for pair in pairs:
-        correct.setdefault(pair.subset, []).append(tie if pair.outcome == 0.5 else pair.outcome)
-    return {subset: accuracy(values, confidence) for subset, values in correct.items()}
+    correct = [(pair.subset, tie if pair.outcome == 0.5 else pair.outcome) for pair in pairs]
+    subsets = dict.fromkeys(subset for subset, _ in correct)
+    return {each: accuracy([value for subset, value in correct if subset == each], confidence) for each in subsets}
 
 
 def section_scores(accuracies: Mapping[str, Estimate], weights: Mapping[str, int] = WEIGHTS) -> Scores:
