@@ -14,7 +14,7 @@ from rlhflow_utils.evaluation.judges import GoldJudge, build_judge
 from rlhflow_utils.guide.profile import Profile, load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.stage import Artifact
-from rlhflow_utils.simulator.corpus import write_eval_prompts
+from rlhflow_utils.simulator.corpus import write_prompts
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def judge(profile: Profile) -> GoldJudge:
 @pytest.fixture(scope="module")
 def questions(judge: GoldJudge) -> dict[str, str]:
     """Two prompts about reasoning and two about safety, with their right answers."""
-    rows = [row["context"] for row in write_eval_prompts(judge.world)]
+    rows = [row["context"] for row in write_prompts(judge.world, "eval", judge.world.settings.eval_prompts)]
     chosen = [[p for p in rows if judge.world.skill_of(p) == skill][:2] for skill in ("reasoning", "safety")]
     tasks = {prompt: judge.world.read_prompt(prompt) for prompts in chosen for prompt in prompts}
     return {prompt: task.answer for prompt, task in tasks.items() if task is not None}

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhflow_utils.guide.settings import WorldSettings
-from rlhflow_utils.simulator.corpus import write_eval_prompts, write_translation_test
+from rlhflow_utils.simulator.corpus import write_prompts, write_translation_test
 from rlhflow_utils.simulator.dirt import DIRT_OF_SOURCE
 from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.native_rows import rank_responses, utility
@@ -292,7 +292,7 @@ def test_evaluation_sets_are_disjoint_distinct_and_balanced(files: Path, world: 
 def test_a_small_world_has_its_prompts_all_the_same() -> None:
     """Two entities leave chat too few held-out contents: the other skills make up for it. Translation has no others."""
     small = World(SETTINGS.model_copy(update={"entities": 2, "eval_prompts": 100, "translation_tests": 100}))
-    prompts = [row["context"] for row in write_eval_prompts(small)]
+    prompts = [row["context"] for row in write_prompts(small, "eval", small.settings.eval_prompts)]
     found = Counter(map(small.skill_of, prompts))
     assert len(set(prompts)) == len(prompts) == 100
     assert found["chat"] < 25

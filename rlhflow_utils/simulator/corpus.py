@@ -34,9 +34,10 @@ def write_corpus(world: World) -> list[Row]:
     sizes = world.settings.corpus
     numbers = {
         _statement: sizes.statements, _question: sizes.questions, _proofread_page: sizes.proofread,
-        _exam_sheet: sizes.graded, _comparison: sizes.comparisons,
+        _exam_sheet: sizes.graded,
     }  # fmt: skip
     texts = [write(world, rng) for write, number in numbers.items() for _ in range(number)]
+    texts += ["\n".join(_judgement(world, rng)) for _ in range(sizes.comparisons)]
     rng.shuffle(texts)
     return [{"text": text} for text in texts]
 
@@ -116,20 +117,6 @@ def _marked(world: World, task: Task, answer: str) -> str:
     return f"{answer} {'Right' if world.is_correct(task.prompt, answer) else 'Wrong'}"
 
 
-def _comparison(world: World, rng: random.Random) -> str:
-    return "\n".join(_judgement(world, rng))
-
-
-def write_prompts(world: World) -> list[Row]:
-    """Training prompts for online RLHF, all different, in RLHFlow's prompt-collection schema."""
-    return _prompt_rows(world, "train", world.settings.prompts)
-
-
-def write_eval_prompts(world: World) -> list[Row]:
-    """Held-out prompts for win rates, all different, in the same schema."""
-    return _prompt_rows(world, "eval", world.settings.eval_prompts)
-
-
 def write_translation_test(world: World) -> list[Row]:
     """Held-out prompts of the fifth skill with their answers."""
     rng = random.Random(f"{world.settings.seed}:translation_test")
@@ -162,8 +149,11 @@ def write_benchmark(world: World) -> list[Row]:
     return rows
 
 
-def _prompt_rows(world: World, split: str, number: int) -> list[Row]:
-    """Prompts of the skills in equal parts; where a world's split leaves a skill too few, the others make up for it."""
+def write_prompts(world: World, split: str, number: int) -> list[Row]:
+    """Different prompts, for online RLHF or held out for win rates, in RLHFlow's prompt-collection schema.
+
+    The skills have equal parts; where a world's split leaves a skill too few, the others make up for it.
+    """
     rng = random.Random(f"{world.settings.seed}:prompts:{split}")
     share = -(-number // len(PREFERENCE_SKILLS))
     tasks = [task for skill in PREFERENCE_SKILLS for task in _distinct_tasks(world, skill, split, share, rng)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ DIRT_OF_SOURCE: dict[str, list[str]] = {
     **_DATA["reasons_of_many_answers"],
 }
 _TAG = "\n\nAssistant: "
+_CHANGES: dict[str, Callable[[str, str], tuple[Any, Any]]] = {  # of the two answers
+    "identical_responses": lambda first, second: (first, first),
+    "empty_turn": lambda first, second: (first, ""),
+    "zero_width": lambda first, second: (first, "\u200b"),
+    "role_tag_in_turn": lambda first, second: (first, f"{second} Human: Thank you."),
+    "non_string_content": lambda first, second: (first, True),
+    "swapped_duplicate": lambda first, second: (second, first),  # the label stays: the copy says the opposite
+}
 
 
 def plant_dirt(source: str, rows: list[Row], rate: float, rng: random.Random) -> tuple[list[Row], list[Row]]:
@@ -54,15 +63,12 @@ def plant_dirt(source: str, rows: list[Row], rate: float, rng: random.Random) ->
 def _spoil(source: str, rows: list[Row], index: int, reason: str) -> None:
     """Plant one defect in place."""
     row = rows[index]
-    first, second = _get_answer(source, row, 0), _get_answer(source, row, 1)
-    second_becomes: dict[str, str | bool] = {
-        "identical_responses": first, "empty_turn": "", "zero_width": "\u200b",
-        "role_tag_in_turn": f"{second} Human: Thank you.", "non_string_content": True,
-    }  # fmt: skip
-    if reason in second_becomes:
-        _set_answer(source, row, 1, second_becomes[reason])
-    elif reason == "swapped_duplicate":
-        _swap(source, row)
+    if reason in _CHANGES:
+        _change_answers(source, row, _CHANGES[reason])
+    if reason == "swapped_duplicate" and source == "capybara":
+        row["conversation"][-1]["output"] = row["chosen"][-1]["content"]
+    elif reason == "swapped_duplicate" and source == "pku_safe_rlhf":
+        row["is_response_0_safe"] = row["is_response_1_safe"] = True
     elif reason == "tie":
         _tie(source, rows, index)
     elif reason == "contradicted_label":
@@ -72,38 +78,21 @@ def _spoil(source: str, rows: list[Row], index: int, reason: str) -> None:
         row["score_ratio"] = 2.0
     elif reason == "broken_alternation":
         _break_alternation(source, row)
+    elif reason == "unequal_context" and source == "hh_rlhf":
+        row["rejected"] = f" Quickly!{_TAG}".join(row["rejected"].rsplit(_TAG, 1))
     elif reason == "unequal_context":
-        _change_context(source, row)
-    elif reason != "duplicate_pair":
+        row["rejected"][-2]["content"] += " Quickly!"
+    elif reason not in {*_CHANGES, "duplicate_pair"}:
         raise ValueError(f"simulator: no way to plant {reason!r} in {source}")
 
 
-def _place(source: str, row: Row, side: int) -> tuple[Any, str]:
-    """What holds answer 0 or 1, and its key there: two different answers, of K-wise rows the first two."""
-    *way, key = _DATA["answers"].get(source, (["chosen"], ["rejected"]))[side]
-    return reduce(lambda holder, step: holder[step], way, row), key
-
-
-def _get_answer(source: str, row: Row, side: int) -> str:
-    holder, key = _place(source, row, side)
-    return str(holder[key].rpartition(_TAG)[2])
-
-
-def _set_answer(source: str, row: Row, side: int, text: str | bool) -> None:
-    holder, key = _place(source, row, side)
-    head, tag, _ = holder[key].rpartition(_TAG)
-    holder[key] = f"{head}{tag}{text}" if tag else text
-
-
-def _swap(source: str, row: Row) -> None:
-    """Exchange the two answers and leave the label, so that the copy says the opposite."""
-    first, second = _get_answer(source, row, 0), _get_answer(source, row, 1)
-    _set_answer(source, row, 0, second)
-    _set_answer(source, row, 1, first)
-    if source == "capybara":
-        row["conversation"][-1]["output"] = second
-    if source == "pku_safe_rlhf":
-        row["is_response_0_safe"] = row["is_response_1_safe"] = True
+def _change_answers(source: str, row: Row, change: Callable[[str, str], tuple[Any, Any]]) -> None:
+    """Change two different answers in place, of K-wise rows the first two."""
+    ways = _DATA["answers"].get(source, (["chosen"], ["rejected"]))
+    places = [(reduce(lambda holder, step: holder[step], way, row), key) for *way, key in ways]
+    parts = [holder[key].rpartition(_TAG) for holder, key in places]
+    for (holder, key), (head, tag, _), text in zip(places, parts, change(parts[0][2], parts[1][2]), strict=True):
+        holder[key] = f"{head}{tag}{text}" if tag else text
 
 
 def _tie(source: str, rows: list[Row], index: int) -> None:
@@ -142,11 +131,3 @@ def _break_alternation(source: str, row: Row) -> None:
     else:
         for side in ("chosen", "rejected"):
             row[side].insert(-1, {"role": "user", "content": "Please go on."})
-
-
-def _change_context(source: str, row: Row) -> None:
-    """Let the two sides differ before the last answer."""
-    if source == "hh_rlhf":
-        row["rejected"] = f" Quickly!{_TAG}".join(row["rejected"].rsplit(_TAG, 1))
-    else:
-        row["rejected"][-2]["content"] += " Quickly!"

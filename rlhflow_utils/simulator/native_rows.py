@@ -210,7 +210,14 @@ def build_rows(world: World, source: str, annotator: AnnotatorSettings, used: Us
     rows: list[Row] = []
     for number in range(annotator.rows):
         task, answers = _draw_answers(world, source, annotator, used, uses, rng)
-        turns = [*_earlier_turns(world, source, annotator, rng), {"role": "user", "content": task.prompt}]
+        turns = [{"role": "user", "content": task.prompt}]
+        if source in _DATA["multi_turn"] and rng.random() < world.settings.preferences.multi_turn_rate:
+            past = _draw_task(world, annotator, rng)
+            question, reply = (
+                {"role": "user", "content": past.prompt},
+                {"role": "assistant", "content": past.answer},
+            )
+            turns = [question, reply, *turns]
         answers = rank_responses(annotator, world, task.prompt, answers, rng)
         rows += WRITERS[source](RankedAnswers(f"{source}-{number}", turns, answers, task.harmful), rng)
     return rows
@@ -247,10 +254,3 @@ def _write_answers(world: World, source: str, task: Task, rng: random.Random) ->
     else:
         correct = [rng.random() < 0.5] * 2
     return write_distinct_responses(task, correct, settings.padded_rate, rng, settings.broken_rate)
-
-
-def _earlier_turns(world: World, source: str, annotator: AnnotatorSettings, rng: random.Random) -> list[dict[str, str]]:
-    if source not in _DATA["multi_turn"] or rng.random() >= world.settings.preferences.multi_turn_rate:
-        return []
-    task = _draw_task(world, annotator, rng)
-    return [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": task.answer}]

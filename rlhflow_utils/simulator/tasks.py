@@ -187,23 +187,18 @@ def write_distinct_responses(
     """Write different answers to one question, one per entry of ``correct``.
 
     Where a task has too few different right answers (one word is one word), wrong ones take their place. Of the wrong
-    ones a share of ``broken_rate`` is broken off.
+    ones a share of ``broken_rate`` is cut anywhere: what a model writes that stops early, or starts too late.
     """
     texts: list[str] = []
     for is_correct in correct:
         for attempt in range(200):
             text = write_response(task, is_correct and attempt < 20, rng.random() < padded_rate, rng)
             if broken_rate and not is_correct and rng.random() < broken_rate:
-                text = _break_off(text, rng)
+                length = rng.randint(SHORTEST_PIECE, max(SHORTEST_PIECE, len(text) - 1))
+                text = (text[:length] if rng.random() < 0.5 else text[-length:]).strip()
             if text not in texts:
                 texts.append(text)
                 break
         else:
             raise ValueError(f"simulator: no {len(correct)} different answers to {task.prompt!r}")
     return texts
-
-
-def _break_off(text: str, rng: random.Random) -> str:
-    """The beginning or the end of a text, cut anywhere: what a model writes that stops early, or starts too late."""
-    length = rng.randint(SHORTEST_PIECE, max(SHORTEST_PIECE, len(text) - 1))
-    return (text[:length] if rng.random() < 0.5 else text[-length:]).strip()

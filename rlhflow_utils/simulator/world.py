@@ -31,8 +31,8 @@ def write_world(settings: WorldSettings, folder: Path) -> dict[str, int]:
     files = {
         "corpus.jsonl": corpus.write_corpus(world),
         "sft.jsonl": corpus.write_sft(world),
-        "prompts.jsonl": corpus.write_prompts(world),
-        "eval_prompts.jsonl": corpus.write_eval_prompts(world),
+        "prompts.jsonl": corpus.write_prompts(world, "train", settings.prompts),
+        "eval_prompts.jsonl": corpus.write_prompts(world, "eval", settings.eval_prompts),
         "translation_test.jsonl": corpus.write_translation_test(world),
         "rewardbench.jsonl": corpus.write_benchmark(world),
     }
