@@ -25,21 +25,14 @@ Measured = dict[str, dict[str, dict[str, Measure]]]  # annotators -> variant -> 
 
 
 def run_claims(
-    profile_name: str = "tiny",
-    seeds: int | None = None,
-    only: list[str] | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    run_dir: str = "runs/claims",
-    workers: int = 1,
+    profile_name: str = "tiny", seeds: int | None = None, only: list[str] | None = None,
+    overrides: Mapping[str, Any] | None = None, run_dir: str = "runs/claims", workers: int = 1,
     designs_file: Path = DESIGNS,
-) -> None:
+) -> None:  # fmt: skip
     """Measure claims (None: all) over seeds, `workers` at once, and write one JSON file for each.
 
     The files go to `results/claims/` and into the README, but to ``<run_dir>/results`` where the profile or the designs
-    were changed, fewer `seeds` than the designs have were asked for, or some seeds failed.
-
-    Raises:
-        RuntimeError: some seeds failed; the records hold the others.
+    were changed, fewer `seeds` than the designs have were asked for, or some seeds failed (a RuntimeError at the end).
     """
     quiet_libraries()
     designs, changed, folder = load_designs(designs_file), dict(overrides or {}), PROJECT / run_dir
@@ -63,7 +56,7 @@ def run_claims(
     if failed:
         raise RuntimeError(f"{'; '.join(failed)}. Mend it and run the command again: finished stages are kept")
     if not is_aside:
-        update_readme_claims()
+        replace_block("claims", claims_block())
 
 
 def plan(designs: Designs, names: Sequence[str], limit: int | None) -> dict[int, Jobs]:
@@ -133,8 +126,3 @@ def claims_block() -> str:
         f"these and {len(records) - len(shown)} more, with every comparison and the commit that each was measured at."
     )
     return f"{markdown_table(claims_table(shown))}\n\n{text}\n"
-
-
-def update_readme_claims() -> None:
-    """Rewrite the README's table of claims from `results/claims/`."""
-    replace_block("claims", claims_block())

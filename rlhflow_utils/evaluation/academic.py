@@ -119,15 +119,13 @@ def _datasets(name: str, files: Mapping[str, Path], **_: Any) -> Any:
         with file.open(encoding="utf-8", newline="") as handle:
             return Dataset.from_list([parse(row) for row in reader(handle)])
 
-    if ways := {"mmlu": (csv.reader, _mmlu_row), "truthfulqa": (csv.DictReader, _truthfulqa_row)}.get(name):
+    def choices(row: Sequence[str]) -> Row:  # the files have no header
+        return {"question": row[0], "choices": row[1:5], "answer": "ABCD".index(row[5].strip())}
+
+    if ways := {"mmlu": (csv.reader, choices), "truthfulqa": (csv.DictReader, _truthfulqa_row)}.get(name):
         return DatasetDict({split: read(file, *ways) for split, file in files.items()})
     rows = load_dataset("json", data_files={split: str(file) for split, file in files.items()})
     return rows.filter(lambda row: row["task_id"] in MBPP_TEST) if name == "mbpp" else rows
-
-
-def _mmlu_row(row: Sequence[str]) -> Row:
-    """The files have no header: question, four choices, the right one's letter."""
-    return {"question": row[0], "choices": row[1:5], "answer": "ABCD".index(row[5].strip())}
 
 
 def _truthfulqa_row(row: Mapping[str, str]) -> Row:
@@ -161,10 +159,8 @@ def evaluate_academic(
     )  # fmt: skip
     assert found is not None  # it is on the first process alone, and there is one
     # TruthfulQA's scores are shares between 0 and 1: there the interval is on the safe side.
-    tasks = {
-        name: {**asdict(accuracy(values, confidence, what=name)), "shots": SUITE[name].shots}
-        for name, values in scores_by_task(found["samples"]).items()
-    }
+    tasks = {name: {**asdict(accuracy(values, confidence, what=name)), "shots": SUITE[name].shots}
+             for name, values in scores_by_task(found["samples"]).items()}  # fmt: skip
     return {"tasks": tasks, "absent": absent, "limit": limit, "lm_eval": lm_eval.__version__}
 
 

@@ -87,8 +87,7 @@ def judge_answers(
     questions: Mapping[str, str], answers: Mapping[str, str], baseline: Mapping[str, str], endpoint: ChatEndpoint
 ) -> list[Games]:
     """Both games of every question that `answers` holds; each mapping starts from the question's id."""
-    unknown = [identifier for identifier in answers if identifier not in questions or identifier not in baseline]
-    if unknown:
+    if unknown := [each for each in answers if each not in questions or each not in baseline]:
         raise ValueError(f"Arena-Hard: answer {unknown[0]!r} has no question or no baseline answer")
     rows = [(questions[identifier], baseline[identifier], answer) for identifier, answer in answers.items()]
     verdicts = endpoint.compare(rows, comparison_prompt, parse_verdict, MAX_TOKENS)
@@ -114,8 +113,7 @@ def score(games: Sequence[Games], samples: int, confidence: float, seed: int) ->
     times = np.random.default_rng(seed).multinomial(len(games), np.full(len(games), 1 / len(games)), size=samples)
     with np.errstate(invalid="ignore"):  # a draw without any battle says nothing
         draws = (times @ won) / (times @ fought)
-    tail = 50 * (1 - confidence)
-    low, high = np.nanpercentile(draws, [tail, 100 - tail])
+    low, high = np.nanpercentile(draws, [50 * (1 - confidence), 50 * (1 + confidence)])
     value = Estimate(float(won.sum() / fought.sum()), float(low), float(high), int((fought > 0).sum()))
     verdicts = Counter(verdict for each in games for verdict in (each.first, each.second))
     contradictory = sum(each.contradictory for each in games)

@@ -33,6 +33,7 @@ from rlhflow_utils.guide.stage import write_json
 
 Outputs = Sequence[Mapping[str, str]]  # AlpacaEval's format: `instruction`, `output`, `generator`
 JUDGE = "weighted_alpaca_eval_gpt4_turbo"  # AlpacaEval-2's; it answers with one token, m or M
+ALPACA_REFERENCE = "alpaca_eval/alpaca_eval_gpt4_baseline.json"
 BASELINE = "gpt-4-0314"  # of Arena-Hard
 
 
@@ -86,7 +87,12 @@ class _Benchmark:
         return {**arena_hard.score(games, *self.draws()), "questions": len(questions), "dropped": dropped}
 
     def alpaca_eval(self) -> dict[str, Any]:
-        everything, endpoint = _alpaca_reference(self.root)[: self.limit], self.endpoint
+        file, names, endpoint = self.root / ALPACA_REFERENCE, ("instruction", "output", "generator"), self.endpoint
+        if not file.is_file():
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download("tatsu-lab/alpaca_eval", file.name, repo_type="dataset"))
+        everything = read_rows(file, lambda row: {name: row[name] for name in names})[: self.limit]
         answers, dropped = self.answer({str(i): row["instruction"] for i, row in enumerate(everything)})
         reference = [everything[int(i)] for i in answers]
         outputs = [
@@ -123,19 +129,6 @@ class _Benchmark:
                 "(FastChat's mt-bench/, arena-hard/, alpaca_eval/)"
             )
         return self.root / name
-
-
-# --- AlpacaEval-2 ---------------------------------------------------------------------------------------------------
-
-
-def _alpaca_reference(root: Path) -> list[dict[str, str]]:
-    name = "alpaca_eval_gpt4_baseline.json"
-    path = root / "alpaca_eval" / name
-    if not path.is_file():
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download("tatsu-lab/alpaca_eval", name, repo_type="dataset"))
-    return read_rows(path, lambda row: {key: row[key] for key in ("instruction", "output", "generator")})
 
 
 def judge_outputs(

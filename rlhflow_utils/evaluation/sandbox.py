@@ -82,11 +82,8 @@ def _set_limits(timeout: float, memory_mb: int) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-# --- in the child process -------------------------------------------------------------------------------------------
-
-
 def _guard(scratch: str) -> None:
-    """Refuse network, other processes, and changes outside the scratch folder; an audit hook cannot be taken off."""
+    """In the child: refuse network, other processes, and changes outside `scratch`; no audit hook can be taken off."""
     # Held here: a program can reach this module and change its names.
     forbidden, changes, writing, inside = FORBIDDEN, frozenset(CHANGES), WRITING, os.path.commonpath
     real, text = os.path.realpath, os.fsdecode

@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
 Floats = NDArray[np.float64]
-
 ENOUGH_SEEDS = 3  # for a t interval that says anything: with two its factor is 12.7
 
 
