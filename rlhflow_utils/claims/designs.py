@@ -70,8 +70,6 @@ class ClaimsSettings(Section):
 
 
 class Designs(Section):
-    """The whole file."""
-
     settings: ClaimsSettings
     annotators: dict[str, dict[Literal["sharpness", "length_bonus"], float]]  # factors on every annotator's own
     variants: dict[str, Variant]

@@ -86,8 +86,8 @@ def reward_model(seed: Seed, design: Variant) -> Artifact:
 
 def preference_model(seed: Seed) -> Artifact:
     """The PM of the main mixture."""
-    run, mixture, settings = seed.run, seed.profile.data.main_mixture, seed.profile.preference_model
-    return stages.train_preference_model(seed.data, mixture, seed.sft, settings, *seed.training, into=run / "pm")
+    mixture, settings, into = seed.profile.data.main_mixture, seed.profile.preference_model, seed.run / "pm"
+    return stages.train_preference_model(seed.data, mixture, seed.sft, settings, *seed.training, into=into)
 
 
 def measure_judge(seed: Seed, design: Variant) -> Found:
@@ -103,12 +103,11 @@ def measure_judge(seed: Seed, design: Variant) -> Found:
     if kind == "prompting":
         return found
     pairs = reward_models.write_clean_test_pairs(seed.data, profile.evaluation, profile.world, into=run / "test_pairs")
+    options, into = (profile.model, confidence), run / "test"
     if kind == "pm":
-        asked = (model, pairs, profile.preference_model, profile.model, confidence)
-        tested = reward_models.evaluate_preference_model(*asked, into=run / "test")
+        tested = reward_models.evaluate_preference_model(model, pairs, profile.preference_model, *options, into=into)
     else:
-        scored = (model, pairs, profile.reward_model, profile.model, confidence)
-        tested = reward_models.evaluate_reward_model(*scored, into=run / "test")
+        tested = reward_models.evaluate_reward_model(model, pairs, profile.reward_model, *options, into=into)
         found["mean_pearson"] = estimates(length_bias(seed, model).read_json("results.json"))["mean"]
     found["accuracy"] = estimates(tested.read_json("results.json"))["accuracy"]
     return found | training_cost([model])
@@ -142,9 +141,8 @@ def measure_loop(seed: Seed, design: Variant) -> Found:
     The proxy is the reward of the RM that ranks; where a PM ranks, that of the main RM.
     """
     proxy, trained = reward_model(seed, design), run_loop(seed, design)
-    found: Found = {}
-    for iteration, policy in enumerate(trained, start=1):
-        found |= {f"{name}@{iteration}": each for name, each in measure_policy(seed, policy, proxy).items()}
+    measured = [measure_policy(seed, policy, proxy) for policy in trained]
+    found = {f"{name}@{i}": each for i, one in enumerate(measured, start=1) for name, each in one.items()}
     return found | training_cost(trained)
 
 
@@ -209,7 +207,6 @@ def training_cost(models: Sequence[Artifact]) -> Found:
 
 
 def estimates(results: dict[str, Any]) -> Found:
-    """The estimates among a stage's results."""
     return {name: Measure(**each) for name, each in results.items() if isinstance(each, dict) and "value" in each}
 
 
@@ -235,11 +232,8 @@ def balance_skills(data: Artifact, world: WorldSettings, pairs: int, seed: int, 
     if set(by_skill) != set(PREFERENCE_SKILLS):
         raise ValueError(f"offline pairs are about {sorted(by_skill)}; {sorted(PREFERENCE_SKILLS)} are needed")
     share, rest = divmod(pairs, len(by_skill))
-    drawn = [
-        places[number % len(places)]
-        for order, (_, places) in enumerate(sorted(by_skill.items()))
-        for number in range(share + (order < rest))
-    ]
+    drawn = [places[number % len(places)] for order, (_, places) in enumerate(sorted(by_skill.items()))
+             for number in range(share + (order < rest))]  # fmt: skip
     rows.select(drawn).save_to_disk(str(into / "offline"))
     distinct = len(set(drawn))
     counts = Rows(len(rows), distinct, {"beyond_the_skills_share": len(rows) - distinct})

@@ -73,7 +73,6 @@ def plan(designs: Designs, names: Sequence[str], limit: int | None) -> dict[int,
 
 
 def run_seed(designs: Designs, profile: Profile, jobs: Jobs, folder: Path) -> Measured:
-    """All stages and measures of one seed."""
     from rlhflow_utils.claims.pipeline import measure, prepare
 
     quiet_libraries()
@@ -104,9 +103,8 @@ def run_seeds(
     started, measured, failed = time.time(), dict[int, Measured](), list[str]()
     print(f"Claims: seeds {', '.join(map(str, jobs))}", flush=True)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = {
-            pool.submit(run_seed, designs, profiles[seed], jobs[seed], folder / f"seed{seed}"): seed for seed in jobs
-        }
+        running = {pool.submit(run_seed, designs, profiles[seed], each, folder / f"seed{seed}"): seed
+                   for seed, each in jobs.items()}  # fmt: skip
         for future in as_completed(running):
             seed = running[future]
             if error := future.exception():

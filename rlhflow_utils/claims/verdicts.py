@@ -43,8 +43,6 @@ Seeds = Mapping[str, Measures]
 
 @dataclass(frozen=True)
 class Effect:
-    """A comparison's result over the seeds."""
-
     comparison: Comparison
     estimate: Estimate
     interval: str
@@ -60,7 +58,6 @@ class Effect:
 
 
 def measure_effect(comparison: Comparison, seeds: Seeds, samples: int, confidence: float) -> Effect:
-    """The effect of one comparison over the seeds."""
     differences = {seed: seed_difference(comparison, found, samples, confidence) for seed, found in seeds.items()}
     per_seed = {seed: difference.value for seed, difference in differences.items()}
     if len(per_seed) >= ENOUGH_SEEDS:
@@ -86,8 +83,7 @@ def seed_difference(comparison: Comparison, found: Measures, samples: int, confi
     if a.units is not None and b.units is not None and len(a.units) == len(b.units):
         return paired_difference(a.units, b.units, samples, confidence, seed=0)
     below = math.hypot(a.value - a.ci_low, b.ci_high - b.value)
-    above = math.hypot(a.ci_high - a.value, b.value - b.ci_low)
-    value = a.value - b.value
+    above, value = math.hypot(a.ci_high - a.value, b.value - b.ci_low), a.value - b.value
     return Estimate(value, value - below, value + above, min(a.n, b.n))
 
 
@@ -119,11 +115,9 @@ def weakest_effect(effects: Sequence[Effect]) -> Effect:
 
     def slack(effect: Effect) -> tuple[int, float]:
         """Worst verdict first; then the distance of the interval from its threshold, in widths of the interval."""
-        estimate, margin = effect.estimate, effect.comparison.margin
-        distance = estimate.ci_low + margin
-        if effect.comparison.kind == "near_equal":
-            distance = min(distance, margin - estimate.ci_high)
-        return order.index(effect.verdict), distance / max(estimate.ci_high - estimate.ci_low, 1e-12)
+        low, high, margin = effect.estimate.ci_low, effect.estimate.ci_high, effect.comparison.margin
+        distance = min(low, -high) + margin if effect.comparison.kind == "near_equal" else low + margin
+        return order.index(effect.verdict), distance / max(high - low, 1e-12)
 
     return min([effect for effect in effects if effect.comparison.kind != "descriptive"], key=slack)
 
@@ -131,10 +125,8 @@ def weakest_effect(effects: Sequence[Effect]) -> Effect:
 def claim_record(claim: Claim, seeds: Seeds, annotators: Mapping[str, Seeds], settings: EvaluationSettings) -> Record:
     """A claim's result as JSON, with what its variants measured; `annotators` holds the seeds with other ones."""
     stated = claim.model_dump(include={"title", "section", "hypothesis", "design", "control", "paper"})
-    variants: Record = {variant: {} for variant in claim.variants}
-    for seed, found in seeds.items():
-        for variant, values in variants.items():
-            values[seed] = {metric: round(measure.value, 5) for metric, measure in found[variant].items()}
+    variants = {variant: {seed: {metric: round(each.value, 5) for metric, each in found[variant].items()}
+                          for seed, found in seeds.items()} for variant in claim.variants}  # fmt: skip
     result, confidence = _result(claim, seeds, settings), settings.confidence
     elsewhere = {key: _result(claim, found, settings) for key, found in annotators.items() if found}
     return {**stated, "variants": variants, "confidence": confidence, **result, "annotators": elsewhere}
@@ -162,7 +154,6 @@ def read_records(folder: Path = RESULTS) -> dict[str, Record]:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign."""
     return ("+" if value >= 0 else "−") + cell(abs(float(value)))
 
 
