@@ -38,16 +38,15 @@ SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1
 @lru_cache
 def load_facts() -> dict[str, dict[str, Any]]:
     """``{"sources": {name: facts}, "mixtures": ..., "published": ..., "reasons": {reason: its meaning}}``."""
-    facts: dict[str, dict[str, Any]] = yaml.safe_load((FOLDER / "facts.yaml").read_text(encoding="utf-8"))
-    return facts
+    return dict(yaml.safe_load((FOLDER / "facts.yaml").read_text(encoding="utf-8")))
 
 
 def read_pairs(data: Path) -> pd.DataFrame:
     """The candidate pairs of the preference sources in a finished folder, without excerpts."""
     from datasets import load_from_disk
 
-    table = load_from_disk(str(data / "pairs"))
-    frame: pd.DataFrame = table.select_columns(["source", "row_id", "fate", "offline"]).to_pandas()
+    columns = ["source", "row_id", "fate", "offline"]
+    frame: pd.DataFrame = load_from_disk(str(data / "pairs")).select_columns(columns).to_pandas()
     return frame[~frame.offline]
 
 
@@ -81,9 +80,8 @@ def render(template: str, title: str, licences: Sequence[str], pairs: int | None
 
     different = sorted(set(licences))
     licence = different[0] if len(different) == 1 else "other"
-    named: dict[str, Any] = {}
-    if licence == "other":  # the hub asks for a name beside it
-        named["license_name"] = "mixed" if len(different) > 1 else "see-the-source"
+    name = "mixed" if len(different) > 1 else "see-the-source"  # which the hub asks for beside "other"
+    named: dict[str, Any] = {"license_name": name} if licence == "other" else {}
     size = "unknown" if pairs is None else next(label for limit, label in SIZES.items() if pairs < limit)
     front = DatasetCardData(pretty_name=title, language=["en"], license=licence, size_categories=[size],
                             tags=["preference", "rlhf", "reward-model"], **named)  # fmt: skip
@@ -101,11 +99,7 @@ def hub_link(hub_id: str | None) -> str:
 
 
 def mixture_card(data: Path, mixture: str) -> str:
-    """The dataset card of a finished mixture, with the counts, lengths and provenance of the run that made it.
-
-    Raises:
-        FileNotFoundError: the folder holds no such mixture.
-    """
+    """The dataset card of a finished mixture, with its run's counts and provenance (FileNotFoundError: no such one)."""
     from datasets import load_from_disk
 
     found = read_artifact(data)
@@ -133,11 +127,10 @@ def model_card(name: str, base: str, stage: Artifact, metrics: Mapping[str, Any]
 
     front = ModelCardData(library_name="transformers", tags=["trl", "dpo", "rlhf"], pipeline_tag="text-generation")
     measured = markdown_table([{"metric": name, "value": value} for name, value in sorted(metrics.items())], caption)
-    card = ModelCard.from_template(
+    return str(ModelCard.from_template(
         front, str(FOLDER / "templates" / "model.md"), name=name, base=base, metrics=measured,
         manifest=stage.manifest, folder=stage.path.name,
-    )  # fmt: skip
-    return str(card)
+    ))  # fmt: skip
 
 
 # --- the hub ------------------------------------------------------------------------------------------------------
@@ -160,10 +153,7 @@ def hub_problems(action: str, advice: str) -> Iterator[None]:
 def push_mixture(data: Path, mixture: str, settings: HubSettings) -> str:
     """Push a finished mixture (split `train`), the held-out pairs (`test`) and the card; returns the address.
 
-    Raises:
-        ValueError: `hub.namespace` is missing.
-        FileNotFoundError: there is no such mixture.
-        RuntimeError: the hub cannot be reached, or refuses (no token, no right to the namespace).
+    Raises RuntimeError where the hub cannot be reached, or refuses (no token, no right to the namespace).
     """
     from datasets import DatasetDict, load_from_disk
     from huggingface_hub import DatasetCard
@@ -200,10 +190,7 @@ def pushing(name: str, settings: HubSettings) -> Iterator[str]:
 def pin() -> int:
     """Write ``profiles/revisions.yaml`` anew: the commit of every dataset and model that a profile or a card names.
 
-    Returns how many there are; all of them are resolved, or nothing is written.
-
-    Raises:
-        RuntimeError: a repository cannot be resolved; the message names it.
+    Returns how many there are. Where one cannot be resolved, RuntimeError names it and nothing is written.
     """
     from huggingface_hub import HfApi
 
@@ -213,11 +200,9 @@ def pin() -> int:
     models = {name for each in profiles for name in (each.model.base, each.model.reward_base) if name}
     kinds = dict.fromkeys([*published, *(name for each in profiles for name in hub_ids(each))], "dataset")
     kinds |= {name: "model" for name in models if name.count("/") == 1 and not (PROJECT / name).is_dir()}
-    found = {}
+    found, advice = {}, "nothing was written: go online, and log in where it is gated"
     for name, kind in sorted(kinds.items()):
-        with hub_problems(
-            f"cannot resolve the {kind} {name}", "nothing was written: go online, and log in where it is gated"
-        ):
+        with hub_problems(f"cannot resolve the {kind} {name}", advice):
             found[name] = str(HfApi().repo_info(name, repo_type=kind).sha)
             print(f"{kind} {name}: {found[name]}")
     text = "# Commits of the hub repositories that the profiles name; `python -m rlhflow_utils pin` writes this file."
@@ -232,11 +217,7 @@ def run_data(name: str, out: str | None, overrides: Mapping[str, Any], published
     """Chapter 01 without a notebook: build a profile's preference data, print the funnel and Table 1.
 
     Returns the stage's folder in the run folder `out` (None: ``runs/<profile>-data``). `published`: see
-    `with_published_sets`; None reads the raw sources.
-
-    Raises:
-        ConfigError: the profile is wrong, or local rows are needed and `data.root` is not set.
-        ValueError: a source cannot be read.
+    `with_published_sets`; None reads the raw sources. Raises ConfigError where local rows need `data.root`.
     """
     quiet_libraries()
     profile = load_profile(name, overrides)

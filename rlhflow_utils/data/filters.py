@@ -14,13 +14,11 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlhflow_utils.data.reading import Candidate, Conversation
+from rlhflow_utils.guide.settings import DecontaminationSettings, FilterSettings
 from rlhflow_utils.models.chat import Message, prompt_key
-
-if TYPE_CHECKING:
-    from rlhflow_utils.guide.settings import DecontaminationSettings, FilterSettings
 
 DROPPED = "dropped: "  # how the fate of a dropped row begins
 # U+200B..U+200D, U+2060 and U+FEFF take no space on the page and survive str.strip().
@@ -31,7 +29,7 @@ SHORT_WORDS = frozenset({"no", "ok", "hi"})
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 
 # A rule: True where the pair must go. Arguments: the pair, the settings, the source's name.
-Rule = Callable[[Candidate, "FilterSettings", str], bool]
+Rule = Callable[[Candidate, FilterSettings, str], bool]
 
 
 # --- rules on one pair --------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rlhflow_utils.data import filters
 from rlhflow_utils.data.filters import DROPPED, Deduplicator, HeldOut, first_turn_key
 from rlhflow_utils.data.overview import TokenLength, funnel, prompt_map, table1, token_length
-from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, Root, SourceError
+from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, Root, Row, SourceError
 from rlhflow_utils.data.sources import convert, native_rows, read
 from rlhflow_utils.guide.settings import DataSettings, FilterSettings, ModelSettings, PartitionSettings, SourceSettings
 from rlhflow_utils.guide.stage import Rows, Summary, seed_for, stage, write_json
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
 
-Row = dict[str, Any]
 SPLITS = ("test", "sft", "prompts", "judge", "train")
 TRAINS = ("sft", "judge", "train")  # their texts enter a loss: no evaluation prompt may be among them
 STANDARD = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score", "source", "row_id")
@@ -57,10 +56,8 @@ def build_preference_data(
     Datasets: one per mixture, `test`, `judge` (where its share is above 0), `sft`, `prompts`, `evaluation_prompts`,
     `offline` (where there is an offline source) and `pairs`, the table of all candidate pairs. Files: `table1.json`,
     `decontamination.json`, `prompt_map.json`, and `dropped.jsonl`, every dropped row with its reason. Without a
-    tokenizer lengths are words, and `max_tokens` is not enforced.
-
-    Raises:
-        ValueError: a source cannot be read, or a mixture or the prompts come out empty.
+    tokenizer lengths are words, and `max_tokens` is not enforced. ValueError where a source cannot be read, or a
+    mixture or the prompts come out empty.
     """
     import pandas as pd
 

@@ -7,22 +7,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.data.filters import DROPPED, words_of
+from rlhflow_utils.guide.settings import ModelSettings
 from rlhflow_utils.models.chat import load_tokenizer
+from rlhflow_utils.models.forward import Model
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from rlhflow_utils.guide.settings import ModelSettings
-    from rlhflow_utils.models.forward import Model
 
 TokenLength = Callable[[list[str]], list[int]]  # texts -> their lengths
 TOPICS = 20  # singular vectors kept of TF-IDF
 
 # Paper, Table 1: prompts, mean lengths of prompt, preferred and rejected answer, kinds, pairs. Its unit of length is
 # not stated; it is presumably tokens.
-PAPER_COLUMNS = (
-    "prompts", "prompt_length", "chosen_length", "rejected_length", "completion", "annotator", "pairs"
-)  # fmt: skip
+PAPER_COLUMNS = ("prompts", "prompt_length", "chosen_length", "rejected_length", "completion", "annotator", "pairs")
 PAPER_TABLE1: dict[str, tuple[int, float, float, float, str, str, int]] = {
     "HH-RLHF": (115092, 160.4, 82.2, 73.6, "LLM", "Human", 115396),
     "SHP": (31003, 186.2, 173.6, 88.8, "Human", "Human", 93301),
@@ -138,9 +135,8 @@ def prompt_map(prompts: Sequence[tuple[str, str]], seed: int) -> list[dict[str, 
     from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]
 
     try:
-        weights = TfidfVectorizer(analyzer=words_of, min_df=2, sublinear_tf=True).fit_transform(
-            [text for _, text in prompts]
-        )
+        texts = [text for _, text in prompts]
+        weights = TfidfVectorizer(analyzer=words_of, min_df=2, sublinear_tf=True).fit_transform(texts)
         topics = TruncatedSVD(min(TOPICS, min(weights.shape) - 1), random_state=seed).fit_transform(weights)
         points = PCA(2, random_state=seed).fit_transform(topics)
     except ValueError:

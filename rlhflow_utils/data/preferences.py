@@ -6,25 +6,29 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from rlhflow_utils.data.reading import (
-    Candidate,
-    FieldError,
-    Row,
-    ScoredResponses,
-    get,
-    get_messages,
-    get_one_of,
-    joined,
-    number,
-    user_turn,
-)
+from rlhflow_utils.data.reading import Candidate, FieldError, Row, ScoredResponses, get, get_label, get_turns, user_turn
 from rlhflow_utils.models.chat import Message
 
 COMPARISONS = list(itertools.combinations(range(4), 2))  # 1v2 1v3 1v4 2v3 2v4 3v4, counted from 0
 PairStrategy = Literal["all_pairs", "best_vs_random", "best_vs_worst"]
+
+
+def number(value: Any) -> float | None:
+    """A score as float; numbers written as text are cast, anything else is None (no label)."""
+    try:
+        result = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):  # OverflowError: an integer of hundreds of digits
+        return None
+    return result if math.isfinite(result) else None
+
+
+def joined(separator: str, parts: Sequence[Any]) -> Any:
+    """The parts as one string; where one of them is no string, that part instead, for the filters to count."""
+    odd = [part for part in parts if not isinstance(part, str)]
+    return odd[0] if odd else separator.join(parts)
 
 
 # --- pairs of scored answers --------------------------------------------------------------------------------------
@@ -98,9 +102,8 @@ def ultrafeedback(row_id: str, row: Row) -> ScoredResponses:
     """openbmb/UltraFeedback: completions scored by ``fine-grained_score`` (the authors' dataset card)."""
     completions = get(row, "completions", list)
     scores = [number(get(each, "fine-grained_score")) for each in completions]
-    return ScoredResponses(
-        row_id, user_turn(get(row, "instruction")), [get(each, "response") for each in completions], scores
-    )
+    answers = [get(each, "response") for each in completions]
+    return ScoredResponses(row_id, user_turn(get(row, "instruction")), answers, scores)
 
 
 def code_ultrafeedback(row_id: str, row: Row) -> ScoredResponses:
@@ -131,7 +134,7 @@ def fine_grained_rlhf(row_id: str, row: Row) -> list[Candidate]:
         raise FieldError(f"field 'preference' must hold 6 comparisons, found {len(preferences)}")
     pairs = []
     for verdict, (i, j) in zip(preferences, COMPARISONS, strict=True):
-        get_one_of({"preference": verdict}, "preference", (0, 1, 2))
+        get_label({"preference": verdict}, "preference", (0, 1, 2))
         winner, loser = (j, i) if verdict == 2 else (i, j)
         texts = get(row, f"prediction {winner + 1}"), get(row, f"prediction {loser + 1}")
         evidence = "tie" if verdict == 0 else None
@@ -141,7 +144,7 @@ def fine_grained_rlhf(row_id: str, row: Row) -> list[Candidate]:
 
 def shp(row_id: str, row: Row) -> Candidate:
     """stanfordnlp/SHP: two Reddit comments on one post, scored by votes; ``labels`` 1 means A is preferred."""
-    winner, loser = "AB" if get_one_of(row, "labels", (0, 1)) == 1 else "BA"
+    winner, loser = "AB" if get_label(row, "labels", (0, 1)) == 1 else "BA"
     ratio = number(get(row, "score_ratio"))
     return Candidate(
         row_id, user_turn(get(row, "history")), get(row, f"human_ref_{winner}"), get(row, f"human_ref_{loser}"),
@@ -157,9 +160,9 @@ def pku_safe_rlhf(row_id: str, row: Row) -> Candidate:
     is chosen, however helpful the other; a safety label against the flags is a contradiction. Where the flags are
     equal, the two labels must agree on the better answer, else the row contradicts itself.
     """
-    safe = [get_one_of(row, f"is_response_{i}_safe", (True, False)) for i in (0, 1)]
-    better = get_one_of(row, "better_response_id", (0, 1))
-    safer = get_one_of(row, "safer_response_id", (0, 1))
+    safe = [get_label(row, f"is_response_{i}_safe", (True, False)) for i in (0, 1)]
+    better = get_label(row, "better_response_id", (0, 1))
+    safer = get_label(row, "safer_response_id", (0, 1))
     winner = better if safe[0] == safe[1] else safe.index(True)
     return Candidate(
         row_id, user_turn(get(row, "prompt")), get(row, f"response_{winner}"), get(row, f"response_{1 - winner}"),
@@ -169,7 +172,7 @@ def pku_safe_rlhf(row_id: str, row: Row) -> Candidate:
 
 def ultrainteract(row_id: str, row: Row) -> Candidate:
     """openbmb/UltraInteract_pair: a correct and an incorrect next step after one trajectory (already paired)."""
-    return Candidate(row_id, get_messages(row, "trajectory", "from", "value"), get(row, "chosen"), get(row, "rejected"))
+    return Candidate(row_id, get_turns(row, "trajectory", "from", "value"), get(row, "chosen"), get(row, "rejected"))
 
 
 def argilla_math(row_id: str, row: Row) -> Candidate:
@@ -199,14 +202,14 @@ def orca(row_id: str, row: Row) -> Candidate:
 def capybara(row_id: str, row: Row) -> Candidate:
     """argilla/distilabel-capybara-dpo-7k-binarized: two whole dialogues that differ in the last turn."""
     get(row, "conversation")  # the set's own copy of the context; its absence means another schema
-    pair = _from_dialogues(row_id, get_messages(row, "chosen"), get_messages(row, "rejected"))
+    pair = _from_dialogues(row_id, get_turns(row, "chosen"), get_turns(row, "rejected"))
     return _rated(pair, get(row, "rating_chosen"), get(row, "rating_rejected"))
 
 
 def summarize_from_feedback(row_id: str, row: Row) -> Candidate:
     """openai/summarize_from_feedback (comparisons): two summaries of a post, in the prompt format of Stiennon et al."""
     info, summaries = get(row, "info"), get(row, "summaries", list)
-    choice = get_one_of(row, "choice", (0, 1))
+    choice = get_label(row, "choice", (0, 1))
     if len(summaries) != 2:
         raise FieldError(f"field 'summaries' must hold 2 summaries, found {len(summaries)}")
     texts = [get(summary, "text") for summary in summaries]
@@ -219,7 +222,7 @@ def ultrafeedback_binarized(row_id: str, row: Row) -> Candidate:
     """UltraFeedback, two answers a row: message lists and scores (hub), or strings, with the scores in ``metadata``."""
     scores = get(row, "metadata") if "metadata" in row else row
     if isinstance(get(row, "chosen"), list):
-        pair = _from_dialogues(row_id, get_messages(row, "chosen"), get_messages(row, "rejected"))
+        pair = _from_dialogues(row_id, get_turns(row, "chosen"), get_turns(row, "rejected"))
     else:
         pair = Candidate(row_id, user_turn(get(row, "prompt")), get(row, "chosen"), get(row, "rejected"))
     return _rated(pair, get(scores, "score_chosen"), get(scores, "score_rejected"))
@@ -227,20 +230,20 @@ def ultrafeedback_binarized(row_id: str, row: Row) -> Candidate:
 
 def rlhflow_standard(row_id: str, row: Row) -> Candidate:
     """RLHFlow's ``*-standard`` sets and hendrydong/preference_700K: two dialogues; scores may be null or text."""
-    pair = _from_dialogues(row_id, get_messages(row, "chosen"), get_messages(row, "rejected"))
+    pair = _from_dialogues(row_id, get_turns(row, "chosen"), get_turns(row, "rejected"))
     chosen, rejected = row.get("chosen_score"), row.get("rejected_score")
     return pair if chosen is None and rejected is None else _rated(pair, chosen, rejected)
 
 
 def llama_factory_dpo(row_id: str, row: Row) -> Candidate:
     """LLaMA-Factory's sharegpt preference format."""
-    prompt = get_messages(row, "conversations", "from", "value")
+    prompt = get_turns(row, "conversations", "from", "value")
     return Candidate(row_id, prompt, get(row, "chosen.value"), get(row, "rejected.value"))
 
 
 def pandalm(row_id: str, row: Row) -> Candidate:
     """PandaLM's test set: three annotators say 1, 2 or 0 (tie); the majority decides, without one it is a tie."""
-    votes = [get_one_of(row, f"annotator{i}", (0, 1, 2)) for i in (1, 2, 3)]
+    votes = [get_label(row, f"annotator{i}", (0, 1, 2)) for i in (1, 2, 3)]
     verdict = next((vote for vote in (1, 2) if votes.count(vote) > 1), 0)
     instruction, context = get(row, "instruction"), get(row, "input")
     prompt = joined("\n\n", [instruction, context]) if context else instruction

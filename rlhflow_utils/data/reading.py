@@ -7,18 +7,15 @@ import gzip
 import io
 import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
+from rlhflow_utils.guide.settings import SourceSettings
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.chat import Message
-
-if TYPE_CHECKING:
-    from rlhflow_utils.guide.settings import SourceSettings
 
 LOG = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -101,11 +98,7 @@ class Text:
 
 
 def get(row: Row, path: str, kind: type = object) -> Any:
-    """The value at a dotted path such as ``info.post``; with a `kind` it must be of it (null is an empty list).
-
-    Raises:
-        FieldError: the field is missing (the message lists those that are there) or of another kind.
-    """
+    """The value at a dotted path such as ``info.post``, of a `kind` (null is an empty list), or FieldError."""
     node: Any = row
     for part in path.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -121,7 +114,7 @@ def get(row: Row, path: str, kind: type = object) -> Any:
     return node
 
 
-def get_one_of(row: Row, path: str, allowed: Sequence[Any]) -> Any:
+def get_label(row: Row, path: str, allowed: Sequence[Any]) -> Any:
     """A label that must be one of a few values (``True`` is not 1 here)."""
     value = get(row, path)
     if not any(type(item) is type(value) and item == value for item in allowed):
@@ -129,27 +122,12 @@ def get_one_of(row: Row, path: str, allowed: Sequence[Any]) -> Any:
     return value
 
 
-def number(value: Any) -> float | None:
-    """A score as float; numbers written as text are cast, anything else is None (no label)."""
-    try:
-        result = float("nan" if isinstance(value, bool) else value)
-    except (TypeError, ValueError, OverflowError):  # OverflowError: an integer of hundreds of digits
-        return None
-    return result if math.isfinite(result) else None
-
-
-def joined(separator: str, parts: Sequence[Any]) -> Any:
-    """The parts as one string; where one of them is no string, that part instead, for the filters to count."""
-    odd = [part for part in parts if not isinstance(part, str)]
-    return odd[0] if odd else separator.join(parts)
-
-
 def user_turn(content: Any) -> list[Message]:
     """A single-turn prompt."""
     return [{"role": "user", "content": content}]
 
 
-def get_messages(row: Row, path: str, role_key: str = "role", content_key: str = "content") -> list[Message]:
+def get_turns(row: Row, path: str, role_key: str = "role", content_key: str = "content") -> list[Message]:
     """A list of turns with the roles ``system``, ``user`` and ``assistant`` (sharegpt's names are translated)."""
     turns = []
     for turn in get(row, path, list):
@@ -175,10 +153,8 @@ def folder_of(root: Root) -> Path | None:
 def load_rows(source: SourceSettings, root: Root) -> Iterator[tuple[str, Row]]:
     """Native rows with their ids: ``<file stem>:<0-based position>``, on the hub ``<split>:<position>``.
 
-    With a `root`, `source.files` are globs under it; without one they name files of the hub repository.
-
-    Raises:
-        SourceError: a file or the hub cannot be read.
+    With a `root`, `source.files` are globs under it; without one they name files of the hub repository. SourceError
+    where a file or the hub cannot be read.
     """
     folder = folder_of(root)
     if folder is not None and source.files is not None:
@@ -271,9 +247,7 @@ def _parquet(stream: IO[bytes]) -> Iterator[Any]:
         yield from batch.to_pylist()
 
 
-READERS: dict[str, Callable[[IO[bytes]], Iterator[Any]]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet
-}  # fmt: skip
+READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 
 
 def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Row]]:
@@ -300,11 +274,7 @@ Parsed = TypeVar("Parsed")
 
 
 def read_rows(path: Path, parse: Callable[[Any], Parsed]) -> list[Parsed]:
-    """Every row of a benchmark's file; `parse` takes what is needed, by key and index.
-
-    Raises:
-        SourceError: the file is broken, or a row lacks what `parse` takes from it.
-    """
+    """Every row of a benchmark's file. SourceError where a row lacks what `parse` takes from it by key and index."""
     parsed: list[Parsed] = []
     try:
         for row in _file_rows(path):

@@ -17,7 +17,7 @@ that counts: ``filters.min_score_margin: {Mine: 1.0}``. `get` names a missing fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rlhflow_utils.data import preferences
 from rlhflow_utils.data.preferences import PairStrategy, make_pairs
@@ -32,14 +32,12 @@ from rlhflow_utils.data.reading import (
     SourceError,
     Text,
     get,
-    get_messages,
-    get_one_of,
+    get_label,
+    get_turns,
     load_rows,
     user_turn,
 )
-
-if TYPE_CHECKING:
-    from rlhflow_utils.guide.settings import SourceSettings
+from rlhflow_utils.guide.settings import SourceSettings
 
 Record = Candidate | Conversation | Prompt | Text
 R = TypeVar("R", Candidate, Conversation, Prompt, Text)
@@ -62,7 +60,7 @@ def reward_bench(row_id: str, row: Row) -> Candidate:
 
 def llmbar(row_id: str, row: Row) -> Candidate:
     """princeton-nlp/LLMBar: ``label`` names the better output; the subset is the file's name."""
-    winner = get_one_of(row, "label", (1, 2))
+    winner = get_label(row, "label", (1, 2))
     stem = row_id.rpartition(":")[0]
     texts = get(row, f"output_{winner}"), get(row, f"output_{3 - winner}")
     return Candidate(row_id, user_turn(get(row, "input")), *texts, extra={"subset": LLMBAR_SUBSETS.get(stem, stem)})
@@ -89,7 +87,7 @@ def join_xstest(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
         if "completion" in row:
             completions.setdefault(key, []).append(row)
         else:
-            labels[key] = get_one_of(row, "label", ("safe", "unsafe"))
+            labels[key] = get_label(row, "label", ("safe", "unsafe"))
     for key, answers in completions.items():
         if key not in labels:
             raise FieldError(f"id {key!r} of the completions is not in the prompts file; name both kinds in `files`")
@@ -116,8 +114,8 @@ def xstest(row_id: str, row: Row) -> Candidate:
 
 def llama_factory_kto(row_id: str, row: Row) -> Conversation:
     """LLaMA-Factory's unpaired labels: a conversation labelled true is one to imitate, the others are counted out."""
-    good = get_one_of(row, "label", (True, False))
-    return Conversation(row_id, get_messages(row, "messages"), evidence=None if good else "labelled_bad")
+    good = get_label(row, "label", (True, False))
+    return Conversation(row_id, get_turns(row, "messages"), evidence=None if good else "labelled_bad")
 
 
 def exact_match(row_id: str, row: Row) -> Prompt:
@@ -126,7 +124,7 @@ def exact_match(row_id: str, row: Row) -> Prompt:
     if not answer.strip():
         raise FieldError("field 'answer' is empty; an exact-match row needs its answer")
     prompt = get(row, "prompt")
-    return Prompt(row_id, get_messages(row, "prompt") if isinstance(prompt, list) else user_turn(prompt), answer)
+    return Prompt(row_id, get_turns(row, "prompt") if isinstance(prompt, list) else user_turn(prompt), answer)
 
 
 # Each gives the record of a native row, or a list of them.
@@ -142,14 +140,14 @@ CONVERTERS: dict[str, Converter] = {
     **{each.__name__: each for each in _CONVERTERS},
     # RLHFlow/RLHFlow-SFT-Dataset-ver2 and the like; `conversations` is the older name there
     "sft_messages": lambda row_id, row: Conversation(
-        row_id, get_messages(row, "messages" if "messages" in row else "conversations")
+        row_id, get_turns(row, "messages" if "messages" in row else "conversations")
     ),
     # openai/gsm8k: a question and its worked answer
     "gsm8k": lambda row_id, row: Conversation(
         row_id, [*user_turn(get(row, "question")), {"role": "assistant", "content": get(row, "answer")}]
     ),
     # RLHFlow/prompt-collection-v0.1 and the iterative-prompt sets
-    "prompt_collection": lambda row_id, row: Prompt(row_id, get_messages(row, "context_messages")),
+    "prompt_collection": lambda row_id, row: Prompt(row_id, get_turns(row, "context_messages")),
     # Prompts as one string: `instruction` (AlpacaEval) or `prompt`
     "instructions": lambda row_id, row: Prompt(
         row_id, user_turn(get(row, "instruction" if "instruction" in row else "prompt"))
@@ -162,11 +160,7 @@ JOINED = {"helpsteer": preferences.group_helpsteer, "xstest": join_xstest}
 
 
 def native_rows(source: SourceSettings, root: Root) -> Iterator[tuple[str, Row]]:
-    """Native rows with their ids, joined where the schema spreads one example over several.
-
-    Raises:
-        SourceError: the source cannot be read, or its schema is unknown.
-    """
+    """Native rows with their ids, joined where the schema spreads one example over several, or SourceError."""
     if source.schema_name not in CONVERTERS:
         known = ", ".join(CONVERTERS)
         raise SourceError(f"source {source.name!r}: unknown schema {source.schema_name!r}; known: {known}")
@@ -180,8 +174,7 @@ def native_rows(source: SourceSettings, root: Root) -> Iterator[tuple[str, Row]]
 def convert(source: SourceSettings, row_id: str, row: Row, strategy: PairStrategy = "all_pairs") -> list[Record]:
     """Records of one native row; `strategy` says which pairs several scored answers give (`make_pairs`).
 
-    Raises:
-        SourceError: a field is missing or unreadable; the message names source, row and field.
+    SourceError where a field is missing or unreadable; the message names source, row and field.
     """
     try:
         found = CONVERTERS[source.schema_name](row_id, row)
@@ -197,9 +190,7 @@ def read(source: SourceSettings, root: Root, kind: type[R]) -> Iterator[R]:
 
     A pair also gives a prompt and a conversation (with the chosen answer), a conversation also a prompt (all turns but
     the last) and a text. Candidates are unfiltered: those whose `evidence` is ``no_pair`` hold empty answers.
-
-    Raises:
-        SourceError: the source cannot be read, or its records give none of that kind.
+    SourceError where the source cannot be read, or its records give none of that kind.
     """
     for row_id, row in native_rows(source, root):
         for record in convert(source, row_id, row):
