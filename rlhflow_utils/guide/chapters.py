@@ -26,13 +26,12 @@ from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import PROJECT, STAGE_LINE, read_artifact, write_json
 
 Options = Mapping[str, Any] | None
+Numbers = Sequence[str] | None  # of chapters, in two digits
 NOTEBOOKS = PROJECT / "notebooks"
 SOURCES = NOTEBOOKS / "source"
 README = PROJECT / "README.md"
-METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
-}
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 PROGRESS = (STAGE_LINE, "  step ", "generation: ")  # output lines that the terminal shows too
 SKIPPED = re.compile(rf"{STAGE_LINE}.*(unchanged|skipped)")
 KERNEL_SECONDS = 300  # a kernel may take so long to start: on a loaded machine, 60 (the default) is too short
@@ -59,7 +58,7 @@ class StageLines(io.TextIOBase):
 
 def run_guide(
     profile_name: str, run_dir: str, seed: int | None = None, overrides: Options = None,
-    only: Sequence[str] | None = None, parameters: Options = None,
+    only: Numbers = None, parameters: Options = None,
 ) -> None:  # fmt: skip
     """Execute the chapters of the guide and write `summary.json` and `report.html`.
 
@@ -91,16 +90,16 @@ def stale_chapters(
     run_dir: str,
     seed: int | None,
     overrides: Options,
-    only: Sequence[str] | None,
+    only: Numbers,
     parameters: Options,
 ) -> list[str]:
-    """Names of the chapters that are not current; running them may make later ones stale, too. Empty: nothing to do."""
+    """Names of the chapters that are not current; running them may make later ones stale, too."""
     profile, values = _values(profile_name, run_dir, seed, overrides, parameters)
     hash_of, chapters = cache(stage.hash_path), find_chapters(only)
     return [c.stem for c in chapters if not chapter_is_current(c, values, profile, PROJECT / run_dir, hash_of)]
 
 
-def find_chapters(only: Sequence[str] | None = None) -> list[Path]:
+def find_chapters(only: Numbers = None) -> list[Path]:
     """Notebooks in reading order, all or those with the given numbers."""
     chapters = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     known = [path.name[:2] for path in chapters]
@@ -279,12 +278,10 @@ def _is_profile(node: ast.AST) -> bool:
 
 def _named_profile(tree: ast.AST) -> set[int]:
     """Identities of the values in `profile = run.profile`, also as a part of a longer assignment."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            sides = [side.elts if isinstance(side, ast.Tuple) else [side] for side in (node.targets[0], node.value)]
-            found |= {id(value) for target, value in zip(*sides, strict=False) if ast.unparse(target) == "profile"}
-    return found
+    assigned = [(node.targets[0], node.value) for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    split = [[each.elts if isinstance(each, ast.Tuple) else [each] for each in sides] for sides in assigned]
+    pairs = [pair for sides in split for pair in zip(*sides, strict=False)]
+    return {id(value) for target, value in pairs if ast.unparse(target) == "profile"}
 
 
 def _stage_is_current(folder: Path, key: str, hash_of: Callable[[Path], str]) -> bool:
@@ -397,8 +394,7 @@ def publish_results(run_dir: str) -> None:
         names = [*(f"iter{k}" for k in tables.iterations(summary)), "offline_dpo"]
         found = [run[f"{name}_evaluation"].read_json("results.json")["estimates"]["win_rate"] for name in names]
         others, caption = {"offline DPO": found.pop()}, f"{run.caption} One seed."
-        figure = policies.win_rate_over_iterations(found, judge, others, caption)
-        figure.savefig(target / "win_rate.png", dpi=110)
+        policies.win_rate_over_iterations(found, judge, others, caption).savefig(target / "win_rate.png", dpi=110)
         replace_block("results", readme_block(summary, facts))
 
 

@@ -29,16 +29,7 @@ class ConfigError(ValueError):
 
 
 def load_profile(name_or_path: str, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Profile:
-    """Read and validate a profile.
-
-    Args:
-        name_or_path: a name in ``profiles/`` (``tiny``) or the path of a YAML file.
-        overrides: dotted key -> value, applied before validation.
-        seed: replaces the profile's seed where given.
-
-    Raises:
-        ConfigError: the file is missing or malformed, a key is unknown, or a value has the wrong type.
-    """
+    """Read and validate a profile: a name in ``profiles/`` or a YAML file, with overrides (dotted key -> value)."""
     path = profile_path(name_or_path)
     raw = read_raw(path)
     for key, value in (overrides or {}).items():
@@ -81,9 +72,8 @@ def validate(raw: Raw, origin: str) -> Profile:
     for source in hub_sources(raw):
         source["revision"] = pinned.get(source["hub_id"])
     if isinstance(model := raw.get("model"), dict):
-        model["revisions"] = {
-            each: pinned[each] for each in (model.get("base"), model.get("reward_base")) if each in pinned
-        }
+        named = (model.get("base"), model.get("reward_base"))
+        model["revisions"] = {each: pinned[each] for each in named if each in pinned}
     try:
         return Profile.model_validate(raw)
     except ValidationError as error:
@@ -117,11 +107,7 @@ def hub_ids(profile: Profile) -> set[str]:
 
 
 def set_dotted(raw: Raw, key: str, value: Any, origin: str = "profile") -> None:
-    """Set ``raw["a"]["b"]`` for key ``a.b``. Whether the last name exists is for the validation to say.
-
-    Raises:
-        ConfigError: there is no such section.
-    """
+    """Set ``raw["a"]["b"]`` for key ``a.b``. Whether the last name exists is for the validation to say."""
     node: Any = raw
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
@@ -149,11 +135,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def profile_path(name_or_path: str) -> Path:
-    """The file of a profile, by its name in ``profiles/`` or its path.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
+    """The file of a profile, by its name in ``profiles/`` or its path."""
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
         path = PROFILES / f"{name_or_path}.yaml"

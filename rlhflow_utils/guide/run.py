@@ -7,13 +7,13 @@ import fcntl
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 from typing import Any
 
 from rlhflow_utils.guide.profile import load_profile
@@ -27,13 +27,8 @@ class Run:
     """A run's folder, seen from one chapter.
 
     ``run / "sft"`` is where a stage goes, ``run["sft"]`` is a stage that an earlier chapter has finished. Both are
-    remembered: the runner skips a chapter whose stages are still the same.
-
-    Args:
-        chapter: file name of the chapter, for example ``02_supervised_finetuning``.
-        profile: the validated profile.
-        folder: run folder.
-        by_key: name every folder after its key, so that equal work under other names is shared (chapter 11).
+    remembered: the runner skips a chapter (named by its file) whose stages are still the same. `by_key` names every
+    folder after its key, so that equal work under other names is shared (chapter 11).
     """
 
     def __init__(self, chapter: str, profile: Profile, folder: Path, by_key: bool = False) -> None:
@@ -65,11 +60,7 @@ class Run:
         return self.folder / name
 
     def __getitem__(self, name: str) -> Artifact:
-        """A finished stage.
-
-        Raises:
-            FileNotFoundError: it is not there yet.
-        """
+        """A finished stage; FileNotFoundError where it is not there yet."""
         found = read_artifact(self.folder / name)
         if found is None:
             raise FileNotFoundError(
@@ -83,19 +74,13 @@ class Run:
         return read_artifact(self.folder / name) is not None
 
     def data_root(self) -> Artifact | Path | None:
-        """Where local data files lie: the simulated world, the folder `data.root`, or None for the hub.
-
-        Raises:
-            FileNotFoundError: the folder `data.root` does not exist.
-        """
-        if self.profile.data.root:
-            root = PROJECT / self.profile.data.root
-            if not root.is_dir():
-                raise FileNotFoundError(
-                    f"data.root {self.profile.data.root} is no folder; set it with DATA_ROOT=folder"
-                )
-            return root
-        return self["world"] if self.profile.world else None
+        """Where local data files lie: the simulated world, the folder `data.root`, or None for the hub."""
+        root = self.profile.data.root
+        if not root:
+            return self["world"] if self.profile.world else None
+        if not (PROJECT / root).is_dir():
+            raise FileNotFoundError(f"data.root {root} is no folder; set it with DATA_ROOT=folder")
+        return PROJECT / root
 
     def base_model(self) -> Artifact | Path | str:
         """The base model: built in chapter 00, a local folder, or a hub id."""
@@ -139,11 +124,7 @@ def open_run(chapter: str, profile: str, run_dir: str, seed: int, overrides: Map
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder: two runs at once would overwrite each other's partial stages.
-
-    Raises:
-        RuntimeError: another process holds it.
-    """
+    """Hold a run folder, or raise RuntimeError: two runs at once would overwrite each other's partial stages."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as handle:
         try:
@@ -168,25 +149,16 @@ def quiet_libraries() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-# --- child processes ------------------------------------------------------------------------------------------------
-
-
 def run_module(module: str, *arguments: str) -> None:
-    """Run ``python -m module arguments`` and copy its output line by line.
-
-    Raises:
-        RuntimeError: it failed; the message holds the last line that names an error.
-    """
+    """`stream_command` for ``python -m module arguments``, with this package on its path."""
     search = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     stream_command([sys.executable, "-m", module, *arguments], {**os.environ, "PYTHONPATH": search})
 
 
 def stream_command(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-    """Run a command and copy its output line by line; raises RuntimeError where it fails."""
+    """Run a command, copying its output line by line; RuntimeError with the last line that names an error."""
     tail: list[str] = []
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as child:
+    with Popen(command, stdout=PIPE, stderr=STDOUT, text=True, env=environment) as child:
         assert child.stdout is not None
         for line in child.stdout:
             print(line, end="", flush=True)

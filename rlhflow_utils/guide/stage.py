@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache, wraps
 from itertools import chain
@@ -43,11 +44,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the rows of one table went.
-
-    Raises:
-        ValueError: rows in are not rows out plus rows dropped.
-    """
+    """Where the rows of one table went: rows in are rows out plus rows dropped, or it is a ValueError."""
 
     rows_in: int
     rows_out: int
@@ -129,9 +126,10 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
             bound.arguments["into"] = partial
             summary = function(*bound.args, **bound.kwargs)
             wall = round(time.time() - started, 1)
+            artifacts = {each: [a.path.name for a in row if isinstance(a, Artifact)] for each, row in named.items()}
             manifest = {
                 "function": name, "key": key, "arguments": arguments,
-                "inputs": {each: names for each, found in named.items() if (names := _artifact_names(found))},
+                "inputs": {each: names for each, names in artifacts.items() if names},
                 "files": {relative(each): hash_path(each) for each in chain(*named.values()) if isinstance(each, Path)},
                 "rows": {table: {**vars(rows), "dropped": dict(rows.dropped)} for table, rows in summary.rows.items()},
                 "metrics": dict(summary.metrics), "started": started, "wall_seconds": wall, **provenance(),
@@ -142,10 +140,6 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
         return Artifact(target, json.loads((target / "manifest.json").read_text(encoding="utf-8")))
 
     return call
-
-
-def _artifact_names(found: list[Artifact | Path]) -> list[str]:
-    return [each.path.name for each in found if isinstance(each, Artifact)]
 
 
 def read_artifact(folder: Path) -> Artifact | None:
@@ -160,7 +154,7 @@ def seed_for(seed: int, label: str) -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is never seen half-written."""
+    """Write JSON; the file is never seen half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -205,11 +199,7 @@ def hash_value(value: Any) -> str:
 
 
 def hash_path(path: Path) -> str:
-    """Hash of a file or of all files under a folder, by content; files over 64 MiB by size and time of change.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-    """
+    """Hash of a file or of all files under a folder, by content; files over 64 MiB by size and time of change."""
     if not path.exists():
         raise FileNotFoundError(f"input {relative(path)} does not exist")
     if path.is_file():
@@ -222,10 +212,7 @@ def hash_path(path: Path) -> str:
 
 
 def hash_code(module: str) -> str:
-    """Hash of a module of this package together with every module of the package that it imports.
-
-    A YAML file of a module's own name beside it is part of its code.
-    """
+    """Hash of a module, of all modules of this package that it imports, and of YAML files named like one of them."""
     seen: dict[str, str] = {}
     queue = [module]
     while queue:
@@ -253,9 +240,7 @@ def hash_source(source: str) -> str:
 def package_imports(source: str) -> frozenset[str]:
     """Dotted names of this package's modules that `source` imports, lazily or not (not for type checking alone)."""
     tree = ast.parse(source)
-    checking = [
-        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    ]
+    checking = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == CHECKING]
     skipped = {id(node) for block in checking for each in block.body for node in ast.walk(each)}
     names: list[str] = []
     for node in ast.walk(tree):
@@ -278,17 +263,12 @@ def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-# --- what a manifest says -------------------------------------------------------------------------------------------
-
-
 def provenance() -> dict[str, Any]:
     """Versions, commit and device, without importing anything heavy."""
     versions = {}
     for package in LIBRARIES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda and torch else f"CPU, {os.cpu_count()} cores"
@@ -301,9 +281,6 @@ def provenance() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     result = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else None
-
-
-# --- publishing -----------------------------------------------------------------------------------------------------
 
 
 def _partial_folder(target: Path, key: str) -> Path:
