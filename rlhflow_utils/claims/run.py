@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.claims.designs import DESIGNS, Designs, load_designs, seed_profile, with_annotators
+from rlhflow_utils.claims.pipeline import measure, prepare
 from rlhflow_utils.claims.verdicts import RESULTS, Measure, claim_record, claims_table, read_records
 from rlhflow_utils.guide.chapters import replace_block
 from rlhflow_utils.guide.run import Run, locked, quiet_libraries
@@ -73,8 +74,6 @@ def plan(designs: Designs, names: Sequence[str], limit: int | None) -> dict[int,
 
 
 def run_seed(designs: Designs, profile: Profile, jobs: Jobs, folder: Path) -> Measured:
-    from rlhflow_utils.claims.pipeline import measure, prepare
-
     quiet_libraries()
     with locked(folder):
         own, measured = prepare(Run("11_ablations", profile, folder, by_key=True), designs.settings.max_steps), {}

@@ -25,17 +25,12 @@ SHOWN = "Thin lines: seeds; thick line: their mean.\n"
 
 def comparisons_table(record: Record) -> list[dict[str, Any]]:
     """Every comparison of a claim, with its interval and its verdict; first what the claim presupposes."""
-    return [
-        {
-            "comparison": ("presupposed: " if part is record["precondition"] else "") + part["comparison"],
-            "difference": signed(part["effect"]),
-            "95 % interval": signed_interval(part),
-            "by seed": ", ".join(signed(value) for value in part["per_seed"].values()),
-            "verdict": part["verdict"] or "(not part of the verdict)",
-        }
-        for part in [record["precondition"], *record["comparisons"]]
-        if part
-    ]
+    return [{
+        "comparison": ("presupposed: " if part is record["precondition"] else "") + part["comparison"],
+        "difference": signed(part["effect"]), "95 % interval": signed_interval(part),
+        "by seed": ", ".join(signed(value) for value in part["per_seed"].values()),
+        "verdict": part["verdict"] or "(not part of the verdict)",
+    } for part in filter(None, [record["precondition"], *record["comparisons"]])]  # fmt: skip
 
 
 def show_claims(records: Mapping[str, Record], names: Sequence[str], caption: str = "") -> None:

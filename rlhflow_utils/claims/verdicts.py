@@ -173,14 +173,8 @@ def verdict_text(record: Record) -> str:
 
 def claims_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """One row for each claim; the effect is that of the comparison that decides."""
-    return [
-        {
-            "claim": f"**{name}** {record['title']}",
-            "paper": record["paper"],
-            "ours (the comparison that decides)": f"{record['comparison']}: {signed(record['effect'])}",
-            "95 % interval": signed_interval(record),
-            "seeds": record["seeds"],
-            "verdict": verdict_text(record),
-        }
-        for name, record in records.items()
-    ]
+    return [{
+        "claim": f"**{name}** {record['title']}", "paper": record["paper"],
+        "ours (the comparison that decides)": f"{record['comparison']}: {signed(record['effect'])}",
+        "95 % interval": signed_interval(record), "seeds": record["seeds"], "verdict": verdict_text(record),
+    } for name, record in records.items()]  # fmt: skip

@@ -30,6 +30,7 @@ from rlhflow_utils.evaluation.judges import ChatEndpoint
 from rlhflow_utils.evaluation.statistics import bootstrap_mean, length_controlled_win_rate
 from rlhflow_utils.guide.profile import ConfigError, Profile
 from rlhflow_utils.guide.stage import write_json
+from rlhflow_utils.online.generation import generate
 
 Outputs = Sequence[Mapping[str, str]]  # AlpacaEval's format: `instruction`, `output`, `generator`
 JUDGE = "weighted_alpaca_eval_gpt4_turbo"  # AlpacaEval-2's; it answers with one token, m or M
@@ -95,10 +96,8 @@ class _Benchmark:
         everything = read_rows(file, lambda row: {name: row[name] for name in names})[: self.limit]
         answers, dropped = self.answer({str(i): row["instruction"] for i, row in enumerate(everything)})
         reference = [everything[int(i)] for i in answers]
-        outputs = [
-            {"instruction": row["instruction"], "output": answer, "generator": "policy"}
-            for row, answer in zip(reference, answers.values(), strict=True)
-        ]
+        outputs = [{"instruction": row["instruction"], "output": answer, "generator": "policy"}
+                   for row, answer in zip(reference, answers.values(), strict=True)]  # fmt: skip
         write_json(self.out / "model_outputs.json", outputs)
         prompt = Path(_judge_config()["prompt_template"]).read_text(encoding="utf-8")
         pairs = zip(outputs, reference, strict=True)
@@ -106,8 +105,7 @@ class _Benchmark:
         # An upper limit: the package keeps its own cache, which is not subtracted.
         print(f"{endpoint}: {endpoint.cost([user_turn(text) for text in texts], 1)}", flush=True)
         found = judge_outputs(outputs, reference, endpoint.url, endpoint.model, self.out)
-        summary = summarise(found, outputs, reference, *self.draws())
-        return {**summary, "questions": len(everything), "dropped": dropped}
+        return summarise(found, outputs, reference, *self.draws()) | {"questions": len(everything), "dropped": dropped}
 
     def draws(self) -> tuple[int, float, int]:
         """Bootstrap samples, confidence, seed."""
@@ -115,8 +113,6 @@ class _Benchmark:
 
     def answer(self, questions: dict[str, str]) -> tuple[dict[str, str], dict[str, int]]:
         """One greedy answer to each question that is not too long, by its key; and the questions dropped, by reason."""
-        from rlhflow_utils.online.generation import generate
-
         profile, greedy = self.profile, self.profile.generation.variant(1, [0.0])
         rows = [{"prompt_id": key, "prompt": user_turn(text)} for key, text in questions.items()]
         data, dropped = generate(self.model, rows, greedy, profile.model, self.out / "answers", profile.seed)
@@ -125,8 +121,7 @@ class _Benchmark:
     def folder(self, name: str) -> Path:
         if not (self.root / name).is_dir():
             raise FileNotFoundError(
-                f"no folder {name}/ in {self.root}: --questions wants the folder that holds the benchmark's own files "
-                "(FastChat's mt-bench/, arena-hard/, alpaca_eval/)"
+                f"no folder {name}/ in {self.root}; --questions: where FastChat's mt-bench/, arena-hard/, ... are"
             )
         return self.root / name
 

@@ -1,7 +1,7 @@
 """Who prefers what: the simulated world's gold program, a reward model, or an LLM behind an endpoint.
 
 The profile chooses (`evaluation.judge`), and metric names carry the judge's name (`gold_win_rate_vs_sft`). The first
-two judges score each response alone and compare the scores; equal scores are a tie. The third reads both responses in
+two judges score each response alone and compare the scores; equal ones are a tie. The third reads both responses in
 both orders, since LLM judges favour a position: a response wins only where the two orders agree, else it is a tie.
 """
 
@@ -59,7 +59,6 @@ class GoldJudge:
         self.world = World(world_settings)
 
     def rewards(self, prompts: Prompts, responses: Sequence[str]) -> list[float]:
-        """One score for each response; higher is better."""
         pairs = zip(prompts, responses, strict=True)
         return [float(self.world.reward(prompt[-1]["content"], response)) for prompt, response in pairs]
 

@@ -22,6 +22,7 @@ from rlhflow_utils.evaluation.judges import ChatEndpoint
 from rlhflow_utils.evaluation.statistics import bootstrap_mean
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 from rlhflow_utils.models.chat import Message
+from rlhflow_utils.online.generation import generate
 
 REFERENCE_CATEGORIES = {"math", "reasoning", "coding"}
 TEMPERATURES = {
@@ -71,7 +72,6 @@ def read_questions(folder: Path) -> list[Question]:
 
 
 def read_judge_prompts(path: Path) -> JudgePrompts:
-    """The prompts of FastChat's ``judge_prompts.jsonl``."""
     return dict(read_rows(path, lambda row: (row["name"], (row["system_prompt"], row["prompt_template"]))))
 
 
@@ -80,16 +80,12 @@ def answer_questions(
     out: Path, seed: int,
 ) -> tuple[dict[int, list[str]], dict[str, int]]:  # fmt: skip
     """Question id -> two answers, at the benchmark's temperatures; and the questions dropped, by reason."""
-    from rlhflow_utils.online.generation import generate
-
     answers: dict[int, list[str]] = {question.question_id: [] for question in questions}
     for turn, temperature in product((0, 1), sorted(set(TEMPERATURES.values()))):
         # A question whose first turn was too long has no answer and gets no second turn.
-        rows = [
-            {"prompt_id": f"{q.question_id}-{turn}", "prompt": conversation(q, answers[q.question_id])}
-            for q in questions
-            if TEMPERATURES[q.category] == temperature and len(answers[q.question_id]) == turn
-        ]
+        rows = [{"prompt_id": f"{q.question_id}-{turn}", "prompt": conversation(q, answers[q.question_id])}
+                for q in questions
+                if TEMPERATURES[q.category] == temperature and len(answers[q.question_id]) == turn]  # fmt: skip
         if rows:
             folder = out / f"turn_{turn + 1}_temperature_{temperature}"
             data, _ = generate(model, rows, settings.variant(1, [temperature]), model_settings, folder, seed)
@@ -155,8 +151,7 @@ def summarise(grades: Sequence[Grade], samples: int, confidence: float, seed: in
 
     turns, categories = Counter(one.turn for one in graded), sorted({one.category for one in graded})
     return {
-        "score": mean(graded),
+        "score": mean(graded), "statuses": dict(Counter(grade.status for grade in grades)),
         "turns": {str(i): mean([one for one in graded if one.turn == i]) if turns[i] else None for i in (1, 2)},
         "categories": {name: mean([one for one in graded if one.category == name]) for name in categories},
-        "statuses": dict(Counter(grade.status for grade in grades)),
-    }
+    }  # fmt: skip

@@ -147,11 +147,10 @@ def evaluate_exact_match(answers: Artifact, evaluation: EvaluationSettings, root
     """
     tests = [test for source in evaluation.exact_match_sources for test in read_prompts(source, folder_of(root))]
     responses = {prompt_key(row["prompt"]): row["responses"][0] for row in answers.dataset()}
-    answered = [test for test in tests if prompt_key(test.prompt) in responses]
-    given = [responses[prompt_key(test.prompt)] for test in answered]
-    correct = [float(text.strip() == str(test.answer).strip()) for text, test in zip(given, answered, strict=True)]
+    answered = [(test, responses[key]) for test in tests if (key := prompt_key(test.prompt)) in responses]
+    correct = [float(text.strip() == str(test.answer).strip()) for test, text in answered]
     estimate = accuracy(correct, evaluation.confidence)
-    prompts = {"row_id": [test.row_id for test in answered], "correct": correct, "response": given}
-    write_json(into / "results.json", {"exact_match": asdict(estimate), "prompts": prompts})
+    columns = {"row_id": [test.row_id for test, _ in answered], "response": [text for _, text in answered]}
+    write_json(into / "results.json", {"exact_match": asdict(estimate), "prompts": {**columns, "correct": correct}})
     counts = Rows(len(tests), len(answered), {"no_response": len(tests) - len(answered)})
     return Summary({"prompts": counts}, estimate.metrics("exact_match"))

@@ -133,7 +133,6 @@ def judge_rows(
 def summarise(pairs: Sequence[PairResult], confidence: float) -> dict[str, Any]:
     """Sections and subsets of one model, under both conventions of ties and both weightings."""
     strict, half = (subset_accuracies(pairs, tie, confidence) for tie in (0.0, 0.5))
-    missing = {section: sorted(set(names) - set(strict)) for section, names in SECTIONS.items()}
     tables: dict[str, Mapping[str, Estimate | None]] = {
         "sections": section_scores(strict), "sections_ties_half": section_scores(half),
         "sections_weights_may_2024": section_scores(strict, WEIGHTS_MAY_2024), "subsets": strict,
@@ -141,7 +140,7 @@ def summarise(pairs: Sequence[PairResult], confidence: float) -> dict[str, Any]:
     return {
         "n": len(pairs), "ties": sum(pair.outcome == 0.5 for pair in pairs), "confidence": confidence,
         **{name: {key: found and asdict(found) for key, found in table.items()} for name, table in tables.items()},
-        "missing_subsets": {section: names for section, names in missing.items() if names},
+        "missing_subsets": {name: left for name, each in SECTIONS.items() if (left := sorted({*each} - {*strict}))},
     }  # fmt: skip
 
 
