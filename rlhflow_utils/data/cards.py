@@ -71,9 +71,6 @@ def rules_table(counts: Sequence[Mapping[str, Any]], where: str) -> str:
     return f"{text if counts else 'No run over these rows has been recorded here yet.'}\n\n{markdown_table(rows)}"
 
 
-# --- rendering ----------------------------------------------------------------------------------------------------
-
-
 def render(template: str, title: str, licences: Sequence[str], pairs: int | None, **values: Any) -> str:
     """A dataset card: front matter as the hub reads it (`pairs` sets the size category), and the template's text."""
     from huggingface_hub import DatasetCard, DatasetCardData

@@ -127,8 +127,7 @@ def judged_rows(
         for chunk in chunks:
             yield from judge(chunk, source, settings, length)
         return
-    setup = (source, settings, measure)
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_set_up_worker, initargs=setup) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _set_up_worker, (source, settings, measure)) as pool:
         while some := list(itertools.islice(chunks, 4 * workers)):  # a pool's own map would read the whole source ahead
             yield from itertools.chain.from_iterable(pool.map(_judge_in_worker, some))
 
@@ -157,8 +156,7 @@ def judge(
         prompt = "\n".join(turn["content"] for turn in row["prompt"])
         texts += [prompt, row["chosen"][0]["content"], row["rejected"][0]["content"]]
     lengths = iter(length(texts) if length else [len(text.split()) for text in texts])
-    for row in passed:
-        three = (next(lengths), next(lengths), next(lengths))
+    for row, three in zip(passed, zip(lengths, lengths, lengths, strict=True), strict=True):
         row["prompt_length"], row["chosen_length"], row["rejected_length"] = three
         if length and filters.is_too_long(three, settings):
             row["reason"] = "too_long"
@@ -223,7 +221,6 @@ def write_table(rows: Iterable[Row], columns: dict[str, str], folder: Path) -> D
 
 
 def _rows_of(pairs: Dataset, frame: pd.DataFrame, split: str) -> Dataset:
-    """Standard rows of one split."""
     return pairs.select_columns(list(STANDARD)).select(frame.index[frame.fate == split])
 
 

@@ -31,9 +31,6 @@ def joined(separator: str, parts: Sequence[Any]) -> Any:
     return odd[0] if odd else separator.join(parts)
 
 
-# --- pairs of scored answers --------------------------------------------------------------------------------------
-
-
 def make_pairs(scored: ScoredResponses, strategy: PairStrategy) -> list[Candidate]:
     """Candidates from one row of scored answers, the higher scored as chosen; row ids end in ``#<i>v<j>``, from 1.
 
@@ -78,9 +75,6 @@ def _from_dialogues(row_id: str, chosen: list[Message], rejected: list[Message],
         row_id, chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], rejected_prompt=rejected[:-1],
         evidence=None if ends_well else "broken_alternation", transcript=transcript,
     )  # fmt: skip
-
-
-# --- schemas ------------------------------------------------------------------------------------------------------
 
 
 def group_helpsteer(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:

@@ -194,11 +194,10 @@ def read(source: SourceSettings, root: Root, kind: type[R]) -> Iterator[R]:
     """
     for row_id, row in native_rows(source, root):
         for record in convert(source, row_id, row):
-            if not isinstance(record, kind):
-                record = _in_other_words(record, kind)
-            if not isinstance(record, kind):
+            found = record if isinstance(record, kind) else _in_other_words(record, kind)
+            if not isinstance(found, kind):
                 raise SourceError(f"source {source.name!r}: schema {source.schema_name!r} holds no {KINDS[kind]}")
-            yield record
+            yield found
 
 
 def _in_other_words(record: Record, kind: type) -> Record:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-Row = dict[str, Any]
+from rlhflow_utils.simulator.native_rows import Row
 
 _DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 DIRT_OF_SOURCE: dict[str, list[str]] = {

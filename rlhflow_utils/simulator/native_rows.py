@@ -213,11 +213,7 @@ def build_rows(world: World, source: str, annotator: AnnotatorSettings, used: Us
         turns = [{"role": "user", "content": task.prompt}]
         if source in _DATA["multi_turn"] and rng.random() < world.settings.preferences.multi_turn_rate:
             past = _draw_task(world, annotator, rng)
-            question, reply = (
-                {"role": "user", "content": past.prompt},
-                {"role": "assistant", "content": past.answer},
-            )
-            turns = [question, reply, *turns]
+            turns = [{"role": "user", "content": past.prompt}, {"role": "assistant", "content": past.answer}, *turns]
         answers = rank_responses(annotator, world, task.prompt, answers, rng)
         rows += WRITERS[source](RankedAnswers(f"{source}-{number}", turns, answers, task.harmful), rng)
     return rows
