@@ -67,8 +67,7 @@ def _config(name: str, subject: str, root: Path | None) -> Row:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     is_code = SUITE[name].metric == "pass_at_1"  # lm-eval's functions run it in this process, so they are not loaded
-    path = _task_folder() / SUITE[name].task_file.format(subject=subject)
-    config: Row = load_yaml(path, resolve_func=not is_code)
+    config: Row = load_yaml(_task_folder() / SUITE[name].task_file.format(subject=subject), resolve_func=not is_code)
     config |= {"task": f"{name}_{subject}" if subject else name, "num_fewshot": SUITE[name].shots}
     if is_code:
         metric = {"metric": pass_at_1, "aggregation": "mean", "higher_is_better": True}

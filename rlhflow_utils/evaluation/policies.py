@@ -1,7 +1,6 @@
 """How good is a policy? Its answers to held-out prompts against the SFT model's, prompt by prompt.
 
 Both policies answered the same prompts, so every comparison is paired: the bootstrap draws prompts, with both answers.
-The judge comes from the profile and gives the metrics their prefix.
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhflow_utils.evaluation import statistics
 from rlhflow_utils.evaluation.judges import compare_rewards
-from rlhflow_utils.evaluation.statistics import accuracy
+from rlhflow_utils.evaluation.statistics import accuracy, calibration, mean_pearson, pearson_per_prompt
 from rlhflow_utils.guide import settings as sections
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
 from rlhflow_utils.models.forward import Model
@@ -69,7 +68,6 @@ def evaluate_reward_model(
     reward_model: Model, pairs: Artifact, settings: sections.RewardModelSettings, model: sections.ModelSettings,
     confidence: float, *, into: Path,
 ) -> Summary:  # fmt: skip
-    """Accuracy of an RM on pairs."""
     rows = list(pairs.dataset())
     conversations = [(row["prompt"], row[side][-1]["content"]) for row in rows for side in ("chosen", "rejected")]
     scores = score(reward_model, conversations, settings.batch_tokens, model)
@@ -98,9 +96,8 @@ def measure_length_bias(scores: Artifact, evaluation: sections.EvaluationSetting
     """
     rows = scores.dataset()
     lengths, rewards = np.array(rows["lengths"][:], dtype=float), np.array(rows["rewards"][:], dtype=float)
-    correlations = statistics.pearson_per_prompt(lengths, rewards)
-    samples, confidence = evaluation.bootstrap_samples, evaluation.confidence
-    estimate, undefined = statistics.mean_pearson(correlations, samples, confidence, seed)
+    correlations = pearson_per_prompt(lengths, rewards)
+    estimate, undefined = mean_pearson(correlations, evaluation.bootstrap_samples, evaluation.confidence, seed)
     shown = [None if np.isnan(value) else float(value) for value in correlations]
     table = {"lengths": lengths.tolist(), "rewards": rewards.tolist()}
     write_json(into / "results.json", {"mean": asdict(estimate), "correlations": shown, **table})
@@ -118,7 +115,7 @@ def _report(
     skills = {name: accuracy(np.array(correct)[names == name], confidence) for name in sorted({*names} - {""})}
     # Every pair enters once as (chosen, rejected) and once the other way round: the table is symmetric.
     both = [*probabilities, *(1 - p for p in probabilities)]
-    table = statistics.calibration(both, [1] * len(rows) + [0] * len(rows))
+    table = calibration(both, [1] * len(rows) + [0] * len(rows))
     gaps = np.subtract(table["predicted"], table["observed"])
     lengths = ([len(row[side][-1]["content"]) for row in rows] for side in ("chosen", "rejected"))
     results = {

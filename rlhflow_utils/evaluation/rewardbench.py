@@ -124,10 +124,8 @@ def judge_rows(
     else:
         comparisons = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
         scores = [(p, 1.0 - p) for p in preference_probability(judge, comparisons, batch_tokens, model)]
-    return [
-        PairResult(row["row_id"], row["subset"], sum(len(turn["content"]) for turn in row["prompt"]), *pair)
-        for row, pair in zip(rows, scores, strict=True)
-    ]
+    return [PairResult(row["row_id"], row["subset"], sum(len(turn["content"]) for turn in row["prompt"]), *pair)
+            for row, pair in zip(rows, scores, strict=True)]  # fmt: skip
 
 
 def summarise(pairs: Sequence[PairResult], confidence: float) -> dict[str, Any]:

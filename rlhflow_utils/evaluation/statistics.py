@@ -1,7 +1,4 @@
-"""Rates, intervals, correlations and divergences: the arithmetic behind every number of the guide.
-
-Only numpy and scipy. Every estimate carries its interval and the number of independent units (prompts or pairs).
-"""
+"""Rates, intervals, correlations and divergences: the arithmetic behind every number of the guide."""
 
 from __future__ import annotations
 
