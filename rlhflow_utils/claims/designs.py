@@ -105,8 +105,7 @@ def seed_profile(designs: Designs, profile_name: str, overrides: dict[str, Any],
     profile = load_profile(profile_name, seed=seed)
     if profile.world is None or profile.evaluation.judge != "gold":
         raise ConfigError(
-            f"profile {profile.name}: claims are about the true reward; they need a simulated world (tiny) and "
-            "evaluation.judge: gold"
+            f"profile {profile.name}: claims are about the true reward; they need a world and evaluation.judge: gold"
         )
     return variant(profile, {**designs.settings.overrides, "world.seed": seed, **overrides})
 

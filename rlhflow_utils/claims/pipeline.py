@@ -1,7 +1,6 @@
 """One seed of the claims: the stages of the chapters, called for every variant, and what they measured.
 
-Folders are named after keys (`Run(..., by_key=True)`), so variants share all work that is equal. The stages at the end
-are those that only a claim needs.
+Folders are named after keys (`Run(..., by_key=True)`), so variants share all work that is equal.
 """
 
 from __future__ import annotations

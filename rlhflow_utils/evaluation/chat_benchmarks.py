@@ -72,9 +72,8 @@ class _Benchmark:
         folder, profile = self.folder("mt-bench"), self.profile
         questions = mt_bench.read_questions(folder)[: self.limit]
         prompts = mt_bench.read_judge_prompts(folder / "judge_prompts.jsonl")
-        answers, dropped = mt_bench.answer_questions(
-            self.model, questions, profile.generation, profile.model, self.out / "answers", profile.seed
-        )
+        options = (profile.generation, profile.model, self.out / "answers", profile.seed)
+        answers, dropped = mt_bench.answer_questions(self.model, questions, *options)
         answered = [question for question in questions if question.question_id in answers]
         grades = mt_bench.grade_answers(answered, answers, prompts, self.endpoint)
         return {**mt_bench.summarise(grades, *self.draws()), "questions": len(questions), "dropped": dropped}
@@ -121,7 +120,7 @@ class _Benchmark:
     def folder(self, name: str) -> Path:
         if not (self.root / name).is_dir():
             raise FileNotFoundError(
-                f"no folder {name}/ in {self.root}; --questions: where FastChat's mt-bench/, arena-hard/, ... are"
+                f"no {name}/ in {self.root}; --questions is the folder of mt-bench/ and arena-hard/"
             )
         return self.root / name
 
