@@ -226,9 +226,8 @@ def run_data(name: str, out: str | None, overrides: Mapping[str, Any], published
         root, tokenizer = run.data_root(), run.base_model() if profile.model.base else None
         if root is None and not any(source.hub_id for source in profile.data.preference_sources):
             raise ConfigError(f"profile {profile.name} reads local rows: give their folder with --data-root")
-        data = build_preference_data(
-            profile.data, root, tokenizer, profile.model, run.seed, into=run / "preference_data"
-        )
+        folder = run / "preference_data"
+        data = build_preference_data(profile.data, root, tokenizer, profile.model, run.seed, into=folder)
     rows, origin = data.read_json("table1.json"), "hub" if root is None else "files" if profile.data.root else "world"
     known = {source: fact.get("difference", "") for source, fact in load_facts()["sources"].items()}
     print("", markdown_table(funnel_rows(funnel(read_pairs(data.path)))), "", markdown_table(side_by_side(rows)), "",

@@ -269,10 +269,7 @@ def hh_rlhf(row_id: str, row: Row) -> Candidate:
 
 
 def nectar(row_id: str, row: Row) -> Candidate | ScoredResponses:
-    """berkeley-nest/Nectar: seven answers ranked 1 (best) to 7, here in the order of their ranks.
-
-    Scores are minus the ranks.
-    """
+    """berkeley-nest/Nectar: seven answers in the order of their ranks 1 (best) to 7; scores are minus ranks."""
     ranks = [(number(get(each, "rank")), get(each, "answer")) for each in get(row, "answers", list)]
     ranks.sort(key=lambda item: math.inf if item[0] is None else item[0])
     text = get(row, "prompt")

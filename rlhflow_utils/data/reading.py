@@ -103,9 +103,7 @@ def get(row: Row, path: str, kind: type = object) -> Any:
     for part in path.split("."):
         if not isinstance(node, dict) or part not in node:
             there = sorted(node) if isinstance(node, dict) else type(node).__name__
-            raise FieldError(
-                f"field {path!r} is missing (found: {there}); the file is not in this schema, or it was renamed"
-            )
+            raise FieldError(f"field {path!r} is missing (found: {there}); it was renamed, or the schema is another")
         node = node[part]
     if kind is list and node is None:
         return []
@@ -179,9 +177,7 @@ def _local_files(source: SourceSettings, folder: Path) -> list[tuple[Path, str]]
     paths: list[Path] = []
     for pattern in source.files or []:
         if not (found := sorted(folder.glob(pattern))):
-            raise SourceError(
-                f"source {source.name!r}: no file {pattern!r} under {folder}; set data.root or correct `files`"
-            )
+            raise SourceError(f"source {source.name!r}: no file {pattern!r} under {folder}; mend data.root or `files`")
         paths.extend(found)
     stems = [Path(path.name.removesuffix(".gz")).stem for path in paths]
     # Two files of one name (train.jsonl in two folders) would share row ids: name the folder too.

@@ -44,17 +44,12 @@ class World:
         return "unknown" if task is None else task.skill
 
     def read_prompt(self, prompt: str) -> Task | None:
-        """The task a prompt asks for, or None where it ends in no question of this world.
-
-        Text before the question (a greeting, a title) is ignored.
-        """
+        """The task of the question that ends a prompt (what stands before is ignored); None: not of this world."""
         text = prompt.strip()
         if text not in self._tasks:
             matches = ((kind, wording, pattern.search(text)) for kind, wording, pattern in self._patterns)
-            tasks = (
-                make_task(self.lexicon, kind, wording, found.groupdict()) for kind, wording, found in matches if found
-            )
-            self._tasks[text] = next(filter(None, tasks), None)
+            slots = ((kind, wording, found.groupdict()) for kind, wording, found in matches if found)
+            self._tasks[text] = next(filter(None, (make_task(self.lexicon, *each) for each in slots)), None)
         return self._tasks[text]
 
     def draw_task(self, skill: str, split: str, rng: random.Random) -> Task:

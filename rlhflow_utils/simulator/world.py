@@ -23,9 +23,7 @@ def build_world(settings: WorldSettings, *, into: Path) -> Summary:
 def write_world(settings: WorldSettings, folder: Path) -> dict[str, int]:
     """Write the world's files, the same bytes for the same settings; return the rows of each.
 
-    Files: ``corpus.jsonl`` (base corpus), ``sft.jsonl``, ``sources/<source>.jsonl`` and ``nectar.jsonl`` (preferences
-    in native schemas), ``planted_dirt.json`` (what the filters must find), ``prompts.jsonl`` (online RLHF),
-    and, held out, ``eval_prompts.jsonl``, ``translation_test.jsonl`` and ``rewardbench.jsonl``.
+    Held out: ``eval_prompts``, ``translation_test``, ``rewardbench``; ``planted_dirt`` is what the filters must find.
     """
     world = World(settings)
     files = {
