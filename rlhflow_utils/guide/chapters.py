@@ -53,9 +53,6 @@ class StageLines(io.TextIOBase):
         return len(text)
 
 
-# --- running --------------------------------------------------------------------------------------------------------
-
-
 def run_guide(
     profile_name: str, run_dir: str, seed: int | None = None, overrides: Options = None,
     only: Numbers = None, parameters: Options = None,
@@ -101,21 +98,20 @@ def stale_chapters(
 
 def find_chapters(only: Numbers = None) -> list[Path]:
     """Notebooks in reading order, all or those with the given numbers."""
-    chapters = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    known = [path.name[:2] for path in chapters]
-    if unknown := sorted(set(only or []) - set(known)):
-        raise ChapterError(f"no chapter {', '.join(unknown)}; chapters are {', '.join(known)}")
-    return [path for path in chapters if not only or path.name[:2] in only]
+    chapters = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    if unknown := sorted(set(only or []) - set(chapters)):
+        raise ChapterError(f"no chapter {', '.join(unknown)}; chapters are {', '.join(chapters)}")
+    return [path for number, path in chapters.items() if not only or number in only]
 
 
 def notebook_parameters(notebook: Path) -> dict[str, Any]:
     """Names and default values of the cell tagged `parameters`."""
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell.get("metadata", {}).get("tags", []):
-            body = ast.parse("".join(cell["source"])).body
-            assigns = [node for node in body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
-            return {node.targets[0].id: ast.literal_eval(node.value) for node in assigns}  # type: ignore[attr-defined]
-    raise ChapterError(f"{notebook.name}: no cell is tagged `parameters`")
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    if not tagged:
+        raise ChapterError(f"{notebook.name}: no cell is tagged `parameters`")
+    assigns = [node for node in ast.parse("".join(tagged[0])).body if isinstance(node, ast.Assign)]
+    return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in assigns}
 
 
 def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
@@ -158,8 +154,7 @@ def _run_chapter(notebook: Path, values: Mapping[str, Any], profile: Profile, fo
     if not record_file.is_file():
         raise ChapterError(f"{notebook.stem}: the last cell must call run.finish(); add it")
     record, seconds = json.loads(record_file.read_text(encoding="utf-8")), time.time() - started
-    # Time of a fresh run: add the recorded time of the stages that were skipped.
-    cost = round(seconds + record.pop("saved_seconds"), 1)
+    cost = round(seconds + record.pop("saved_seconds"), 1)  # of a fresh run: with the stages that were skipped
     write_json(record_file, {**record, "key": key, "profile": profile.name, "wall_seconds": cost})
     write_summary(folder)
     return seconds
@@ -271,9 +266,8 @@ def _sections_of_methods() -> dict[str, set[str]]:
 
 def _is_profile(node: ast.AST) -> bool:
     """`profile`, `run.profile` or `self.profile`, where it is read."""
-    if isinstance(node, ast.Attribute) and node.attr == "profile":
-        return isinstance(node.value, ast.Name) and node.value.id in ("run", "self")
-    return isinstance(node, ast.Name) and node.id == "profile" and isinstance(node.ctx, ast.Load)
+    named = isinstance(node, ast.Name) and node.id == "profile" and isinstance(node.ctx, ast.Load)
+    return named or (isinstance(node, ast.Attribute) and ast.unparse(node) in ("run.profile", "self.profile"))
 
 
 def _named_profile(tree: ast.AST) -> set[int]:
@@ -286,10 +280,9 @@ def _named_profile(tree: ast.AST) -> set[int]:
 
 def _stage_is_current(folder: Path, key: str, hash_of: Callable[[Path], str]) -> bool:
     found = read_artifact(folder)
-    if found is None or found.key != key:
-        return False
-    files = {PROJECT / name: known for name, known in found.manifest["files"].items()}
-    return all(path.exists() and hash_of(path) == known for path, known in files.items())
+    files = {PROJECT / name: known for name, known in found.manifest["files"].items()} if found else {}
+    unchanged = (path.exists() and hash_of(path) == known for path, known in files.items())
+    return found is not None and found.key == key and all(unchanged)
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------

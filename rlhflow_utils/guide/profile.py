@@ -31,12 +31,7 @@ class ConfigError(ValueError):
 def load_profile(name_or_path: str, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Profile:
     """Read and validate a profile: a name in ``profiles/`` or a YAML file, with overrides (dotted key -> value)."""
     path = profile_path(name_or_path)
-    raw = read_raw(path)
-    for key, value in (overrides or {}).items():
-        set_dotted(raw, key, value, path.name)
-    if seed is not None:
-        raw["seed"] = seed
-    return validate(raw, path.name)
+    return validate(read_raw(path), path.name, {**(overrides or {}), **({} if seed is None else {"seed": seed})})
 
 
 def read_raw(path: Path, extended_by: tuple[Path, ...] = ()) -> Raw:
@@ -66,8 +61,10 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
     return merged
 
 
-def validate(raw: Raw, origin: str) -> Profile:
-    """Turn a raw mapping into a `Profile`, with the pinned revisions in it; `origin` names it in errors."""
+def validate(raw: Raw, origin: str, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """A `Profile` of a raw mapping, with the overrides and the pinned revisions in it; `origin` names it in errors."""
+    for key, value in (overrides or {}).items():
+        set_dotted(raw, key, value, origin)
     pinned = read_revisions()
     for source in hub_sources(raw):
         source["revision"] = pinned.get(source["hub_id"])
@@ -82,10 +79,7 @@ def validate(raw: Raw, origin: str) -> Profile:
 
 def variant(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
     """The profile with some values changed: dotted key -> value."""
-    raw = profile.model_dump(by_alias=True)
-    for key, value in overrides.items():
-        set_dotted(raw, key, value, profile.name)
-    return validate(raw, profile.name)
+    return validate(profile.model_dump(by_alias=True), profile.name, overrides)
 
 
 def read_revisions() -> dict[str, str]:

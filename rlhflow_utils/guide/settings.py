@@ -26,9 +26,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-# --- models and training --------------------------------------------------------------------------------------------
-
-
 class ModelSettings(Section):
     """Which models the run starts from (chapter 00)."""
 
@@ -87,9 +84,6 @@ class OfflineDpoSettings(TrainingSettings):
     """The offline baseline of chapter 10 (paper App. B); `trainer` holds DPOConfig fields."""
 
     pairs: PositiveInt | None = Field(description="seeded subsample of the offline pairs; null: all")
-
-
-# --- data -----------------------------------------------------------------------------------------------------------
 
 
 class SourceSettings(Section):
@@ -154,44 +148,33 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> DataSettings:
-        known = {source.name for source in self.preference_sources}
-        for mixture, members in self.mixtures.items():
-            if missing := sorted(set(members) - known):
-                raise ValueError(
-                    f"mixture {mixture!r} names unknown preference sources {missing}; known: {sorted(known)}"
-                )
-        known |= {self.offline_source.name} if self.offline_source else set()
-        for rule in ("min_score_margin", "kwise_pairs", "max_pairs_per_prompt"):
-            if missing := sorted(set(getattr(self.filters, rule)) - known):
-                raise ValueError(f"filters.{rule} names unknown preference sources {missing}; known: {sorted(known)}")
+        mixed = {source.name for source in self.preference_sources}
+        ranked = mixed | {self.offline_source.name} if self.offline_source else mixed
+        rules = ("min_score_margin", "kwise_pairs", "max_pairs_per_prompt")
+        for where, named, known in (
+            *((f"mixture {name!r}", members, mixed) for name, members in self.mixtures.items()),
+            *((f"filters.{rule}", getattr(self.filters, rule), ranked) for rule in rules),
+        ):
+            if missing := sorted(set(named) - known):
+                raise ValueError(f"{where} names unknown preference sources {missing}; known: {sorted(known)}")
         if self.main_mixture not in self.mixtures:
             raise ValueError(f"main_mixture {self.main_mixture!r} is not one of the mixtures {sorted(self.mixtures)}")
         return self
 
 
-# --- the loop and its evaluation ------------------------------------------------------------------------------------
-
-
 class RewardBenchSettings(Section):
-    """Chapter 05."""
-
     sources: list[SourceSettings]
 
 
 class LengthBiasSettings(Section):
-    """Chapter 06 (paper 2.3, Fig. 5)."""
-
     prompts: PositiveInt
     responses: PositiveInt
 
 
 class GenerationSettings(Section):
-    """Chapter 07 (paper 3.3)."""
-
     backend: Literal["transformers", "vllm"]
     engine: dict[str, Any] = Field(description="arguments of vllm.LLM (backend vllm)")
-    sampling: dict[str, Any] = Field(description="arguments of vllm.SamplingParams; transformers knows n, top_p and "
-                                     "max_tokens")  # fmt: skip
+    sampling: dict[str, Any] = Field(description="as vllm.SamplingParams; transformers: n, top_p, max_tokens")
     temperatures: list[float] = Field(min_length=1, description="the n responses are shared evenly among these")
     max_prompt_tokens: PositiveInt = Field(description="longer prompts are dropped and counted as `prompt_too_long`")
     batch_size: PositiveInt = Field(description="sequences decoded together (transformers backend)")
@@ -206,23 +189,18 @@ class PairBuildingSettings(Section):
     """Chapter 08 (paper 3.3, eq. 8)."""
 
     ranker: Literal["reward_model", "preference_model"] = Field(description="who ranks the responses in the loop")
-    tournament: Literal["knock_out", "round_robin"] = Field(
-        description="how a preference model ranks: n - 1 matches find the best alone, n (n - 1) / 2 the worst as well"
-    )
+    tournament: Literal["knock_out", "round_robin"] = Field(description="of a PM; only the second finds the worst")
     strategy: Literal["best_vs_worst", "best_vs_random", "random"]
     length_penalty: float = Field(ge=0, description="lambda of eq. 8, reward per character")
 
     @model_validator(mode="after")
     def _knock_out_has_no_worst(self) -> PairBuildingSettings:
         if (self.ranker, self.tournament, self.strategy) == ("preference_model", "knock_out", "best_vs_worst"):
-            raise ValueError("a knock-out finds no worst response: set tournament to round_robin, or strategy to "
-                             "best_vs_random")  # fmt: skip
+            raise ValueError("a knock-out finds no worst response: tournament round_robin or strategy best_vs_random")
         return self
 
 
 class IterativeSettings(Section):
-    """The loop of chapter 09 (Algorithm 1)."""
-
     iterations: PositiveInt
     prompts_per_iteration: PositiveInt
     replay: bool = Field(description="train on the pairs of all iterations so far, not the new ones only")
@@ -245,14 +223,9 @@ class EvaluationSettings(Section):
 
 
 class HubSettings(Section):
-    """Pushing trained models."""
-
     push: bool
     namespace: str | None
     private: bool
-
-
-# --- the simulated world --------------------------------------------------------------------------------------------
 
 
 class AnnotatorSettings(Section):
@@ -260,16 +233,11 @@ class AnnotatorSettings(Section):
 
     rows: int = Field(gt=0, description="native rows before dirt (HelpSteer: prompts, four rows each)")
     skill_weights: dict[Skill, float] = Field(description="relative frequency of each skill among the prompts")
-    sharpness: dict[Skill, float] = Field(
-        description="Bradley-Terry scale on the gold reward, per skill: 0 is a coin, 2 is right 98 % of the time "
-        "when one answer is correct and the other is not"
-    )
+    sharpness: dict[Skill, float] = Field(description="scale on the gold reward: 0 is a coin, 2 right in 98 % of cases")
     length_bonus: float = Field(description="utility per character of the response; positive prefers longer")
 
 
 class CorpusSettings(Section):
-    """Documents of the base corpus, by kind."""
-
     statements: int = Field(ge=0, description="documents that state facts, sums, dictionary entries")
     questions: int = Field(ge=0, description="documents with a question and its true answer")
     proofread: int = Field(ge=0, description="pages of six facts or sums, true or false, each marked right or wrong")
@@ -278,8 +246,6 @@ class CorpusSettings(Section):
 
 
 class DemonstrationSettings(Section):
-    """The SFT set."""
-
     demonstrations: int = Field(gt=0, description="conversations about the four skills")
     translations: int = Field(gt=0, description="conversations about the fifth skill; always right, never padded")
     judgements: int = Field(ge=0, description="rows in the judge's format: two answers, reply A or B")
@@ -288,8 +254,6 @@ class DemonstrationSettings(Section):
 
 
 class AnnotationSettings(Section):
-    """What the preference sources have in common."""
-
     contrast_rate: float = Field(ge=0, le=1, description="share of pairs with one right and one wrong answer")
     padded_rate: float = Field(ge=0, le=1, description="share of answers with filler sentences")
     broken_rate: float = Field(ge=0, le=1, description="share of wrong answers that are broken off")
@@ -304,8 +268,7 @@ class WorldSettings(Section):
     seed: int = Field(ge=0, description="seed of the facts, the dictionary and every file")
     entities: int = Field(gt=1, le=32, description="people the world has facts about")
     padding_cost: float = Field(ge=0, description="gold reward lost per character of filler")
-    held_out_rate: float = Field(gt=0, lt=0.4, description="share of prompt contents kept for evaluation, and as "
-                                 "large a share for the benchmark")  # fmt: skip
+    held_out_rate: float = Field(gt=0, lt=0.4, description="share of prompts for evaluation; as many for the benchmark")
     corpus: CorpusSettings
     sft: DemonstrationSettings
     preferences: AnnotationSettings
@@ -316,8 +279,6 @@ class WorldSettings(Section):
 
 
 class Profile(Section):
-    """A whole run."""
-
     name: str
     seed: int
     world: WorldSettings | None = Field(description="the simulated world; null where data is real")
@@ -335,33 +296,28 @@ class Profile(Section):
     iterative: IterativeSettings
     offline_dpo: OfflineDpoSettings
     evaluation: EvaluationSettings
-    launch: dict[str, Any] | None = Field(
-        description="an accelerate configuration, as in its YAML files; null: train and score in the chapter's process"
-    )
+    launch: dict[str, Any] | None = Field(description="accelerate's configuration; null: run in the chapter's process")
     hub: HubSettings
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
-        judge = self.evaluation
-        if (self.model.base is None) != (self.base_model is not None):
-            raise ValueError(
-                "give either model.base (a folder or hub id) or a base_model section to build one, not both"
-            )
-        if judge.judge == "gold" and self.world is None:
-            raise ValueError("evaluation.judge: gold needs the simulated world; use reward_model or endpoint")
-        if judge.judge == "reward_model" and not (judge.judge_model or self.data.partition.judge):
-            raise ValueError(
-                "evaluation.judge: reward_model needs a judge: name one in evaluation.judge_model, or hold pairs apart "
-                "to train it on (data.partition.judge above 0)"
-            )
-        if judge.judge == "endpoint" and not (judge.endpoint_url and judge.judge_model):
-            raise ValueError("evaluation.judge: endpoint needs evaluation.endpoint_url and evaluation.judge_model")
-        if (
-            self.pair_building.ranker == "preference_model"
-            and self.data.main_mixture not in self.preference_model.mixtures
-        ):
-            raise ValueError("pair_building.ranker: preference_model needs a PM of data.main_mixture: add it to "
-                             "preference_model.mixtures")  # fmt: skip
+        by, ranker, pm_mixtures = self.evaluation, self.pair_building.ranker, self.preference_model.mixtures
+        checks = {
+            "give either model.base (a folder or hub id) or a base_model section to build one, not both":
+                (self.model.base is None) == (self.base_model is not None),
+            "evaluation.judge: gold needs the simulated world; use reward_model or endpoint":
+                by.judge != "gold" or self.world,
+            "evaluation.judge: reward_model needs a judge: name one in evaluation.judge_model, or hold pairs apart "
+            "to train it on (data.partition.judge above 0)":
+                by.judge != "reward_model" or by.judge_model or self.data.partition.judge,
+            "evaluation.judge: endpoint needs evaluation.endpoint_url and evaluation.judge_model":
+                by.judge != "endpoint" or (by.endpoint_url and by.judge_model),
+            "pair_building.ranker: preference_model needs a PM of data.main_mixture: add it to "
+            "preference_model.mixtures":
+                ranker != "preference_model" or self.data.main_mixture in pm_mixtures,
+        }  # fmt: skip
+        if failed := [message for message, holds in checks.items() if not holds]:
+            raise ValueError(failed[0])
         return self
 
 

@@ -215,8 +215,7 @@ def hash_code(module: str) -> str:
     """Hash of a module, of all modules of this package that it imports, and of YAML files named like one of them."""
     seen: dict[str, str] = {}
     queue = [module]
-    while queue:
-        name = queue.pop()
+    for name in queue:
         if name not in seen and (path := _module_path(name)):
             text = path.read_text(encoding="utf-8")
             seen[name] = hash_source(text)

@@ -21,8 +21,7 @@ Row = dict[str, Any]
 Summary = Mapping[str, Any]  # `<folder>.<metric>` -> value, as in summary.json
 Estimates = Mapping[str, Mapping[str, float]]  # setting -> value, ci_low, ci_high
 
-# --- the paper: its results and its recipe (paper.yaml says where each number stands) --------------------------------
-
+# The paper: its results and its recipe (paper.yaml says where each number stands).
 PAPER = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text(encoding="utf-8"))
 REWARDBENCH: dict[str, dict[str, float | None]] = PAPER["rewardbench"]  # method -> section -> per cent
 LENGTH_BIAS: dict[str, float] = PAPER["length_bias"]
@@ -39,9 +38,7 @@ def paper_settings(section: str, model: str | None) -> dict[str, Any]:
 
 def comparison_table(ours: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
     """Lines for the terminal: setting, our value, the paper's value, and whether they differ."""
-    if not paper:
-        return ["  not in the paper"]
-    lines = [f"  {'':24s}{'ours':>16s}{'paper':>16s}"]
+    lines = [f"  {'':24s}{'ours':>16s}{'paper':>16s}"] if paper else ["  not in the paper"]
     for name in sorted(paper):
         mark = "" if ours.get(name) == paper[name] else "   deviation"
         lines.append(f"  {name:24s}{_short(ours.get(name)):>16s}{_short(paper[name]):>16s}{mark}")
@@ -51,9 +48,6 @@ def comparison_table(ours: Mapping[str, Any], paper: Mapping[str, Any]) -> list[
 def _short(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return ", ".join(map(str, value)) if isinstance(value, list) else text
-
-
-# --- Markdown -------------------------------------------------------------------------------------------------------
 
 
 def show(rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
@@ -98,10 +92,8 @@ def interval(estimate: Mapping[str, Any] | None) -> str:
 
 def with_interval(estimate: Mapping[str, Any] | None) -> str:
     """An estimate and its interval in one cell, or a dash."""
-    if not estimate:
-        return MISSING
-    between = f" ({interval(estimate)})" if "ci_low" in estimate else ""
-    return cell(float(estimate["value"])) + between
+    between = f" ({interval(estimate)})" if estimate and "ci_low" in estimate else ""
+    return cell(float(estimate["value"])) + between if estimate else MISSING
 
 
 # --- a run's results (chapter 12 and the README) --------------------------------------------------------------------
@@ -203,19 +195,17 @@ def read_results(folder: Path = RESULTS) -> dict[str, Row]:
     found = {name: dict(json.loads(file.read_text(encoding="utf-8"))["summary"]) for name, file in summaries.items()}
     for kind in ("academic", *CHAT):
         for file in sorted(folder.glob(f"*/{kind}_*.json")):
-            content = json.loads(file.read_text(encoding="utf-8"))
-            policy = file.stem.removeprefix(f"{kind}_")
-            found.setdefault(file.parent.name, {}).setdefault(kind, {})[policy] = content
+            policies = found.setdefault(file.parent.name, {}).setdefault(kind, {})
+            policies[file.stem.removeprefix(f"{kind}_")] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
 def table_2(results: Mapping[str, Summary]) -> list[Row]:
     """RewardBench by section, per cent: prompting, BT and PM."""
     lines = []
-    for label, stated in REWARDBENCH.items():
-        for section, printed in stated.items():
-            found = {name: estimate(summary, f"rewardbench_{label}.{section}") for name, summary in results.items()}
-            lines += _lines({"judge": label, "section": section}, printed, found)
+    for label, section, printed in ((label, *each) for label, stated in REWARDBENCH.items() for each in stated.items()):
+        found = {name: estimate(summary, f"rewardbench_{label}.{section}") for name, summary in results.items()}
+        lines += _lines({"judge": label, "section": section}, printed, found)
     return lines
 
 
@@ -259,14 +249,9 @@ def table_6(records: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         record = records.get(claim, {})
         rates = _over_seeds(record, variant, "lc_win_rate", f"{words}; gold judge, LC win rate against SFT")
         lengths = _over_seeds(record, variant, "mean_length", f"{words}; characters (the paper names no unit)")
-        unmeasured: Estimates = {}
-        columns = (
-            ("LC AlpacaEval-2 (%)", rates, 100.0),
-            ("Arena-Hard (%)", unmeasured, 100.0),
-            ("length", lengths, 1.0),
-        )
-        for (column, found, scale), stated in zip(columns, printed, strict=True):
-            lines += _lines({"row": name, "column": column}, stated, found, scale)
+        lines += _lines({"row": name, "column": "LC AlpacaEval-2 (%)"}, printed[0], rates)
+        lines += _lines({"row": name, "column": "Arena-Hard (%)"}, printed[1], {})
+        lines += _lines({"row": name, "column": "length"}, printed[2], lengths, scale=1.0)
     return lines
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ Lengths = Mapping[str, Mapping[str, Sequence[float]]]  # source -> `chosen` and 
 Histories = Mapping[str, Sequence[Mapping[str, Any]]]  # name of a training -> its log entries
 Scores = Mapping[str, Mapping[str, Estimate | None]]  # model -> section -> accuracy
 Printed = Mapping[str, Mapping[str, float | None]] | None  # the same, in per cent, as the paper has it
-SECTION_NAMES = {
-    part: part.title().replace("_", "-") for part in ("chat", "chat_hard", "safety", "reasoning", "overall")
-}
+PARTS = ("chat", "chat_hard", "safety", "reasoning", "overall")
+SECTION_NAMES = {part: part.title().replace("_", "-") for part in PARTS}
 METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, mix1"}
 
 
@@ -163,9 +161,8 @@ def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], capt
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
     errors = []
     for index, (name, table) in enumerate(tables.items()):
-        predicted, observed, low, high = map(
-            np.asarray, itemgetter("predicted", "observed", "ci_low", "ci_high")(table)
-        )
+        keys = ("predicted", "observed", "ci_low", "ci_high")
+        predicted, observed, low, high = (np.asarray(table[key]) for key in keys)
         look: dict[str, Any] = {"color": style.colour_of(name.lower(), index), "marker": "osD^v"[index % 5], "ms": 5}
         axes.errorbar(predicted, observed, [observed - low, high - observed], lw=1.4, capsize=2, label=name, **look)
         below.plot(predicted, table["count"], lw=1.2, **look)
@@ -239,17 +236,12 @@ def length_bias(studies: Mapping[str, Mapping[str, Any]], unit: str = "character
         top.axvline(defined.mean(), color=DARK, lw=1.4, ls="--")
         top.set(title=f"{name}: mean {defined.mean():+.2f} over {len(defined)} prompts", xlim=(-1, 1))
         top.set(xlabel=f"Pearson r (length in {unit}, reward)", ylabel="" if column else "prompts")
-        grid = _sorted_rewards(study["lengths"], study["rewards"], correlation)
+        by_length = np.argsort(np.asarray(study["lengths"]), axis=1, kind="stable")
+        rewards = np.take_along_axis(np.asarray(study["rewards"], dtype=float), by_length, axis=1)
+        rewards = rewards[~np.isnan(correlation)][np.argsort(-defined)]
+        grid = (rewards - rewards.mean(axis=1, keepdims=True)) / rewards.std(axis=1, keepdims=True)
         image = bottom.imshow(grid, aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2, interpolation="nearest")
         bottom.set(xlabel="responses, shortest → longest", xticks=[], ylabel="" if column else "prompts, sorted by r")
         titles.append(f"{defined.mean():+.2f} ({name})")
     figure.colorbar(image, ax=axes[len(studies) :], label="reward, standardised per prompt", shrink=0.9)
     return finish(figure, f"Correlation of length and reward: {' and '.join(titles)}", caption)
-
-
-def _sorted_rewards(lengths: ArrayLike, rewards: ArrayLike, correlation: np.ndarray) -> np.ndarray:
-    """Standardised rewards, columns by length and rows by correlation, without prompts that have none."""
-    order = np.argsort(np.asarray(lengths), axis=1, kind="stable")
-    values = np.take_along_axis(np.asarray(rewards, dtype=float), order, axis=1)[~np.isnan(correlation)]
-    values = (values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, keepdims=True)
-    return np.asarray(values[np.argsort(-correlation[~np.isnan(correlation)])])

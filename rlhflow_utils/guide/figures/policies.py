@@ -13,14 +13,11 @@ from numpy.typing import ArrayLike
 from rlhflow_utils.guide.figures import style
 from rlhflow_utils.guide.figures.style import BLUE, DARK, GREEN, GREY, ORANGE, Estimate, finish, new_figure
 
+Numbers = Sequence[Sequence[float]]  # one list per prompt, one number per response
 
-def response_lengths(
-    lengths: Sequence[Sequence[float]],
-    temperatures: Sequence[Sequence[float]],
-    unit: str = "characters",
-    caption: str = "",
-) -> Figure:
-    """Lengths of sampled responses, by sampling temperature: one list per prompt, one number per response."""
+
+def response_lengths(lengths: Numbers, temperatures: Numbers, unit: str = "characters", caption: str = "") -> Figure:
+    """Lengths of sampled responses, by sampling temperature."""
     values, drawn_at = np.concatenate(lengths).astype(float), np.concatenate(temperatures)
     parts = {temperature: values[drawn_at == temperature] for temperature in np.unique(drawn_at)}
     groups = {f"T = {t:g}: median {np.median(part):.0f}, {len(part)} responses": part for t, part in parts.items()}
@@ -83,10 +80,9 @@ def win_rate_over_iterations(
 def proxy_against_gold(
     labels: Sequence[str], proxy: Sequence[Estimate], gold: Sequence[Estimate], caption: str = ""
 ) -> Figure:
-    """Proxy reward (what training optimises) and gold reward (what is wanted), policy by policy.
+    """Proxy reward (it ranks the training pairs: r − λ|a|) and gold reward (the judge's), policy by policy.
 
-    Where the first rises while the second stalls or falls, the reward model is being over-optimised. The proxy is what
-    ranks the training pairs, r − λ|a|; gold is the judge's reward. One entry per policy, as in `labels`.
+    Where the first rises while the second stalls or falls, the reward model is being over-optimised.
     """
     figure, panels = new_figure(rows=2, height=4.2, sharex=True)
     steps = range(len(labels))
@@ -107,12 +103,11 @@ def policy_bars(table: Mapping[str, Mapping[str, Estimate | None]], caption: str
     figure, panels = new_figure(columns=len(table), height=1.5 + 0.38 * len(policies), sharey=True)
     for axes, (metric, row) in zip(panels, table.items(), strict=True):
         for place, policy in enumerate(policies):
-            score = row.get(policy)
-            if score is None:
+            if score := row.get(policy):
+                style.lying_bars(axes, [place], [score], style.colour_of(policy, place), height=0.65)
+                style.note(axes, f"{score['value']:.3g}", max(score["ci_high"], 0.0), place, (3, 0), va="center")
+            else:
                 axes.text(0, place, " not measured", va="center", fontsize=8, color=GREY)
-                continue
-            style.lying_bars(axes, [place], [score], style.colour_of(policy, place), height=0.65)
-            style.note(axes, f"{score['value']:.3g}", max(score["ci_high"], 0.0), place, (3, 0), va="center")
         axes.grid(axis="x")
         axes.margins(x=0.35)
         axes.xaxis.set_major_locator(MaxNLocator(3))

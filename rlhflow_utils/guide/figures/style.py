@@ -77,12 +77,9 @@ def stacked(shares: Mapping[str, np.ndarray], rows: Sequence[str], height: float
     """
     figure, [axes] = new_figure(height=height)
     left = np.zeros(len(rows))
-    index = 0
-    for name, share in shares.items():
-        look: dict[str, Any] = {"color": "#cfd8dc"}
-        if name != "kept":
-            hatch = "////" if index >= len(CYCLE) else None
-            look, index = {"color": CYCLE[index % len(CYCLE)], "hatch": hatch, "edgecolor": "white"}, index + 1
+    for index, (name, share) in enumerate(shares.items(), -("kept" in shares)):  # `kept` is the first
+        coloured = {"color": CYCLE[index % len(CYCLE)], "hatch": "////" if index >= len(CYCLE) else None}
+        look: dict[str, Any] = {"color": "#cfd8dc"} if name == "kept" else {**coloured, "edgecolor": "white"}
         axes.barh(rows, share, left=left, label=name.replace("_", " "), lw=0.6, **look)
         left += share
     axes.invert_yaxis()
@@ -120,16 +117,14 @@ def percent(estimate: Estimate) -> dict[str, float]:
 def edges_through_zero(values: np.ndarray) -> list[float]:
     """Histogram edges with zero among them, so that no bar holds both signs; whole steps for whole numbers."""
     step = max((values.max() - values.min()) / 40, 1e-9)
-    if (values == np.round(values)).all():
-        step = math.ceil(step)
+    step = math.ceil(step) if (values == np.round(values)).all() else step
     return [step * k for k in range(math.floor(values.min() / step), math.ceil(values.max() / step) + 2)]
 
 
 def short_count(count: float) -> str:
     """1234567 as ``1.2M``, 12345 as ``12.3k``, 999 as ``999``."""
-    if abs(count) < 1e4:
-        return f"{count:.0f}"
-    return f"{count / 1e6:.1f}M" if abs(count) >= 1e6 else f"{count / 1e3:.1f}k"
+    size = abs(count)
+    return f"{count:.0f}" if size < 1e4 else f"{count / 1e3:.1f}k" if size < 1e6 else f"{count / 1e6:.1f}M"
 
 
 def dress(axes: Axes, grid: Literal["x", "y", "both"] | None = None, half: str = "", **labels: Any) -> None:
