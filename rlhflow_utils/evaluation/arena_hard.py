@@ -25,6 +25,7 @@ from rlhflow_utils.evaluation.judges import ChatEndpoint
 from rlhflow_utils.evaluation.statistics import Estimate
 from rlhflow_utils.models.chat import Message
 
+Texts = Mapping[str, str]  # question id -> text
 # Verdict -> (share of the battle won by A, weight).
 VERDICTS = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
 PATTERN = re.compile(r"\[\[([AB<>=]+)\]\]")
@@ -83,10 +84,8 @@ def parse_verdict(reply: str) -> str:
     return found.pop() if len(found) == 1 and found <= set(VERDICTS) else "unparsable"
 
 
-def judge_answers(
-    questions: Mapping[str, str], answers: Mapping[str, str], baseline: Mapping[str, str], endpoint: ChatEndpoint
-) -> list[Games]:
-    """Both games of every question that `answers` holds; each mapping starts from the question's id."""
+def judge_answers(questions: Texts, answers: Texts, baseline: Texts, endpoint: ChatEndpoint) -> list[Games]:
+    """Both games of every question that `answers` holds."""
     if unknown := [each for each in answers if each not in questions or each not in baseline]:
         raise ValueError(f"Arena-Hard: answer {unknown[0]!r} has no question or no baseline answer")
     rows = [(questions[identifier], baseline[identifier], answer) for identifier, answer in answers.items()]

@@ -106,13 +106,11 @@ def conversation(question: Question, answers: Sequence[str]) -> list[Message]:
 def grading_prompt(question: Question, answers: Sequence[str], turn: int, prompts: JudgePrompts) -> list[Message]:
     """What the judge is asked about turn 1 or 2; for the second it sees the whole conversation."""
     name = ("single-math-v1" if question.references else "single-v1") + ("-multi-turn" if turn == 2 else "")
-    places = {"question": question.turns[0], "answer": answers[0]}
-    if turn == 2:
-        places |= {f"question_{i + 1}": text for i, text in enumerate(question.turns)}
-        places |= {f"answer_{i + 1}": text for i, text in enumerate(answers)}
-    places |= {f"ref_answer_{i + 1}": text for i, text in enumerate(question.references or [])}
+    lists = {"question": question.turns, "answer": answers, "ref_answer": question.references or []}
+    places = {f"{place}_{i}": text for place, texts in lists.items() for i, text in enumerate(texts, start=1)}
     system, template = prompts[name]
-    return [{"role": "system", "content": system}, {"role": "user", "content": template.format(**places)}]
+    content = template.format(question=question.turns[0], answer=answers[0], **places)
+    return [{"role": "system", "content": system}, {"role": "user", "content": content}]
 
 
 def parse_grade(reply: str) -> float | None:
