@@ -193,9 +193,9 @@ def pin() -> int:
 
     profiles = [load_profile(path.stem) for path in sorted(PROFILES.glob("*.yaml")) if path.name != REVISIONS.name]
     published = [hub_id for fact in load_facts()["published"].values() for hub_id in fact["sets"]]
-    published += standard_sets().values()
     models = {name for each in profiles for name in (each.model.base, each.model.reward_base) if name}
-    kinds = dict.fromkeys([*published, *(name for each in profiles for name in hub_ids(each))], "dataset")
+    named = (name for each in profiles for name in hub_ids(each))
+    kinds = dict.fromkeys([*published, *standard_sets().values(), *named], "dataset")
     kinds |= {name: "model" for name in models if name.count("/") == 1 and not (PROJECT / name).is_dir()}
     found, advice = {}, "nothing was written: go online, and log in where it is gated"
     for name, kind in sorted(kinds.items()):

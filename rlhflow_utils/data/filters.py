@@ -109,9 +109,8 @@ def no_label(pair: Candidate, settings: FilterSettings, source: str) -> bool:
 
 def contradicted_label(pair: Candidate, settings: FilterSettings, source: str) -> bool:
     """Another native field says the opposite of the label. Sourced: paper 2.1; the fields compared: reconstructed."""
-    if pair.chosen_score is not None and pair.rejected_score is not None and pair.chosen_score < pair.rejected_score:
-        return True
-    return pair.evidence == "contradicted_label"
+    chosen, rejected = pair.chosen_score, pair.rejected_score
+    return pair.evidence == "contradicted_label" or not (chosen is None or rejected is None or chosen >= rejected)
 
 
 def tie(pair: Candidate, settings: FilterSettings, source: str) -> bool:
@@ -215,10 +214,8 @@ class Deduplicator:
 def conversation_failure(conversation: Conversation) -> str | None:
     """The structural rules on a conversation to imitate, which must end in an assistant turn."""
     messages = conversation.messages
-    if conversation.evidence:
-        return conversation.evidence
-    if not messages or messages[-1]["role"] != "assistant":
-        return "broken_alternation"
+    if conversation.evidence or not messages or messages[-1]["role"] != "assistant":
+        return conversation.evidence or "broken_alternation"
     return prompt_failure(messages[:-1], [messages[-1]["content"]])
 
 

@@ -87,8 +87,8 @@ def build_preference_data(
     write_json(into / "table1.json", table1(tables["pairs"], names, tokenizer_name))
     write_json(into / "decontamination.json", held_out.matches)
     write_json(into / "prompt_map.json", _map_of(pairs, frame, seed))
-    fates = [table.assign(flow=name)[["flow", "source", "row_id", "fate"]] for name, table in tables.items()]
-    dropped = pd.concat(fates)
+    columns = ["flow", "source", "row_id", "fate"]
+    dropped = pd.concat([table.assign(flow=name)[columns] for name, table in tables.items()])
     dropped[dropped.fate.str.startswith(DROPPED)].to_json(into / "dropped.jsonl", orient="records", lines=True)
     shutil.rmtree(work)
     rows = {
@@ -272,12 +272,10 @@ def _write_prompts(
         evaluation = prompts.iloc[:0]
     _drop_contaminated(table, prompts, prompts.fate == "prompts", "prompts", held_out)
     written = {"prompts": (table, prompts.index[prompts.fate == "prompts"]), "evaluation_prompts": (held, chosen)}
+    advice = "raise data.partition.prompts, add prompt_sources, or lower data.evaluation_prompts"
     for name, (rows, positions) in written.items():
         if not len(positions):
-            raise ValueError(
-                f"{name} is empty: {len(table)} prompts were read; raise data.partition.prompts, "
-                "add prompt_sources, or lower data.evaluation_prompts"
-            )
+            raise ValueError(f"{name} is empty: {len(table)} prompts were read; {advice}")
         rows.select_columns(["prompt_id", "prompt", "source"]).select(positions).save_to_disk(into / name)
     return prompts, evaluation, held_out
 

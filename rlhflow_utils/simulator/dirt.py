@@ -42,10 +42,8 @@ def plant_dirt(source: str, rows: list[Row], rate: float, rng: random.Random) ->
     units = range(0, len(rows), 4 if source == "helpsteer" else 1)  # HelpSteer's rows come in groups of four
     each = max(1, round(rate * len(units) / max(len(reasons), 1)))
     if each * len(reasons) > len(units):
-        raise ValueError(
-            f"simulator: {source}: {len(units)} rows are too few for {each} of each of {len(reasons)} defects; "
-            "raise its rows or lower dirt_rate"
-        )
+        few = f"simulator: {source}: {len(units)} rows are too few for {each} of each of {len(reasons)} defects"
+        raise ValueError(f"{few}; raise its rows or lower dirt_rate")
     picked = rng.sample(units, each * len(reasons))
     record: list[Row] = []
     for index, reason in zip(picked, [reason for reason in reasons for _ in range(each)], strict=True):
