@@ -1,7 +1,7 @@
 """Runs the chapters headless, in order, skips what is current, and publishes what came out.
 
-Papermill executes; the strictness is ours. Papermill only warns about a parameter that a notebook does not have, and
-checks no types: here both are errors. Nothing heavy is imported before a chapter has to run.
+Papermill executes, but only warns about a parameter that a notebook does not have, and checks no types: here both are
+errors. Nothing heavy is imported before a chapter has to run.
 """
 
 from __future__ import annotations
@@ -57,10 +57,9 @@ def run_guide(
     profile_name: str, run_dir: str, seed: int | None = None, overrides: Options = None,
     only: Numbers = None, parameters: Options = None,
 ) -> None:  # fmt: skip
-    """Execute the chapters of the guide and write `summary.json` and `report.html`.
+    """Execute the chapters (`only`: these numbers) and write `summary.json` and `report.html` into the run folder.
 
-    `run_dir` is relative to the project, `overrides` are dotted profile keys, `only` two-digit chapter numbers (None:
-    all), `parameters` further notebook parameters by name. ConfigError where the profile or an override is wrong,
+    `run_dir` is relative to the project, `overrides` are dotted profile keys, `parameters` further notebook parameters.
     ChapterError where a chapter failed: its executed notebook up to the failure is kept in the run folder.
     """
     quiet_libraries()
@@ -237,10 +236,7 @@ def code_of(notebook: Path) -> str:
 
 
 def sections_read(tree: ast.AST) -> set[str]:
-    """Profile sections that code depends on: those it names, those that the methods of `run` it uses name.
-
-    All of them where it hands the profile or the run to a function, or to another name: what happens there is not seen.
-    """
+    """Profile sections that code, or a method of `run` that it uses, names; all, where it hands either of them on."""
     parents = {id(child): node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     named, found = _named_profile(tree), set[str]()
     for node in ast.walk(tree):

@@ -63,10 +63,8 @@ class Run:
         """A finished stage; FileNotFoundError where it is not there yet."""
         found = read_artifact(self.folder / name)
         if found is None:
-            raise FileNotFoundError(
-                f"{relative(self.folder / name)} is missing: run the chapters before {self.chapter} first "
-                "(make guide, or their notebooks in order)"
-            )
+            fix = f"run the chapters before {self.chapter} first (make guide, or their notebooks in order)"
+            raise FileNotFoundError(f"{relative(self.folder / name)} is missing: {fix}")
         self._read.add(name)
         return found
 
@@ -84,17 +82,11 @@ class Run:
 
     def base_model(self) -> Artifact | Path | str:
         """The base model: built in chapter 00, a local folder, or a hub id."""
-        named = self.profile.model.base
-        if named is None:
-            return self["base_model"]
-        return PROJECT / named if (PROJECT / named).is_dir() else named
+        return _folder_or_id(self.profile.model.base) or self["base_model"]
 
     def preference_start(self) -> Artifact | Path | str:
         """What the RM and the PM start from: the instruct model (paper 2.2, footnote), or else the run's SFT model."""
-        named = self.profile.model.reward_base
-        if named is None:
-            return self["sft"]
-        return PROJECT / named if (PROJECT / named).is_dir() else named
+        return _folder_or_id(self.profile.model.reward_base) or self["sft"]
 
     def judge_model(self) -> Artifact | None:
         """The judge RM that chapter 03 trained on pairs held apart; None where another judge decides."""
@@ -116,6 +108,10 @@ class Run:
         print(f"chapter {self.chapter} finished: {len(stages)} stages, {time.time() - self._started:.0f} s")
 
 
+def _folder_or_id(model: str | None) -> Path | str | None:
+    return PROJECT / model if model and (PROJECT / model).is_dir() else model
+
+
 def open_run(chapter: str, profile: str, run_dir: str, seed: int, overrides: Mapping[str, Any]) -> Run:
     """What every chapter calls first: the validated profile and the run folder (relative to the project)."""
     quiet_libraries()
@@ -130,9 +126,8 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(
-                f"{relative(folder)} is in use by another run: wait for it, or choose another folder with RUN_DIR=…"
-            ) from error
+            fix = "wait for it, or choose another folder with RUN_DIR=…"
+            raise RuntimeError(f"{relative(folder)} is in use by another run: {fix}") from error
         yield
 
 

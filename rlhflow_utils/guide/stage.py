@@ -166,15 +166,8 @@ def relative(path: Path) -> str:
     return os.path.relpath(path, PROJECT)
 
 
-# --- keys ---------------------------------------------------------------------------------------------------------
-
-
 def describe(value: Any, named: list[Artifact | Path] | None = None) -> Any:
-    """An argument as it enters the key: JSON that changes if and only if the argument means something else.
-
-    Artifacts and paths inside it are appended to `named`. A value without such a form, for example a function, is a
-    TypeError.
-    """
+    """An argument as it enters the key, as JSON; artifacts and paths inside it are appended to `named`."""
     if isinstance(value, Artifact | Path):
         if named is not None:
             named.append(value)

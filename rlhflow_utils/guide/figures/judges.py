@@ -112,10 +112,7 @@ def prompt_map(points: Sequence[Mapping[str, Any]], caption: str = "") -> Figure
 def loss_curves(
     histories: Histories, baseline: float | None = None, baseline_label: str = "", caption: str = ""
 ) -> Figure:
-    """Training loss over optimiser steps, and its running mean over a twenty-fifth of the run.
-
-    `histories`: name -> the trainer's log entries. `baseline`: a loss to mark, such as ln 2, where BT and DPO begin.
-    """
+    """Training loss and its running mean; `baseline`: a loss to mark, such as ln 2, where BT and DPO begin."""
     figure, [axes] = new_figure(height=3.0)
     falling = True
     for index, (name, history) in enumerate(histories.items()):
@@ -130,8 +127,7 @@ def loss_curves(
         axes.axhline(baseline, color=GREY, lw=1, ls="--", label=baseline_label or f"{baseline:.3f}")
     style.dress(axes, "y", xlabel="optimiser step", ylabel="loss (nats); thick: running mean over 4 % of the steps")
     axes.legend()
-    verb = "falls" if falling else "does not fall in every run"
-    return finish(figure, f"The training loss {verb}", caption)
+    return finish(figure, f"The training loss {'falls' if falling else 'does not fall in every run'}", caption)
 
 
 def reward_histogram(chosen: ArrayLike, rejected: ArrayLike, caption: str = "") -> Figure:
@@ -153,10 +149,7 @@ def reward_histogram(chosen: ArrayLike, rejected: ArrayLike, caption: str = "") 
 
 
 def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], caption: str = "") -> Figure:
-    """Predicted against observed preference; on the diagonal a model means what it says.
-
-    `tables`: model -> `predicted`, `observed`, `ci_low`, `ci_high` and `count`, one entry per bin.
-    """
+    """Predicted against observed preference: model -> `predicted`, `observed`, `ci_low`, `ci_high`, `count` of bins."""
     figure, [axes, below] = new_figure(rows=2, height=4.4, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
     errors = []

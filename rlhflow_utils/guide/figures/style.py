@@ -34,10 +34,7 @@ Estimate = Mapping[str, Any]  # {"value", "ci_low", "ci_high", "n"}, as results.
 
 
 def new_figure(rows: int = 1, columns: int = 1, height: float = 3.2, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of notebook width and its axes as a flat list (by rows).
-
-    The figure is closed for pyplot at once: a notebook then shows it once, as the cell's value, and nothing piles up.
-    """
+    """A figure of notebook width, closed for pyplot (a notebook shows it once, as the cell's value), and its axes."""
     plt.rcParams.update(STYLE)
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False, **options)
     plt.close(figure)
@@ -71,10 +68,7 @@ def overlaid(groups: Mapping[str, np.ndarray], bins: int, **labels: Any) -> Figu
 
 
 def stacked(shares: Mapping[str, np.ndarray], rows: Sequence[str], height: float, **legend: Any) -> tuple[Figure, Axes]:
-    """Horizontal bars of 100 %, one per row. Part -> its percent in each row; the part `kept` is grey.
-
-    Beyond eight parts the colours repeat, hatched.
-    """
+    """Bars of 100 %, one per row: part -> its percents; `kept` is grey, beyond eight parts colours repeat, hatched."""
     figure, [axes] = new_figure(height=height)
     left = np.zeros(len(rows))
     for index, (name, share) in enumerate(shares.items(), -("kept" in shares)):  # `kept` is the first
