@@ -296,13 +296,19 @@ def sync() -> None:
 
 
 def publish(run_dir: str) -> None:
-    """Copy a run's executed chapters into `notebooks/`; RuntimeError where one is outdated or shows a local path."""
+    """Copy a run's executed chapters into `notebooks/`; RuntimeError where one is outdated or shows a local path.
+
+    A chapter whose text alone has changed is not outdated: it gets the new text around the cells that ran.
+    """
     import nbformat
 
     for executed in sorted((PROJECT / run_dir / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        notebook = clean(nbformat.read(executed, as_version=4))
-        if cells_of(notebook) != cells_of(read_source(SOURCES / f"{executed.stem}.py")):
+        ran, notebook = clean(nbformat.read(executed, as_version=4)), read_source(SOURCES / f"{executed.stem}.py")
+        if cells_of(ran, "code") != cells_of(notebook, "code"):
             raise RuntimeError(f"{run_dir}/notebooks/{executed.name} is not the current chapter: run the guide again")
+        done = iter([cell for cell in ran.cells if cell.cell_type == "code"])
+        notebook.cells = [next(done) if cell.cell_type == "code" else cell for cell in notebook.cells]
+        notebook = clean(notebook)
         if named := [path for path in (str(PROJECT), str(Path.home())) if path in nbformat.writes(notebook)]:
             raise RuntimeError(f"{executed.name} shows the path {named[0]}: print paths relative to the project")
         nbformat.write(notebook, NOTEBOOKS / executed.name)
@@ -315,9 +321,10 @@ def read_source(source: Path) -> Any:
     return jupytext.read(source, fmt="py:percent")
 
 
-def cells_of(notebook: Any) -> list[tuple[str, str, list[str]]]:
-    """What makes a chapter: kind, text and tags of its cells."""
-    return [(cell.cell_type, cell.source.strip(), list(cell.metadata.get("tags", []))) for cell in notebook.cells]
+def cells_of(notebook: Any, kind: str = "") -> list[tuple[str, str, list[str]]]:
+    """What makes a chapter: kind, text and tags of its cells, or of those of one kind."""
+    cells = [cell for cell in notebook.cells if kind in ("", cell.cell_type)]
+    return [(cell.cell_type, cell.source.strip(), list(cell.metadata.get("tags", []))) for cell in cells]
 
 
 def clean(notebook: Any) -> Any:

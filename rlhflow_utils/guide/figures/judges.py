@@ -125,8 +125,8 @@ def loss_curves(
         falling = falling and bool(means[-1] < means[0])
     if baseline is not None:
         axes.axhline(baseline, color=GREY, lw=1, ls="--", label=baseline_label or f"{baseline:.3f}")
-    style.dress(axes, "y", xlabel="optimiser step", ylabel="loss (nats); thick: running mean over 4 % of the steps")
-    axes.legend()
+    style.dress(axes, "y", xlabel="optimiser step", ylabel="loss (nats)")
+    axes.legend(title="thick: running mean, 4 % of the steps")
     return finish(figure, f"The training loss {'falls' if falling else 'does not fall in every run'}", caption)
 
 
