@@ -141,7 +141,7 @@ def test_a_stage_without_a_single_pair_says_so(tmp_path: Path) -> None:
 
 def test_best_and_worst_cannot_be_asked_of_a_knock_out() -> None:
     values: dict[str, Any] = {"ranker": "preference_model", "tournament": "knock_out", "length_penalty": 0.0}
-    with pytest.raises(ValueError, match="a knock-out finds no worst response: set tournament to round_robin"):
+    with pytest.raises(ValueError, match="a knock-out finds no worst response: tournament round_robin"):
         PairBuildingSettings(**values, strategy="best_vs_worst")
     assert PairBuildingSettings(**values, strategy="best_vs_random").tournament == "knock_out"
 

@@ -65,8 +65,9 @@ print(f"95 % interval {controlled.ci_low:.3f} to {controlled.ci_high:.3f}")
 # The offline baseline first: DPO on ranked answers of *other* models (paper App. B: Nectar), from π₀, with the same loss.
 
 # %%
+subset = "offline" if profile.data.offline_source else profile.data.main_mixture
 offline = train_offline_dpo(
-    data, sft, profile.offline_dpo, profile.model, run.seed, profile.launch, into=run / "offline_dpo"
+    data, subset, sft, profile.offline_dpo, profile.model, run.seed, profile.launch, into=run / "offline_dpo"
 )
 trained = {"sft": sft, "offline_dpo": offline, "iterative_dpo": run[f"{last}_dpo"]}
 

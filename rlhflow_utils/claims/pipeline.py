@@ -130,7 +130,9 @@ def measure_offline(seed: Seed, design: Variant) -> Found:
     balanced = balance_skills(seed.data, profile.world, wanted, seed.run.seed, into=seed.run / "offline_pairs")
     trainer = {**profile.dpo.trainer, "max_steps": count * seed.max_steps}
     settings = profile.offline_dpo.model_copy(update={"pairs": None, "trainer": trainer})
-    policy = stages.train_offline_dpo(balanced, seed.sft, settings, *seed.training, into=seed.run / "offline_dpo")
+    policy = stages.train_offline_dpo(
+        balanced, "offline", seed.sft, settings, *seed.training, into=seed.run / "offline_dpo"
+    )
     return measure_policy(seed, policy, reward_model(seed, design)) | training_cost([policy])
 
 

@@ -85,11 +85,11 @@ def train_dpo(
 
 @stage
 def train_offline_dpo(
-    data: Artifact, sft: Model, settings: sections.OfflineDpoSettings,
+    data: Artifact, subset: str, sft: Model, settings: sections.OfflineDpoSettings,
     model: sections.ModelSettings, seed: int, launch: Launch, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Chapter 10: vanilla DPO on pairs of other models (paper App. B: Nectar), from π₀ with π₀ as reference."""
-    rows = data.dataset("offline")
+    rows = data.dataset(subset)
     kept = rows.shuffle(seed=seed).select(range(min(settings.pairs, len(rows)))) if settings.pairs else rows
     trained = _train("dpo", sft, kept, dpo_tokens, seed, settings, model, launch, into, ref_model=model_path(sft))
     counted = Rows(len(rows), len(kept), {"subsample": len(rows) - len(kept)})
