@@ -104,6 +104,6 @@ def test_a_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_real_training_stages_depend_on_what_they_train_with() -> None:
     closure = code_hash._closure("rlhflow_utils.training.stages")
-    wanted = {"training", "trainers", "training_data", "chat", "preference_model", "manifest", "config"}
+    wanted = {"training.trainers", "models.chat", "models.preference_model", "guide.stage", "guide.profile"}
     assert {f"rlhflow_utils.{name}" for name in wanted} <= closure
     assert "rlhflow_utils.evaluation.rewardbench" not in closure

@@ -214,8 +214,8 @@ def test_every_stage_has_a_seed_of_its_own() -> None:
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from rlhflow_utils.config import load_profile
-from rlhflow_utils.manifest import Run
+from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.guide.stage import Run
 
 def count(stage):
     for index in range(5):

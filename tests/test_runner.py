@@ -32,7 +32,7 @@ def write(stage, value):
 OPEN = """import sys
 sys.path.insert(0, r"{folder}")
 from tiny_stages import write
-from rlhflow_utils.manifest import open_run
+from rlhflow_utils.guide.stage import open_run
 run = open_run("{name}", PROFILE, RUN_DIR, SEED, OVERRIDES)"""
 
 

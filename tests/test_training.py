@@ -214,7 +214,7 @@ KILLED_AT_STEP_12 = """
 import os, signal, sys
 from pathlib import Path
 from transformers import TrainerCallback
-from rlhflow_utils.training import TrainingJob, build_trainer
+from rlhflow_utils.training.trainers import TrainingJob, build_trainer
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **keywords):
