@@ -148,7 +148,7 @@ def test_iterations_use_fresh_prompts_and_the_reference_is_sft(
 
 def test_report_is_one_self_contained_page(run_dir: Path) -> None:
     page = (run_dir / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") >= 3
+    assert page.count("data:image/png;base64,") >= 2  # the win rate over iterations, RewardBench
     assert not re.search(r"""(?:src|href)=["']https?://""", page), "the report loads something from the network"
     assert not re.search(r"<script[^>]+src=", page)
     assert str(PROJECT) not in page
