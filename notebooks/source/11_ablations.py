@@ -15,14 +15,12 @@ SEED = 0
 OVERRIDES = {}
 
 # %%
-import inspect
-
-from IPython.display import Code
 from scipy import stats
 
 from rlhflow_utils.claims import tables as claims
-from rlhflow_utils.claims.designs import load_designs
+from rlhflow_utils.claims.designs import Comparison, load_designs
 from rlhflow_utils.claims.verdicts import claims_table, comparison_verdict, read_records
+from rlhflow_utils.evaluation.statistics import Estimate
 from rlhflow_utils.guide import tables
 from rlhflow_utils.guide.run import open_run
 
@@ -76,8 +74,23 @@ print("by seed:", [round(each, 3) for each in differences], f"interval: {low:+.3
 # %% [markdown]
 # An interval becomes a verdict by this rule. *No worse* and *near equal* need a margin that is set before the run.
 
+
 # %%
-Code(inspect.getsource(comparison_verdict), language="python")
+def verdict(kind: str, low: float, high: float, margin: float) -> str:
+    if kind == "near_equal":
+        outside = high <= -margin or low >= margin
+        return "supported" if -margin < low and high < margin else "not supported" if outside else "inconclusive"
+    threshold = -margin if kind == "no_worse" else 0.0  # else "greater"
+    return "supported" if low > threshold else "not supported" if high <= threshold else "inconclusive"
+
+
+for kind, start, end, margin in (
+    ("greater", 0.01, 0.09, 0.0), ("greater", -0.01, 0.09, 0.0), ("no_worse", -0.04, 0.09, 0.05),
+    ("near_equal", -0.04, 0.03, 0.05), ("near_equal", 0.06, 0.09, 0.05),
+):  # fmt: skip
+    print(f"{kind}, margin {margin}: {start:+.2f} … {end:+.2f} is {verdict(kind, start, end, margin)}")
+    comparison = Comparison(name=kind, metric="win_rate", better="a", kind=kind, margin=margin)
+    assert verdict(kind, start, end, margin) == comparison_verdict(comparison, Estimate(0.0, start, end, 5))
 
 # %% [markdown]
 # A claim is supported only if all its comparisons are, and not supported if a single one is not. One failure among several

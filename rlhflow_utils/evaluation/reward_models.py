@@ -68,6 +68,7 @@ def evaluate_reward_model(
     reward_model: Model, pairs: Artifact, settings: sections.RewardModelSettings, model: sections.ModelSettings,
     confidence: float, *, into: Path,
 ) -> Summary:  # fmt: skip
+    """Accuracy of an RM on pairs."""
     rows = list(pairs.dataset())
     conversations = [(row["prompt"], row[side][-1]["content"]) for row in rows for side in ("chosen", "rejected")]
     scores = score(reward_model, conversations, settings.batch_tokens, model)
