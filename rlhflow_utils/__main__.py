@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.guide.chapters import run_guide, stale_chapters
+from rlhflow_utils.guide.chapters import Guide
 from rlhflow_utils.guide.profile import load_profile, parse_override
 
 
@@ -23,12 +23,12 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 def _run(options: argparse.Namespace) -> None:
     overrides, parameters = _overrides(options), dict(parse_override(text) for text in options.parameter)
     run_dir = options.run_dir or f"runs/{options.profile}"
-    request = (options.profile, run_dir, options.seed, overrides, options.chapters, parameters)
-    if stale_chapters(*request):  # a field that TRL or vLLM does not know fails here, before any chapter has run
+    guide = Guide(options.profile, run_dir, options.seed, overrides, options.chapters, parameters)
+    if guide.stale():  # a field that TRL or vLLM does not know fails here, before any chapter has run
         from rlhflow_utils.training.check import check_configs
 
-        check_configs(load_profile(options.profile, overrides, options.seed))
-    run_guide(*request)
+        check_configs(guide.profile)
+    guide.run()
 
 
 def _claims(options: argparse.Namespace) -> None:
@@ -93,7 +93,7 @@ def _academic(options: argparse.Namespace) -> None:
 
 
 def _notebooks(options: argparse.Namespace) -> None:
-    from rlhflow_utils.guide.chapters import publish, publish_results, sync
+    from rlhflow_utils.guide.publishing import publish, publish_results, sync
 
     sync()
     if options.run_dir:

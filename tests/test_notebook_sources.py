@@ -10,21 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import nbformat
 import pytest
 from PIL import Image
 
-from rlhflow_utils.guide import chapters
-from rlhflow_utils.guide.chapters import (
-    NOTEBOOKS,
-    SOURCES,
-    cells_of,
-    clean,
-    code_of,
-    notebook_parameters,
-    read_source,
-    small_picture,
-)
+from rlhflow_utils.guide import publishing
+from rlhflow_utils.guide.chapters import NOTEBOOKS, code_of, notebook_parameters
+from rlhflow_utils.guide.publishing import SOURCES, cells_of, clean, small_picture
 from rlhflow_utils.guide.stage import PROJECT
 
 CHAPTERS = [f"{number:02d}" for number in range(13)]
@@ -55,7 +48,7 @@ def test_all_thirteen_chapters_are_there() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_notebook_is_its_source(name: str) -> None:
-    assert cells_of(_notebook(name)) == cells_of(read_source(SOURCES / f"{name}.py")), "run: make notebooks"
+    assert cells_of(_notebook(name)) == cells_of(jupytext.read(SOURCES / f"{name}.py")), "run: make notebooks"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -156,9 +149,9 @@ def test_only_the_current_chapter_without_local_paths_is_published(
         ("SOURCES", tmp_path / "source"),
     ):
         folder.mkdir(exist_ok=True)
-        monkeypatch.setattr(chapters, name, folder)
+        monkeypatch.setattr(publishing, name, folder)
     (tmp_path / "source" / "01_x.py").write_text("# %% [markdown]\n# # One\n\n# %%\n1 + 1\n")
-    chapters.sync()
+    publishing.sync()
     target, executed = tmp_path / "notebooks" / "01_x.ipynb", tmp_path / "run" / "notebooks" / "01_x.ipynb"
     notebook = nbformat.read(target, as_version=4)
     assert [cell.source for cell in notebook.cells] == ["# One", "1 + 1"]
@@ -167,11 +160,11 @@ def test_only_the_current_chapter_without_local_paths_is_published(
         notebook.cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
         nbformat.write(notebook, executed)
         with pytest.raises(RuntimeError, match=message) if message else nullcontext():
-            chapters.publish("run")
+            publishing.publish("run")
     assert nbformat.read(target, as_version=4).cells[1].outputs[0].text == "2"
     (tmp_path / "source" / "01_x.py").write_text("# %%\n2 + 2\n")
     with pytest.raises(RuntimeError, match=r"01_x.ipynb is not the current chapter: run the guide again"):
-        chapters.publish("run")
+        publishing.publish("run")
 
 
 def test_a_small_picture_keeps_its_size_and_its_look() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhflow_utils.guide.chapters import README, block_of, readme_block
+from rlhflow_utils.guide.publishing import README, block_of, readme_block
 from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.guide.tables import RESULTS, cell, interval, iterations, markdown_table, with_interval
 

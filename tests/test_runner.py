@@ -15,17 +15,16 @@ import pytest
 from rlhflow_utils import __main__ as command_line
 from rlhflow_utils.guide import chapters as runner
 from rlhflow_utils.guide.chapters import (
-    METADATA,
     ChapterError,
+    Guide,
     check_parameters,
     code_of,
     find_chapters,
     notebook_parameters,
-    run_guide,
     sections_read,
-    stale_chapters,
 )
 from rlhflow_utils.guide.profile import ConfigError, Profile
+from rlhflow_utils.guide.publishing import METADATA
 from rlhflow_utils.guide.stage import PROJECT
 
 PARAMETERS = 'PROFILE = "tiny"\nRUN_DIR = "runs/tiny"\nSEED = 0\nOVERRIDES = {}'
@@ -72,11 +71,11 @@ def _chapter(guide: Path, name: str, *cells: str) -> Path:
 
 
 def _run(guide: Path, **keywords: Any) -> None:
-    run_guide("tiny", str(guide / "run"), **keywords)
+    Guide("tiny", str(guide / "run"), **keywords).run()
 
 
 def _stale(guide: Path, overrides: dict[str, Any] | None = None) -> list[str]:
-    return stale_chapters("tiny", str(guide / "run"), None, overrides, None, None)
+    return Guide("tiny", str(guide / "run"), overrides=overrides).stale()
 
 
 # --- parameters ---------------------------------------------------------------------------------------------------
@@ -253,8 +252,8 @@ def test_sections_that_a_chapter_reads(code: str, sections: set[str] | None) -> 
 
 def test_a_repeated_run_needs_no_heavy_import(guide: Path) -> None:
     code = (
-        "import sys; from rlhflow_utils.guide.chapters import stale_chapters\n"
-        "stale_chapters('tiny', 'runs/none', None, {}, None, None)\n"
+        "import sys; from rlhflow_utils.guide.chapters import Guide\n"
+        "Guide('tiny', 'runs/none').stale()\n"
         "heavy = ('torch', 'datasets', 'papermill', 'nbformat', 'matplotlib')\n"
         "print([name for name in heavy if name in sys.modules])"
     )

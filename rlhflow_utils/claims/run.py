@@ -15,7 +15,7 @@ from typing import Any
 from rlhflow_utils.claims.designs import DESIGNS, Designs, load_designs, seed_profile, with_annotators
 from rlhflow_utils.claims.pipeline import measure, prepare
 from rlhflow_utils.claims.verdicts import RESULTS, Measure, claim_record, claims_table, read_records
-from rlhflow_utils.guide.chapters import replace_block
+from rlhflow_utils.guide.publishing import replace_block
 from rlhflow_utils.guide.run import Run, locked, quiet_libraries
 from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import PROJECT, provenance, write_json

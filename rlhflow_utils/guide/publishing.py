@@ -1,0 +1,159 @@
+"""What goes from a run into the project: executed notebooks, results, the README's tables; and the report's page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+from PIL import Image
+
+from rlhflow_utils.guide import tables
+from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.guide.run import Run
+from rlhflow_utils.guide.stage import PROJECT, STAGE_LINE, write_json
+
+NOTEBOOKS = PROJECT / "notebooks"
+SOURCES = NOTEBOOKS / "source"
+README = PROJECT / "README.md"
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+SKIPPED = re.compile(rf"{STAGE_LINE}.*(unchanged|skipped)")
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:0}
+main{max-width:60rem;margin:2rem auto;padding:0 1rem}
+img{max-width:100%} table{border-collapse:collapse;margin:1rem 0} pre{white-space:pre-wrap}
+td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem} a.anchor-link{display:none}
+"""
+
+
+def write_report(folder: Path) -> None:
+    """Export the last chapter as one self-contained page, unless the page is newer."""
+    executed, page = folder / "notebooks" / "12_reproduction_report.ipynb", folder / "report.html"
+    if not executed.is_file() or (page.is_file() and page.stat().st_mtime > executed.stat().st_mtime):
+        return
+    from nbconvert import HTMLExporter  # slow to import
+
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)
+    body, _ = exporter.from_notebook_node(clean(nbformat.read(executed, as_version=4)))
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>RLHF Workflow</title><style>{STYLE}</style>"
+    page.write_text(f"{head}<main>{body}</main></html>", encoding="utf-8")
+
+
+def sync() -> None:
+    """Rebuild every notebook that differs from its source, without outputs."""
+    for source in sorted(SOURCES.glob("[0-9][0-9]_*.py")):
+        target, wanted = NOTEBOOKS / f"{source.stem}.ipynb", jupytext.read(source)
+        if not target.is_file() or cells_of(nbformat.read(target, as_version=4)) != cells_of(wanted):
+            nbformat.write(clean(wanted), target)
+            print(f"notebooks/{target.name} rebuilt from its source")
+
+
+def publish(run_dir: str) -> None:
+    """Copy a run's executed chapters into `notebooks/`; RuntimeError where one is outdated or shows a local path.
+
+    A chapter whose text alone has changed is not outdated: it gets the new text around the cells that ran.
+    """
+    for executed in sorted((PROJECT / run_dir / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        ran, notebook = clean(nbformat.read(executed, as_version=4)), jupytext.read(SOURCES / f"{executed.stem}.py")
+        if cells_of(ran, "code") != cells_of(notebook, "code"):
+            raise RuntimeError(f"{run_dir}/notebooks/{executed.name} is not the current chapter: run the guide again")
+        done = iter([cell for cell in ran.cells if cell.cell_type == "code"])
+        notebook.cells = [next(done) if cell.cell_type == "code" else cell for cell in notebook.cells]
+        notebook = clean(notebook)
+        if named := [path for path in (str(PROJECT), str(Path.home())) if path in nbformat.writes(notebook)]:
+            raise RuntimeError(f"{executed.name} shows the path {named[0]}: print paths relative to the project")
+        nbformat.write(notebook, NOTEBOOKS / executed.name)
+
+
+def cells_of(notebook: Any, kind: str = "") -> list[tuple[str, str, list[str]]]:
+    """What makes a chapter: kind, text and tags of its cells, or of those of one kind."""
+    cells = [cell for cell in notebook.cells if kind in ("", cell.cell_type)]
+    return [(cell.cell_type, cell.source.strip(), list(cell.metadata.get("tags", []))) for cell in cells]
+
+
+def clean(notebook: Any) -> Any:
+    """The notebook as it is committed: stable ids and counters, small pictures, no traces of papermill or stderr."""
+    notebook.metadata, notebook.nbformat, notebook.nbformat_minor = nbformat.from_dict(METADATA), 4, 5
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    count = 0
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{index:02d}"
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            count += cell.execution_count is not None
+            cell.execution_count = count if cell.execution_count is not None else None
+            cell.outputs = [each for output in cell.outputs if (each := _clean_output(output, count))]
+    return notebook
+
+
+def _clean_output(output: Any, count: int) -> Any:
+    """An output as it is committed; None for warnings, which name the machine's paths, and lines of skipped stages."""
+    if output.get("name") == "stderr":
+        return None
+    if output.get("name") == "stdout":
+        lines = output.text.splitlines(keepends=True)
+        output.text = "".join(line for line in lines if not SKIPPED.match(line))
+        return output if output.text.strip() else None
+    if "execution_count" in output:
+        output.execution_count = count
+    if "image/png" in output.get("data", {}):
+        output.data["image/png"] = small_picture(output.data["image/png"])
+    return output
+
+
+def small_picture(encoded: str) -> str:
+    """A base64 PNG with 64 colours, which are enough for a plot: a third of its size and less."""
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    buffer = io.BytesIO()
+    # MAXCOVERAGE keeps rare colours: a single red bar must not turn orange.
+    small = picture.quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def publish_results(run_dir: str) -> None:
+    """Copy a run's summary and provenance to `results/<profile>/`; where the judge knows the truth, into the README."""
+    last = PROJECT / run_dir / "chapters" / "12_reproduction_report.json"
+    if not last.is_file():
+        raise RuntimeError(f"{run_dir} is not a finished run: run the guide first")
+    profile = load_profile(json.loads(last.read_text(encoding="utf-8"))["profile"])
+    run, judge = Run(last.stem, profile, PROJECT / run_dir), profile.evaluation.judge
+    facts = {key: run["sft"].manifest[key] for key in ("python", "versions", "commit", "dirty", "device")}
+    facts |= {"profile": profile.name, "judge": judge, "mixture": profile.data.main_mixture}
+    summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+    target = tables.RESULTS / profile.name
+    write_json(target / "summary.json", {"provenance": facts, "summary": summary})
+    if judge == "gold":
+        from rlhflow_utils.guide.figures import policies
+
+        names = [*(f"iter{k}" for k in tables.iterations(summary)), "offline_dpo"]
+        found = [run[f"{name}_evaluation"].read_json("results.json")["estimates"]["win_rate"] for name in names]
+        others, caption = {"offline DPO": found.pop()}, f"{run.caption} One seed."
+        policies.win_rate_over_iterations(found, judge, others, caption).savefig(target / "win_rate.png", dpi=110)
+        replace_block("results", readme_block(summary, facts))
+
+
+def readme_block(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """The README's results: the policies, then the judges."""
+    rows = (tables.policy_rows(summary, facts["judge"]), tables.judge_rows(summary, facts["mixture"]))
+    time_taken = f"The run took {summary['wall_seconds.total'] / 60:.1f} minutes.\n"
+    return "\n\n".join([*map(tables.markdown_table, rows), time_taken])
+
+
+def block_of(name: str) -> re.Pattern[str]:
+    """The README's part between `<!-- name:begin -->` and `<!-- name:end -->`, as the second group."""
+    return re.compile(rf"(<!-- {name}:begin -->\n)(.*?)(<!-- {name}:end -->)", re.DOTALL)
+
+
+def replace_block(name: str, text: str) -> None:
+    """Rewrite a block of the README."""
+    readme = README.read_text(encoding="utf-8")
+    README.write_text(block_of(name).sub(lambda match: match[1] + text + match[3], readme), encoding="utf-8")
