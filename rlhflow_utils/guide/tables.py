@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,14 +20,16 @@ POLICIES = {"SFT": "sft", "offline DPO": "offline_dpo", "iterative DPO": "iterat
 Row = dict[str, Any]
 Summary = Mapping[str, Any]  # `<folder>.<metric>` -> value, as in summary.json
 Estimates = Mapping[str, Mapping[str, float]]  # setting -> value, ci_low, ci_high
+Printed = Mapping[str, Mapping[str, float | None]]  # row -> column -> what the paper states
 
 # The paper: its results and its recipe (paper.yaml says where each number stands).
 PAPER = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text(encoding="utf-8"))
-REWARDBENCH: dict[str, dict[str, float | None]] = PAPER["rewardbench"]  # method -> section -> per cent
+REWARDBENCH: Printed = PAPER["rewardbench"]  # method -> section -> per cent
 LENGTH_BIAS: dict[str, float] = PAPER["length_bias"]
 CHAT_BENCHMARKS: dict[str, list[float]] = PAPER["chat_benchmarks"]  # policy -> LC AlpacaEval-2, MT-Bench, Arena-Hard
-ACADEMIC: dict[str, dict[str, float]] = PAPER["academic"]  # policy -> task -> per cent
-ABLATIONS: dict[str, list[float]] = PAPER["ablations"]  # row of Table 6 -> LC AlpacaEval-2, Arena-Hard, length
+ACADEMIC: Printed = PAPER["academic"]  # policy -> task -> per cent
+ABLATIONS: Printed = PAPER["ablations"]  # row of Table 6 -> column -> value
+OURS = PAPER["ours"]  # where our numbers beside these stand
 
 
 def paper_settings(section: str, model: str | None) -> dict[str, Any]:
@@ -174,26 +176,15 @@ def chapter_seconds(folder: Path) -> dict[str, float]:
 
 # --- the paper's tables beside ours (chapter 10) ---------------------------------------------------------------------
 
-# Row of the paper's Table 6 -> the claim (chapter 11), its variant that changes the same thing here, and it in words.
-VARIANTS = {
-    "ours": ("g", "no_penalty", "no λ"),
-    "concise (lambda = 0.001)": ("g", "penalty", "λ of this world"),
-    "with UltraRM-13B": ("k", "mix1_rm", "RM of mix1 in its place, no λ"),
-}
-# Benchmark -> its column in Table 4, the key of its score in the results of `chat`, and the scale of the column.
-CHAT = {
-    "alpaca_eval": ("LC AlpacaEval-2 (%)", "lc_win_rate", 100.0),
-    "mt_bench": ("MT-Bench (1-10)", "score", 1.0),
-    "arena_hard": ("Arena-Hard (%)", "score", 100.0),
-}
-JUDGES = {"gold": "gold judge", "reward_model": "reward model as judge", "endpoint": "LLM judge"}
+UNTOUCHED = "untouched skill"  # the line below the academic suite that stands for it in the simulated world
+NOT_PER_CENT = ("MT-Bench (1-10)", "length")
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, Row]:
     """Profile -> its summary, with the results of each policy under `academic` and under each chat benchmark."""
     summaries = {file.parent.name: file for file in sorted(folder.glob("*/summary.json"))}
     found = {name: dict(json.loads(file.read_text(encoding="utf-8"))["summary"]) for name, file in summaries.items()}
-    for kind in ("academic", *CHAT):
+    for kind in ("academic", *(benchmark for benchmark, _ in OURS["chat"].values())):
         for file in sorted(folder.glob(f"*/{kind}_*.json")):
             policies = found.setdefault(file.parent.name, {}).setdefault(kind, {})
             policies[file.stem.removeprefix(f"{kind}_")] = json.loads(file.read_text(encoding="utf-8"))
@@ -202,77 +193,70 @@ def read_results(folder: Path = RESULTS) -> dict[str, Row]:
 
 def table_2(results: Mapping[str, Summary]) -> list[Row]:
     """RewardBench by section, per cent: prompting, BT and PM."""
-    lines = []
-    for label, section, printed in ((label, *each) for label, stated in REWARDBENCH.items() for each in stated.items()):
-        found = {name: estimate(summary, f"rewardbench_{label}.{section}") for name, summary in results.items()}
-        lines += _lines({"judge": label, "section": section}, printed, found)
-    return lines
+
+    def measured(judge: str, section: str) -> Estimates:
+        return {name: estimate(summary, f"rewardbench_{judge}.{section}") for name, summary in results.items()}
+
+    return _beside("judge", "section", REWARDBENCH, measured)
 
 
 def table_4(results: Mapping[str, Summary]) -> list[Row]:
-    """Chat benchmarks of the three policies; beside them the training reward model's plain win rate, same answers."""
-    lines = []
-    for name, policy in POLICIES.items():
-        for (benchmark, (column, score, scale)), printed in zip(CHAT.items(), CHAT_BENCHMARKS[name], strict=True):
-            found: dict[str, Row] = {}
-            for profile, summary in results.items():
-                if scored := summary.get(benchmark, {}).get(policy):
-                    count = scored[score]["n"]
-                    found[f"{profile}: {benchmark}, judge {scored['judge']}, n = {count}"] = scored[score]
-                found |= _against_sft(profile, summary, policy) if benchmark == "alpaca_eval" else {}
-            for line in _lines({"policy": name, "benchmark": column}, printed, found, scale):
-                proxy = found.get(line["setting"], {}).get("proxy")
-                lines.append({**line, "plain win rate by the training RM": None if proxy is None else 100 * proxy})
-    return lines
+    """Chat benchmarks of the three policies, and their win rates against SFT."""
+
+    def measured(name: str, column: str) -> Estimates:
+        policy, (benchmark, score), found = POLICIES[name], OURS["chat"][column], dict[str, Any]()
+        for profile, summary in results.items():
+            if scored := summary.get(benchmark, {}).get(policy):
+                setting = f"{profile}: {benchmark}, judge {scored['judge']}, n = {scored[score]['n']}"
+                found[setting] = scored[score]
+            for rate, words in OURS["win_rates"].items() if benchmark == "alpaca_eval" else ():
+                found[f"{profile}: {policy}, {words}"] = estimate(summary, f"{evaluation_of(summary, policy)}.{rate}")
+        return found
+
+    printed = {name: dict(zip(OURS["chat"], CHAT_BENCHMARKS[name], strict=True)) for name in POLICIES}
+    return _beside("policy", "benchmark", printed, measured)
 
 
 def table_5(results: Mapping[str, Summary]) -> list[Row]:
     """The academic suite, per cent, and below it the untouched skill that stands for it in the simulated world."""
-    lines = []
-    for name, policy in POLICIES.items():
-        scores = {key: row.get("academic", {}).get(policy, {}).get("tasks", {}) for key, row in results.items()}
-        for task, printed in ACADEMIC[name].items():
-            mine = {profile: tasks[task] for profile, tasks in scores.items() if task in tasks}
-            found = {f"{key}: lm-eval, {one['shots']} shots, n = {one['n']}": one for key, one in mine.items()}
-            lines += _lines({"policy": name, "task": task}, printed, found)
-        matches = {key: estimate(row, f"{policy}_exact_match.exact_match") for key, row in results.items()}
-        skill = {f"{key}: a skill absent from preferences and prompts": one for key, one in matches.items()}
-        lines += _lines({"policy": name, "task": "untouched skill"}, None, skill)
-    return lines
+
+    def measured(name: str, task: str) -> Estimates:
+        policy, found = POLICIES[name], dict[str, Any]()
+        for profile, summary in results.items():
+            if task == UNTOUCHED:
+                skill = estimate(summary, f"{policy}_exact_match.exact_match")
+                found[f"{profile}: a skill absent from preferences and prompts"] = skill
+            elif one := summary.get("academic", {}).get(policy, {}).get("tasks", {}).get(task):
+                found[f"{profile}: lm-eval, {one['shots']} shots, n = {one['n']}"] = one
+        return found
+
+    return _beside("policy", "task", {name: {**ACADEMIC[name], UNTOUCHED: None} for name in POLICIES}, measured)
 
 
 def table_6(records: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """The ablations, from the claims' records: length penalty, and an RM that prefers length (mix1's for UltraRM)."""
+
+    def measured(row: str, column: str) -> Estimates:
+        claim, variant, words = OURS["variants"][row]
+        metric, unit = OURS["measures"].get(column, ("", ""))
+        return _over_seeds(records.get(claim, {}), variant, metric, f"{words}; {unit}")
+
+    return _beside("row", "column", ABLATIONS, measured)
+
+
+def _beside(rows: str, columns: str, paper: Printed, measured: Callable[[str, str], Estimates]) -> list[Row]:
+    """A table of the paper with ours: for each cell, a line per setting in which it was measured, or "not run here"."""
     lines = []
-    for name, printed in ABLATIONS.items():
-        claim, variant, words = VARIANTS[name]
-        record = records.get(claim, {})
-        rates = _over_seeds(record, variant, "lc_win_rate", f"{words}; gold judge, LC win rate against SFT")
-        lengths = _over_seeds(record, variant, "mean_length", f"{words}; characters (the paper names no unit)")
-        lines += _lines({"row": name, "column": "LC AlpacaEval-2 (%)"}, printed[0], rates)
-        lines += _lines({"row": name, "column": "Arena-Hard (%)"}, printed[1], {})
-        lines += _lines({"row": name, "column": "length"}, printed[2], lengths, scale=1.0)
+    for row, column, printed in ((row, *each) for row, cells in paper.items() for each in cells.items()):
+        scale = 1.0 if column in NOT_PER_CENT else 100.0
+        found = {setting: one for setting, one in measured(row, column).items() if one}
+        for setting, one in found.items() or [(None, {})]:
+            ours = {key: scale * one[key] for key in ("value", "ci_low", "ci_high") if key in one}
+            lines.append({
+                rows: row, columns: column, "paper": printed, "ours": ours.get("value", NOT_RUN), "setting": setting,
+                "95 % interval": interval(ours) if "ci_low" in ours else None,
+            })  # fmt: skip
     return lines
-
-
-def _lines(head: Row, printed: float | None, found: Estimates, scale: float = 100.0) -> list[Row]:
-    """One line per setting in which it was measured; one that says so where there is none."""
-    lines = []
-    for setting, one in found.items():
-        if one:
-            limits = {key: scale * one[key] for key in ("ci_low", "ci_high") if key in one}
-            ours = {"paper": printed, "ours": scale * one["value"], "setting": setting}
-            lines.append({**head, **ours, "95 % interval": interval(limits) if limits else None})
-    return lines or [{**head, "paper": printed, "ours": NOT_RUN, "setting": None, "95 % interval": None}]
-
-
-def _against_sft(profile: str, summary: Summary, policy: str) -> dict[str, Row]:
-    """Length-controlled win rate against SFT, by judge, with the training RM's plain win rate of the same answers."""
-    place = evaluation_of(summary, policy)
-    proxy = {"proxy": summary.get(f"{place}.proxy_win_rate_vs_sft")}
-    rates = {words: estimate(summary, f"{place}.{judge}_lc_win_rate_vs_sft") for judge, words in JUDGES.items()}
-    setting = f"{profile}: {policy}, {{}}, LC win rate against SFT"
-    return {setting.format(words): found | proxy for words, found in rates.items() if found}
 
 
 def _over_seeds(record: Mapping[str, Any], variant: str, metric: str, setting: str) -> Estimates:

@@ -15,7 +15,7 @@ from rlhflow_utils.guide.figures.style import CHOSEN, CYCLE, DARK, GREY, REJECTE
 Lengths = Mapping[str, Mapping[str, Sequence[float]]]  # source -> `chosen` and `rejected`, one length per pair
 Histories = Mapping[str, Sequence[Mapping[str, Any]]]  # name of a training -> its log entries
 Scores = Mapping[str, Mapping[str, Estimate | None]]  # model -> section -> accuracy
-Printed = Mapping[str, Mapping[str, float | None]] | None  # the same, in per cent, as the paper has it
+Printed = Mapping[str, Mapping[str, float | None]]  # the same, in per cent, as the paper has it
 PARTS = ("chat", "chat_hard", "safety", "reasoning", "overall")
 SECTION_NAMES = {part: part.title().replace("_", "-") for part in PARTS}
 METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, mix1"}
@@ -44,11 +44,9 @@ def length_distributions(lengths: Lengths, unit: str = "tokens", caption: str = 
     figure, [axes] = new_figure(height=1.3 + 0.42 * len(lengths))
     for shift, side, colour in ((-0.19, "chosen", CHOSEN), (0.19, "rejected", REJECTED)):
         axes.boxplot(
-            [row[side] for row in lengths.values()], positions=[index + shift for index in range(len(lengths))],
-            widths=0.32, orientation="horizontal", whis=(5, 95), showfliers=False, showmeans=True,
-            patch_artist=True, label=side, manage_ticks=False,
-            boxprops={"facecolor": colour, "edgecolor": colour, "alpha": 0.55}, medianprops={"color": "black"},
-            whiskerprops={"color": colour}, capprops={"color": colour},
+            [row[side] for row in lengths.values()], positions=np.arange(len(lengths)) + shift, widths=0.32,
+            orientation="horizontal", whis=(5, 95), showfliers=False, showmeans=True, patch_artist=True, label=side,
+            manage_ticks=False, boxprops={"facecolor": colour, "alpha": 0.55}, medianprops={"color": "black"},
             meanprops={"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4},
         )  # fmt: skip
     axes.set_yticks(range(len(lengths)), list(lengths))
@@ -166,48 +164,41 @@ def calibration_curves(tables: Mapping[str, Mapping[str, Sequence[float]]], capt
     return finish(figure, f"Calibration: mean gap between prediction and outcome {', '.join(errors)}", caption)
 
 
-def rewardbench_bars(results: Scores, paper: Printed = None, caption: str = "") -> Figure:
+def rewardbench_bars(results: Scores, paper: Printed | None = None, caption: str = "") -> Figure:
     """Section scores of several models, and the paper's as diamonds: model -> section -> score, None without rows."""
-    figure, [axes] = new_figure(height=3.4)
-    width = 0.8 / len(results)
-    diamond: dict[str, Any] = {"color": "white", "markeredgecolor": DARK, "ms": 5.5, "zorder": 5}
-    for index, (name, sections) in enumerate(results.items()):
-        places = {part: k + (index - (len(results) - 1) / 2) * width for k, part in enumerate(SECTION_NAMES)}
-        shown = {part: style.percent(score) for part in places if (score := sections.get(part))}
-        label, colour = METHOD_NAMES.get(name, name), style.colour_of(name, index)
-        at, values = [places[part] for part in shown], [score["value"] for score in shown.values()]
-        axes.bar(at, values, 0.92 * width, color=colour, label=label)
-        errors = np.hstack([[[], []], *[style.error_bar(score) for score in shown.values()]])
-        axes.errorbar(at, values, errors, color=DARK, lw=1, capsize=2, ls="none")
-        for part in set(places) - set(shown):
-            axes.text(places[part], 1, "no rows", rotation=90, ha="center", va="bottom", fontsize=8, color=GREY)
-        stated = {part: value for part, value in (paper or {}).get(name, {}).items() if value is not None}
-        axes.plot([places[part] for part in stated], list(stated.values()), "D", **diamond)
-    if paper:
-        axes.plot([], [], "D", label="the authors (LLaMA-3-8B)", **diamond)
-    style.dress(axes, "y", half="y", xlim=(-0.5, 4.5), ylim=(0, 104), ylabel="accuracy (%); whiskers: 95 %")
-    axes.set_xticks(range(len(SECTION_NAMES)), list(SECTION_NAMES.values()))
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.14), ncols=len(results) + 1)
+    figure = _accuracy_bars(results, SECTION_NAMES, paper or {})
     overall = {METHOD_NAMES.get(name, name): score for name, row in results.items() if (score := row.get("overall"))}
     listed = ", ".join(f"{name} {100 * score['value']:.1f} %" for name, score in overall.items())
     return finish(figure, f"RewardBench overall: {listed}", caption)
 
 
-def rewardbench_subsets(results: Mapping[str, Mapping[str, Estimate]], caption: str = "") -> Figure:
-    """Accuracy by subset: model -> subset -> estimate; a subset that a model has no rows of stays open."""
-    subsets = list(dict.fromkeys(subset for row in results.values() for subset in row))
-    figure, [axes] = new_figure(height=1.4 + 0.32 * len(subsets))
-    height = 0.8 / len(results)
+def rewardbench_subsets(results: Scores, caption: str = "") -> Figure:
+    """Accuracy by subset: model -> subset -> estimate."""
+    subsets = {subset: subset for row in results.values() for subset in row}
+    return finish(_accuracy_bars(results, subsets, {}), "RewardBench by subset", caption)
+
+
+def _accuracy_bars(results: Scores, parts: Mapping[str, str], paper: Printed) -> Figure:
+    """A group of bars for each part (key -> label), a bar for each model; diamonds: what the paper states."""
+    figure, [axes] = new_figure(height=1.4 + 0.08 * len(parts) * (1 + len(results)))
+    thickness = 0.8 / len(results)
+    diamond: dict[str, Any] = {"color": "white", "markeredgecolor": DARK, "ms": 5.5, "ls": "none", "zorder": 5}
     for index, (name, row) in enumerate(results.items()):
-        shown = {subset: style.percent(score) for subset, score in row.items()}
-        places = [subsets.index(subset) + (index - (len(results) - 1) / 2) * height for subset in shown]
+        places = {part: at + (index - (len(results) - 1) / 2) * thickness for at, part in enumerate(parts)}
+        shown = {places[part]: style.percent(score) for part in parts if (score := row.get(part))}
         label, colour = METHOD_NAMES.get(name, name), style.colour_of(name, index)
-        style.lying_bars(axes, places, list(shown.values()), colour, height=0.92 * height, label=label)
-    axes.set_yticks(range(len(subsets)), subsets)
+        style.lying_bars(axes, list(shown), list(shown.values()), colour, height=0.92 * thickness, label=label)
+        for place in set(places.values()) - set(shown):
+            axes.text(1, place, "no rows", va="center", fontsize=8, color=GREY)
+        stated = {places[part]: value for part, value in paper.get(name, {}).items() if value is not None}
+        axes.plot(list(stated.values()), list(stated), "D", **diamond)
+    if paper:
+        axes.plot([], [], "D", label="the authors (LLaMA-3-8B)", **diamond)
+    axes.set_yticks(range(len(parts)), list(parts.values()))
     label = "accuracy (%), whiskers: 95 %; dashed: coin flip"
-    style.dress(axes, "x", half="x", xlim=(0, 101), ylim=(len(subsets) - 0.4, -0.6), xlabel=label)
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(results))
-    return finish(figure, "RewardBench by subset", caption)
+    style.dress(axes, "x", half="x", xlim=(0, 104), ylim=(len(parts) - 0.4, -0.6), xlabel=label)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(results) + 1)
+    return figure
 
 
 def length_bias(studies: Mapping[str, Mapping[str, Any]], unit: str = "characters", caption: str = "") -> Figure:
