@@ -215,6 +215,7 @@ class EvaluationSettings(Section):
     endpoint_prices: list[float] | None = Field(
         min_length=2, max_length=2, description="dollars per million prompt and completion tokens; null: not known"
     )
+    max_failed_share: float = Field(default=0.02, ge=0, le=1, description="verdicts that may fail (judge: endpoint)")
     temperature: PositiveFloat
     exact_match_sources: list[SourceSettings] = Field(description="exact-match task outside preferences and prompts")
     clean_margin: float = Field(ge=0, description="smallest gold gap of a test pair with a clean label (judge: gold)")
