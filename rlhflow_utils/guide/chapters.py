@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import inspect
 import io
-import json
 import re
 import tempfile
 import time
@@ -22,7 +21,7 @@ from rlhflow_utils.guide import stage, tables
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import Run, locked, quiet_libraries
 from rlhflow_utils.guide.settings import Profile
-from rlhflow_utils.guide.stage import PROJECT, STAGE_LINE, read_artifact, write_json
+from rlhflow_utils.guide.stage import PROJECT, STAGE_LINE, read_artifact, read_json, write_json
 
 Options = Mapping[str, Any] | None
 NOTEBOOKS = PROJECT / "notebooks"
@@ -96,7 +95,7 @@ class Guide:
         record_file = self._record_file(notebook)
         if not (record_file.is_file() and (self.folder / "notebooks" / notebook.name).is_file()):
             return False
-        record = json.loads(record_file.read_text(encoding="utf-8"))
+        record = read_json(record_file)
         stages = record["stages"].items()
         return record.get("key") == self.key_of(notebook) and all(self._stands(name, key) for name, key in stages)
 
@@ -127,7 +126,7 @@ class Guide:
         execute(notebook, self.folder / "notebooks" / notebook.name, self.values)
         if not record_file.is_file():
             raise ChapterError(f"{notebook.stem}: the last cell must call run.finish(); add it")
-        record, seconds = json.loads(record_file.read_text(encoding="utf-8")), time.time() - started
+        record, seconds = read_json(record_file), time.time() - started
         cost = round(seconds + record.pop("saved_seconds"), 1)  # of a fresh run: with the stages that were skipped
         write_json(record_file, {**record, "key": key, "profile": self.profile.name, "wall_seconds": cost})
         write_summary(self.folder)
@@ -166,7 +165,7 @@ def find_chapters(only: Sequence[str] | None = None) -> list[Path]:
 
 def notebook_parameters(notebook: Path) -> dict[str, Any]:
     """Names and default values of the cell tagged `parameters`."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    cells = read_json(notebook)["cells"]
     tagged = [cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if not tagged:
         raise ChapterError(f"{notebook.name}: no cell is tagged `parameters`")
@@ -187,8 +186,7 @@ def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
 
 def write_summary(folder: Path) -> None:
     """Write `summary.json`: every metric of the stages that the chapters used, and the seconds of each chapter."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "chapters").glob("*.json"))]
-    names = sorted({name for record in records for name in record["stages"]})
+    names = sorted({name for record in tables.chapter_records(folder) for name in record["stages"]})
     seconds = {f"wall_seconds.{chapter}": taken for chapter, taken in tables.chapter_seconds(folder).items()}
     metrics = tables.metrics_of(each for name in names if (each := read_artifact(folder / name)))
     write_json(folder / "summary.json", {**metrics, **seconds, "wall_seconds.total": round(sum(seconds.values()), 1)})
@@ -196,8 +194,8 @@ def write_summary(folder: Path) -> None:
 
 def code_of(notebook: Path) -> str:
     """All code cells of a notebook as one Python text, magics left out."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    lines = [line for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).split("\n")]
+    cells = [cell for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells for line in "".join(cell["source"]).split("\n")]
     return "\n".join(line for line in lines if not re.match(r"\s*[%!]", line))
 
 

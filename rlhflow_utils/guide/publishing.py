@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from PIL import Image
 from rlhflow_utils.guide import tables
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import Run
-from rlhflow_utils.guide.stage import PROJECT, STAGE_LINE, write_json
+from rlhflow_utils.guide.stage import PROJECT, STAGE_LINE, read_json, write_json
 
 NOTEBOOKS = PROJECT / "notebooks"
 SOURCES = NOTEBOOKS / "source"
@@ -124,12 +123,11 @@ def publish_results(run_dir: str) -> None:
     last = PROJECT / run_dir / "chapters" / "12_reproduction_report.json"
     if not last.is_file():
         raise RuntimeError(f"{run_dir} is not a finished run: run the guide first")
-    profile = load_profile(json.loads(last.read_text(encoding="utf-8"))["profile"])
+    profile = load_profile(read_json(last)["profile"])
     run, judge = Run(last.stem, profile, PROJECT / run_dir), profile.evaluation.judge
     facts = {key: run["sft"].manifest[key] for key in ("python", "versions", "commit", "dirty", "device")}
     facts |= {"profile": profile.name, "judge": judge, "mixture": profile.data.main_mixture}
-    summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
-    target = tables.RESULTS / profile.name
+    summary, target = read_json(run.folder / "summary.json"), tables.RESULTS / profile.name
     write_json(target / "summary.json", {"provenance": facts, "summary": summary})
     if judge == "gold":
         from rlhflow_utils.guide.figures import policies

@@ -96,14 +96,10 @@ class Run:
     def finish(self) -> None:
         """Record that the chapter ran through, with the stages it used: the runner's ground for skipping it."""
         stages = {name: self[name] for name in sorted(self._made | self._read)}
-        saved = [each.manifest["wall_seconds"] for name, each in stages.items() if name in self._made]
-        skipped = [each.manifest["started"] < self._started for name, each in stages.items() if name in self._made]
-        record = {
-            "chapter": self.chapter,
-            "stages": {name: each.key for name, each in stages.items()},
-            "made": sorted(self._made),
-            "saved_seconds": round(sum(wall for wall, old in zip(saved, skipped, strict=True) if old), 1),
-        }
+        made = [each.manifest for name, each in stages.items() if name in self._made]
+        saved = sum(each["wall_seconds"] for each in made if each["started"] < self._started)  # of skipped stages
+        keys = {name: each.key for name, each in stages.items()}
+        record = {"chapter": self.chapter, "stages": keys, "made": sorted(self._made), "saved_seconds": round(saved, 1)}
         write_json(self.folder / "chapters" / f"{self.chapter}.json", record)
         print(f"chapter {self.chapter} finished: {len(stages)} stages, {time.time() - self._started:.0f} s")
 

@@ -85,7 +85,7 @@ class Artifact:
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the folder."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        return read_json(self.path / name)
 
     def dataset(self, name: str = "data") -> Any:
         """A `datasets.Dataset` of the folder."""
@@ -137,7 +137,7 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
             write_json(partial / "manifest.json", manifest)
             print(f"{STAGE_LINE}{target.name}: done in {wall:.0f} s", flush=True)
         _publish(partial, target)
-        return Artifact(target, json.loads((target / "manifest.json").read_text(encoding="utf-8")))
+        return Artifact(target, read_json(target / "manifest.json"))
 
     return call
 
@@ -145,12 +145,17 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
 def read_artifact(folder: Path) -> Artifact | None:
     """The finished stage in a folder, or None."""
     file = folder / "manifest.json"
-    return Artifact(folder, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    return Artifact(folder, read_json(file)) if file.is_file() else None
 
 
 def seed_for(seed: int, label: str) -> int:
     """A seed split off the run's seed: one for each label, in 31 bits."""
     return int(hashlib.sha256(f"{seed}:{label}".encode()).hexdigest()[:8], 16) % 2**31
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rlhflow_utils.guide.stage import PROJECT, Artifact
+from rlhflow_utils.guide.stage import PROJECT, Artifact, read_json
 
 RESULTS = PROJECT / "results"
 MISSING = "–"
@@ -168,9 +167,14 @@ def provenance_rows(artifacts: Sequence[Artifact]) -> list[Row]:
     return [{"": name, "value": ", ".join(sorted(values))} for name, values in facts.items()]
 
 
+def chapter_records(folder: Path) -> list[dict[str, Any]]:
+    """What a run's finished chapters have recorded."""
+    return [read_json(file) for file in sorted((folder / "chapters").glob("*.json"))]
+
+
 def chapter_seconds(folder: Path) -> dict[str, float]:
-    """Wall seconds of a run's finished chapters, from their records; empty when chapters were run by hand."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "chapters").glob("*.json"))]
+    """Wall seconds of a run's finished chapters; empty when chapters were run by hand."""
+    records = chapter_records(folder)
     return {record["chapter"]: record["wall_seconds"] for record in records if "wall_seconds" in record}
 
 
@@ -182,12 +186,11 @@ NOT_PER_CENT = ("MT-Bench (1-10)", "length")
 
 def read_results(folder: Path = RESULTS) -> dict[str, Row]:
     """Profile -> its summary, with the results of each policy under `academic` and under each chat benchmark."""
-    summaries = {file.parent.name: file for file in sorted(folder.glob("*/summary.json"))}
-    found = {name: dict(json.loads(file.read_text(encoding="utf-8"))["summary"]) for name, file in summaries.items()}
+    found = {file.parent.name: read_json(file)["summary"] for file in sorted(folder.glob("*/summary.json"))}
     for kind in ("academic", *(benchmark for benchmark, _ in OURS["chat"].values())):
         for file in sorted(folder.glob(f"*/{kind}_*.json")):
             policies = found.setdefault(file.parent.name, {}).setdefault(kind, {})
-            policies[file.stem.removeprefix(f"{kind}_")] = json.loads(file.read_text(encoding="utf-8"))
+            policies[file.stem.removeprefix(f"{kind}_")] = read_json(file)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -23,20 +24,17 @@ METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, m
 
 def funnel(counts: Mapping[str, Mapping[str, Any]], caption: str = "") -> Figure:
     """Where each source's pairs went: source -> `rows_in`, `rows_out` and `dropped` (reason -> pairs)."""
-    reasons = sorted({reason for row in counts.values() for reason, n in row["dropped"].items() if n})
-    kept = [{"kept": row["rows_out"], **row["dropped"]} for row in counts.values()]
-    rows_in = [row["rows_in"] for row in counts.values()]
-    total_in, total_out = sum(rows_in), sum(row["kept"] for row in kept)
-    parts = {reason: [row.get(reason, 0) for row in kept] for reason in ("kept", *reasons)}
-    shares = {reason: 100 * np.array(part) / np.maximum(rows_in, 1) for reason, part in parts.items()}
-    height = 1.3 + 0.3 * max(len(counts), 0.6 * len(reasons))
-    figure, axes = style.stacked(shares, list(counts), height, title="reason")
+    fates = [{"kept": row["rows_out"], **row["dropped"]} for row in counts.values()]
+    table = pd.DataFrame(fates, list(counts)).fillna(0)
+    reasons = table.columns[table.any()].difference(["kept"])
+    figure, axes = style.stacked(table[["kept", *reasons]], 1.3 + 0.3 * max(len(table), 0.6 * len(reasons)), "reason")
     for index, row in enumerate(counts.values()):
         text = f"{style.short_count(row['rows_in'])} → {style.short_count(row['rows_out'])}"
         axes.text(1.5, index, text, va="center", fontsize=8, color=DARK)
     axes.set(xlabel="pairs of the source (%); numbers: pairs in → pairs kept")
-    lost = 100 * (1 - total_out / max(total_in, 1))
-    return finish(figure, f"Filtering drops {lost:.1f} % of {style.short_count(total_in)} pairs", caption)
+    total = table.to_numpy().sum()
+    lost = 100 * (1 - table["kept"].sum() / max(total, 1))
+    return finish(figure, f"Filtering drops {lost:.1f} % of {style.short_count(total)} pairs", caption)
 
 
 def length_distributions(lengths: Lengths, unit: str = "tokens", caption: str = "") -> Figure:
@@ -59,12 +57,9 @@ def length_distributions(lengths: Lengths, unit: str = "tokens", caption: str = 
 
 def mixture_composition(mixtures: Mapping[str, Mapping[str, int]], caption: str = "") -> Figure:
     """Which sources each mixture is made of: mixture -> source -> pairs."""
-    sources = list(dict.fromkeys(source for rows in mixtures.values() for source in rows))
-    totals = {name: max(sum(rows.values()), 1) for name, rows in mixtures.items()}
-    labels = [f"{name}\n{style.short_count(total)} pairs" for name, total in totals.items()]
-    counts = {source: [rows.get(source, 0) for rows in mixtures.values()] for source in sources}
-    shares = {source: 100 * np.array(counts[source]) / list(totals.values()) for source in sources}
-    figure, axes = style.stacked(shares, labels, max(1.2 + 0.5 * len(mixtures), 0.9 + 0.18 * len(sources)))
+    labels = [f"{name}\n{style.short_count(sum(rows.values()))} pairs" for name, rows in mixtures.items()]
+    table = pd.DataFrame(list(mixtures.values()), labels).fillna(0)
+    figure, axes = style.stacked(table, max(1.2 + 0.5 * len(mixtures), 0.9 + 0.18 * table.shape[1]))
     for bars in axes.containers:
         texts = [f"{width:.0f} %" if (width := bar.get_width()) >= 6 else "" for bar in bars]
         axes.bar_label(bars, texts, label_type="center", fontsize=8)  # type: ignore[arg-type]

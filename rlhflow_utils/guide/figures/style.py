@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
@@ -67,19 +68,19 @@ def overlaid(groups: Mapping[str, np.ndarray], bins: int, **labels: Any) -> Figu
     return figure
 
 
-def stacked(shares: Mapping[str, np.ndarray], rows: Sequence[str], height: float, **legend: Any) -> tuple[Figure, Axes]:
-    """Bars of 100 %, one per row: part -> its percents; `kept` is grey, beyond eight parts colours repeat, hatched."""
+def stacked(counts: pd.DataFrame, height: float, title: str | None = None) -> tuple[Figure, Axes]:
+    """Bars of 100 %, one per row: the shares of its columns. `kept` is grey; beyond eight, colours repeat, hatched."""
     figure, [axes] = new_figure(height=height)
-    left = np.zeros(len(rows))
+    shares, left = 100 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0), np.zeros(len(counts))
     for index, (name, share) in enumerate(shares.items(), -("kept" in shares)):  # `kept` is the first
         coloured = {"color": CYCLE[index % len(CYCLE)], "hatch": "////" if index >= len(CYCLE) else None}
         look: dict[str, Any] = {"color": "#cfd8dc"} if name == "kept" else {**coloured, "edgecolor": "white"}
-        axes.barh(rows, share, left=left, label=name.replace("_", " "), lw=0.6, **look)
+        axes.barh(list(counts.index), share, left=left, label=str(name).replace("_", " "), lw=0.6, **look)
         left += share
     axes.invert_yaxis()
     axes.set(xlim=(0, 100))
     axes.tick_params(axis="y", length=0)
-    legend_right(axes, **legend)
+    legend_right(axes, title=title)
     return figure, axes
 
 
