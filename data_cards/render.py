@@ -17,7 +17,7 @@ import yaml
 from rlhflow_utils.data.cards import FOLDER, load_facts, read_pairs, render, rules_table, standard_sets
 from rlhflow_utils.data.filters import DROPPED
 from rlhflow_utils.data.mixtures import seeded_order
-from rlhflow_utils.data.overview import PAPER_COLUMNS, PAPER_TABLE1, funnel
+from rlhflow_utils.data.overview import PAPER_TABLE1, funnel
 from rlhflow_utils.guide.tables import markdown_table
 
 AUDIT_SEED, AUDITED = 0, 100  # kept pairs of a source that a reader goes through
@@ -59,8 +59,7 @@ def load_audit() -> dict[str, Any]:
 def lengths_table(name: str, ours: Mapping[str, Any] | None) -> str:
     """Table 1: the paper's line and ours; empty where there is neither."""
     columns = ("prompts", "prompt_length", "chosen_length", "rejected_length", "pairs")
-    paper = dict(zip(PAPER_COLUMNS, PAPER_TABLE1[name], strict=True)) if name in PAPER_TABLE1 else None
-    lines = {"paper, Table 1": paper, "rows at hand": ours}
+    lines = {"paper, Table 1": PAPER_TABLE1.get(name), "rows at hand": ours}
     rows = [
         {"": whose, **{c.removesuffix("_length"): line[c] for c in columns}} for whose, line in lines.items() if line
     ]
@@ -77,16 +76,16 @@ def render_all() -> dict[str, str]:
         lengths = counted["lengths"] if counted else None
         cards[fact["file"]] = render(
             "source", f"{name}, filtered preference pairs", [fact["licence"]],
-            counted["rows_out"] if counted else paper[6] if paper else None,
+            counted["rows_out"] if counted else paper["pairs"] if paper else None,
             name=name, facts=fact, rules=rules_table([counted] if counted else [], AT_HAND), ours=lengths,
             lengths=lengths_table(name, lengths), audit=audit.get(name),
         )  # fmt: skip
     for name, fact in facts["mixtures"].items():
         members = fact["sources"]
-        known = sum(PAPER_TABLE1[member][6] for member in members if member in PAPER_TABLE1)
+        known = sum(PAPER_TABLE1[member]["pairs"] for member in members if member in PAPER_TABLE1)
         rows = [{
             "source": f"[{member}]({sources[member]['file']}.md)", "licence": sources[member]["licence"],
-            "pairs in the paper's Table 1": PAPER_TABLE1[member][6] if member in PAPER_TABLE1 else None,
+            "pairs in the paper's Table 1": PAPER_TABLE1[member]["pairs"] if member in PAPER_TABLE1 else None,
             "kept of the rows at hand": f"{counts[member]['rows_out']:,} of {counts[member]['rows_in']:,}"
             if member in counts else None,
         } for member in members]  # fmt: skip

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from test_filters import settings as filter_settings
 from test_sources import CASES, settings
 
+from rlhflow_utils.data import sources
 from rlhflow_utils.data.filters import (
     DROPPED,
     ZERO_WIDTH,
@@ -32,7 +33,7 @@ from rlhflow_utils.data.filters import (
 )
 from rlhflow_utils.data.mixtures import candidates
 from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError, load_rows
-from rlhflow_utils.data.sources import CONVERTERS, convert, read_candidates
+from rlhflow_utils.data.sources import CONVERTERS, convert
 from rlhflow_utils.guide.profile import load_profile
 
 hypothesis_settings.register_profile(
@@ -154,8 +155,8 @@ def judged_file(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]
     """The table of candidate pairs of one file."""
     write(folder / "f.jsonl", rows)
     tiny = load_profile("tiny")
-    sources = {"preference_sources": [settings("rlhflow_standard", ["f.jsonl"])], "offline_source": None}
-    data = tiny.data.model_copy(update={**sources, "filters": filter_settings()})
+    only = {"preference_sources": [settings("rlhflow_standard", ["f.jsonl"])], "offline_source": None}
+    data = tiny.data.model_copy(update={**only, "filters": filter_settings()})
     return list(candidates(data, folder, None, tiny.model))
 
 
@@ -320,7 +321,7 @@ def test_long_runs_take_no_time(piece: str, tmp_path: Path) -> None:
     text = "\n\nHuman: " + piece * (1_000_000 // len(piece))
     started = time.process_time()
     write(tmp_path / "f.jsonl", [{"chosen": text + "\n\nAssistant: a", "rejected": text + "\n\nAssistant: b"}])
-    for record in read_candidates(settings("hh_rlhf", ["f.jsonl"]), tmp_path):
+    for record in sources.read(settings("hh_rlhf", ["f.jsonl"]), tmp_path, Candidate):
         judged(record)
     assert time.process_time() - started < 10  # a second at most; a search that goes back and forth takes hours
 

@@ -99,14 +99,15 @@ def test_agrees_with_a_search_over_all_positions() -> None:
 def test_real_rows_that_repeat_an_evaluation_prompt(data_root: Path) -> None:
     """HH-RLHF row 75 opens like XSTest's row 182; UltraFeedback and LLaMA-Factory repeat long instructions."""
     from rlhflow_utils.data.mixtures import prompts_of_sources
-    from rlhflow_utils.data.sources import read_candidates
+    from rlhflow_utils.data.reading import Candidate
+    from rlhflow_utils.data.sources import read
     from rlhflow_utils.guide.profile import load_profile
 
     settings = load_profile("slices").data
     held_out = HeldOut(settings.decontamination)
     sources = settings.decontamination.sources
     held_out.add((f"{name}:{p.row_id}", p.prompt) for name, p in prompts_of_sources(sources, data_root))
-    pairs = [pair for pair in read_candidates(settings.preference_sources[0], data_root) if pair.prompt]
+    pairs = [pair for pair in read(settings.preference_sources[0], data_root, Candidate) if pair.prompt]
     dropped = {
         p.row_id: held_out.contamination("pairs", "HH-RLHF", p.row_id, p.prompt) for p in pairs if p.evidence is None
     }

@@ -75,7 +75,7 @@ def tiny() -> Profile:
 def world(tiny: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     assert tiny.world is not None
-    write_world(tiny.world, folder)
+    write_world(tiny.world, 0, folder)
     return folder
 
 
@@ -336,7 +336,7 @@ def test_table1_by_hand() -> None:
 
 
 def test_papers_table1_adds_up_to_mix2() -> None:
-    assert sum(row[6] for row in PAPER_TABLE1.values()) == 848_965
+    assert sum(row["pairs"] for row in PAPER_TABLE1.values()) == 848_965
 
 
 # --- real rows ----------------------------------------------------------------------------------------------------

@@ -12,15 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from rlhflow_utils.data.reading import Conversation, SourceError, load_rows
+from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError, load_rows
 from rlhflow_utils.data.sources import (
     CONVERTERS,
     convert,
     load_texts,
     native_rows,
     read,
-    read_candidates,
-    read_prompts,
 )
 from rlhflow_utils.guide.settings import SourceSettings
 
@@ -183,13 +181,13 @@ def test_conversations_prompts_and_texts(tmp_path: Path) -> None:
     assert [c.evidence for c in labelled] == [None, "labelled_bad"]
     texts = [settings("gsm8k", ["gsm.jsonl"]), settings("text", ["text.jsonl"])]
     assert load_texts(texts, tmp_path) == ["Q\na #### 2", "one", "two"]
-    assert next(read_prompts(settings("prompt_collection", ["prompts.jsonl"]), tmp_path)).prompt == DIALOGUE
-    evaluation = read_prompts(settings("instructions", ["eval.jsonl"]), tmp_path)
+    assert next(read(settings("prompt_collection", ["prompts.jsonl"]), tmp_path, Prompt)).prompt == DIALOGUE
+    evaluation = read(settings("instructions", ["eval.jsonl"]), tmp_path, Prompt)
     assert [p.prompt[0]["content"] for p in evaluation] == ["Q", "Q2"]
-    assert next(read_prompts(settings("exact_match", ["exact.jsonl"]), tmp_path)).answer == "A"
-    assert next(read_prompts(settings("gsm8k", ["gsm.jsonl"]), tmp_path)).prompt == USER
+    assert next(read(settings("exact_match", ["exact.jsonl"]), tmp_path, Prompt)).answer == "A"
+    assert next(read(settings("gsm8k", ["gsm.jsonl"]), tmp_path, Prompt)).prompt == USER
     with pytest.raises(SourceError, match="holds no preference pairs"):
-        next(read_candidates(settings("text", ["text.jsonl"]), tmp_path))
+        next(read(settings("text", ["text.jsonl"]), tmp_path, Candidate))
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
@@ -299,7 +297,7 @@ def test_helpsteer_rows_are_gathered_by_prompt(tmp_path: Path) -> None:
     rows = [{"prompt": p, "response": r, "helpfulness": h, "correctness": 1} for p, r, h in
             (("P", "a", 1), ("P", "b", 3), ("P", "c", 3), ("R", "d", 2))]  # fmt: skip
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    candidates = read_candidates(settings("helpsteer", ["h.jsonl"]), tmp_path)
+    candidates = read(settings("helpsteer", ["h.jsonl"]), tmp_path, Candidate)
     got = [(c.row_id, c.chosen, c.rejected, c.evidence) for c in candidates]
     assert got == [("h:0#1v2", "b", "a", None), ("h:0#1v3", "c", "a", None), ("h:0#2v3", "b", "c", None),
                    ("h:3", "", "", "no_pair")]  # fmt: skip
@@ -309,7 +307,7 @@ def test_helpsteer_rows_are_gathered_by_prompt(tmp_path: Path) -> None:
 
 
 def test_xstest_join_counts(data_root: Path) -> None:
-    candidates = list(read_candidates(settings("xstest", ["xstest/*.csv"]), data_root))
+    candidates = list(read(settings("xstest", ["xstest/*.csv"]), data_root, Candidate))
     assert len(candidates) == 450
     pairs = [c for c in candidates if c.evidence is None]
     assert Counter(c.extra["subset"] for c in pairs) == {"xstest-should-respond": 22, "xstest-should-refuse": 118}
@@ -317,10 +315,10 @@ def test_xstest_join_counts(data_root: Path) -> None:
 
 def test_llmbar_and_humanevalpack_have_rewardbench_row_counts(data_root: Path) -> None:
     files = ["llmbar/natural.json", "llmbar/adversarial_*.json"]
-    llmbar = Counter(c.extra["subset"] for c in read_candidates(settings("llmbar", files), data_root))
+    llmbar = Counter(c.extra["subset"] for c in read(settings("llmbar", files), data_root, Candidate))
     assert llmbar == {"llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
                       "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46}  # fmt: skip
-    candidates = read_candidates(settings("humanevalpack", ["humanevalpack/*.jsonl"]), data_root)
+    candidates = read(settings("humanevalpack", ["humanevalpack/*.jsonl"]), data_root, Candidate)
     hep = Counter(c.extra["subset"] for c in candidates)
     assert hep == {f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")}
 

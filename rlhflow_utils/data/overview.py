@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from rlhflow_utils.data.filters import DROPPED, words_of
 from rlhflow_utils.guide.settings import ModelSettings
@@ -17,35 +19,16 @@ if TYPE_CHECKING:
 TokenLength = Callable[[list[str]], list[int]]  # texts -> their lengths
 TOPICS = 20  # singular vectors kept of TF-IDF
 
-# Paper, Table 1: prompts, mean lengths of prompt, preferred and rejected answer, kinds, pairs. Its unit of length is
-# not stated; it is presumably tokens.
-PAPER_COLUMNS = ("prompts", "prompt_length", "chosen_length", "rejected_length", "completion", "annotator", "pairs")
-PAPER_TABLE1: dict[str, tuple[int, float, float, float, str, str, int]] = {
-    "HH-RLHF": (115092, 160.4, 82.2, 73.6, "LLM", "Human", 115396),
-    "SHP": (31003, 186.2, 173.6, 88.8, "Human", "Human", 93301),
-    "HelpSteer": (8592, 530.0, 116.4, 89.3, "LLM", "Human", 37131),
-    "PKU-SafeRLHF": (6975, 21.5, 70.4, 74.6, "LLM", "Human", 26874),
-    "UltraFeedback": (63591, 161.5, 279.5, 211.1, "LLM", "GPT-4", 340025),
-    "UltraInteract": (76086, 507.4, 396.6, 416.7, "LLM", "GPT-4", 161927),
-    "CodeUltraFeedback": (9938, 172.8, 427.6, 400.6, "LLM", "GPT-3.5", 50156),
-    "Argilla-Math": (2352, 36.5, 276.5, 265.3, "LLM", "GPT-4", 2418),
-    "OpenOrca": (6791, 153.3, 165.4, 260.5, "LLM", "GPT-4", 6926),
-    "Capybara": (14740, 634.5, 348.4, 401.9, "LLM", "GPT-4", 14811),
-}
-# Sources outside Table 1, whose kinds are known from their own descriptions.
-OTHER_KINDS = {
-    "Summarization": ("LLM and human", "Human"),
-    "PandaLM": ("LLM", "Human"),
-    "FineGrainedRLHF": ("LLM", "Human"),
-}
+TABLE1 = yaml.safe_load((Path(__file__).parent / "table1.yaml").read_text(encoding="utf-8"))
+PAPER_TABLE1: dict[str, dict[str, Any]] = TABLE1["paper"]  # source -> its row, under the names of `table1`
 
 
 def token_length(tokenizer: Model | None, settings: ModelSettings) -> TokenLength | None:
     """The function from texts to lengths in tokens, without special tokens; None where there is no tokenizer."""
     if tokenizer is None:
         return None
-    encode = partial(load_tokenizer(tokenizer, settings), add_special_tokens=False, return_attention_mask=False)
-    return lambda texts: [len(ids) for ids in encode(texts)["input_ids"]] if texts else []
+    encode = load_tokenizer(tokenizer, settings)
+    return lambda texts: [len(ids) for ids in encode(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
 
 def funnel(pairs: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -82,29 +65,30 @@ def table1(pairs: pd.DataFrame, sources: Iterable[str], tokenizer: str | None) -
     passed = pairs[~pairs.fate.str.startswith(DROPPED) | pairs.fate.str.endswith("_overlap")]
     rows = []
     for source in sources:
-        of_source = passed[passed.source == source]
-        paper = PAPER_TABLE1.get(source)
-        completion, annotator = paper[4:6] if paper else OTHER_KINDS.get(source, (None, None))
-        lengths = {f"{part}_length": _mean(of_source[f"{part}_length"]) for part in ("prompt", "chosen", "rejected")}
+        of_source, paper = passed[passed.source == source], PAPER_TABLE1.get(source)
+        kinds = paper or TABLE1["other"].get(source, {})
         rows.append({
             "source": source, "unit": "tokens" if tokenizer else "words", "tokenizer": tokenizer,
-            "prompts": int(of_source.prompt_id.nunique()), **lengths, "completion": completion, "annotator": annotator,
-            "pairs": len(of_source), "chosen_longer_rate": _mean(of_source.chosen_longer, 3),
-            "paper": dict(zip(PAPER_COLUMNS, paper, strict=True)) if paper else None,
+            "prompts": int(of_source.prompt_id.nunique()),
+            **{name: _mean(of_source[name], 1) for name in ("prompt_length", "chosen_length", "rejected_length")},
+            "completion": kinds.get("completion"), "annotator": kinds.get("annotator"), "pairs": len(of_source),
+            "chosen_longer_rate": _mean(of_source.chosen_longer, 3), "paper": paper,
         })  # fmt: skip
     return rows
 
 
-def _mean(values: pd.Series[Any], digits: int = 1) -> float | None:
+def _mean(values: pd.Series[Any], digits: int) -> float | None:
     return round(float(values.astype(float).mean()), digits) if len(values) else None
 
 
 def side_by_side(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Table 1 with two lines a source, the paper's and ours, under the paper's columns."""
+    columns = {
+        "prompts": "prompts", "prompt len.": "prompt_length", "preferred len.": "chosen_length",
+        "rejected len.": "rejected_length", "completion": "completion", "annotator": "annotator", "pairs": "pairs",
+    }  # fmt: skip
     return [
-        {"dataset": row["source"], "": whose, "prompts": line["prompts"], "prompt len.": line["prompt_length"],
-         "preferred len.": line["chosen_length"], "rejected len.": line["rejected_length"],
-         "completion": line["completion"], "annotator": line["annotator"], "pairs": line["pairs"]}
+        {"dataset": row["source"], "": whose, **{title: line[name] for title, name in columns.items()}}
         for row in rows for whose, line in (("paper", row["paper"]), ("ours", row)) if line
     ]  # fmt: skip
 

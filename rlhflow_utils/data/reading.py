@@ -125,19 +125,25 @@ def user_turn(content: Any) -> list[Message]:
     return [{"role": "user", "content": content}]
 
 
-def get_turns(row: Row, path: str, role_key: str = "role", content_key: str = "content") -> list[Message]:
-    """A list of turns with the roles ``system``, ``user`` and ``assistant`` (sharegpt's names are translated)."""
+def get_turns(row: Row, path: str) -> list[Message]:
+    """A list of turns, ``role`` and ``content`` or sharegpt's ``from`` and ``value``, with the roles of `ROLES`."""
     turns = []
     for turn in get(row, path, list):
-        if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
-            raise FieldError(
-                f"field {path!r} must hold turns with {role_key!r} and {content_key!r}, found {str(turn)[:80]!r}"
-            )
+        for role_key, content_key in (("role", "content"), ("from", "value")):
+            if isinstance(turn, dict) and role_key in turn and content_key in turn:
+                break
+        else:
+            raise FieldError(f"field {path!r} must hold turns with a role and a content, found {str(turn)[:80]!r}")
         role = ROLES.get(str(turn[role_key]))
         if role is None:
             raise FieldError(f"field {path!r} has the unknown role {turn[role_key]!r}; known: {sorted(ROLES)}")
         turns.append({"role": role, "content": turn[content_key]})
     return turns
+
+
+def get_prompt(row: Row, path: str) -> list[Message]:
+    """A prompt: a list of turns, or a single user turn."""
+    return get_turns(row, path) if isinstance(get(row, path), list) else user_turn(get(row, path))
 
 
 # --- files and the hub --------------------------------------------------------------------------------------------
@@ -155,40 +161,35 @@ def load_rows(source: SourceSettings, root: Root) -> Iterator[tuple[str, Row]]:
     where a file or the hub cannot be read.
     """
     folder = folder_of(root)
-    if folder is not None and source.files is not None:
-        for path, stem in _local_files(source, folder):
-            index = -1
-            try:
-                for index, row in enumerate(_file_rows(path)):
-                    yield f"{stem}:{index}", row
-                if index < 0:
-                    raise SourceError(f"{path.name} holds no rows; fetch it again, or take it out of `files`")
-            except SourceError as error:
-                raise SourceError(f"source {source.name!r}: {error}") from error
-    elif source.hub_id is not None:
-        yield from _hub_rows(source)
-    else:
-        raise SourceError(f"source {source.name!r} has no hub_id and no local files: set data.root and its `files`")
+    try:
+        if folder is not None and source.files is not None:
+            for name, path in _local_files(source.files, folder):
+                yield from ((f"{name}:{index}", row) for index, row in enumerate(file_rows(path)))
+        else:
+            yield from _hub_rows(source)
+    except SourceError as error:
+        raise SourceError(f"source {source.name!r}: {error}") from error
 
 
-def _local_files(source: SourceSettings, folder: Path) -> list[tuple[Path, str]]:
+def _local_files(patterns: list[str], folder: Path) -> list[tuple[str, Path]]:
     if not folder.is_dir():
-        raise SourceError(f"source {source.name!r}: data.root {folder} is not a folder; point it at the local files")
+        raise SourceError(f"data.root {folder} is not a folder; point it at the local files")
     paths: list[Path] = []
-    for pattern in source.files or []:
+    for pattern in patterns:
         if not (found := sorted(folder.glob(pattern))):
-            raise SourceError(f"source {source.name!r}: no file {pattern!r} under {folder}; mend data.root or `files`")
+            raise SourceError(f"no file {pattern!r} under {folder}; mend data.root or `files`")
         paths.extend(found)
     stems = [Path(path.name.removesuffix(".gz")).stem for path in paths]
     # Two files of one name (train.jsonl in two folders) would share row ids: name the folder too.
-    return [
-        (path, stem if stems.count(stem) == 1 else path.relative_to(folder).as_posix())
+    names = [
+        stem if stems.count(stem) == 1 else path.relative_to(folder).as_posix()
         for path, stem in zip(paths, stems, strict=True)
     ]
+    return list(zip(names, paths, strict=True))
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
-    """Rows of a local file; raises SourceError, without the source's name, where it cannot be read to its end."""
+def file_rows(path: Path) -> Iterator[Row]:
+    """Rows of a local file. SourceError where it has none, or cannot be read to its end."""
     reader = READERS.get(Path(path.name.removesuffix(".gz")).suffix)
     if reader is None:
         raise SourceError(f"{path.name} ends in none of {tuple(READERS)} (each also with .gz)")
@@ -201,7 +202,14 @@ def _file_rows(path: Path) -> Iterator[Row]:
                 yield row
                 done += 1
     except Exception as error:  # gzip, json, csv and pyarrow have a dozen kinds for a broken file
-        raise SourceError(f"{path.name} breaks after {done} rows: {' '.join(str(error).split())[:200]}") from error
+        raise SourceError(f"{path.name} breaks after {done} rows: {one_line(error)}") from error
+    if not done:
+        raise SourceError(f"{path.name} holds no rows; fetch it again, or take it out of `files`")
+
+
+def one_line(error: BaseException) -> str:
+    """The start of an error's message, without line breaks."""
+    return " ".join(str(error).split())[:200]
 
 
 def _jsonl(stream: IO[bytes]) -> Iterator[Any]:
@@ -249,6 +257,8 @@ READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Row]]:
     import datasets
 
+    if source.hub_id is None:
+        raise SourceError("no hub_id and no local files: set data.root and `files`")
     if source.revision is None:
         LOG.warning("source %s: no revision of %s is pinned; the default branch is read", source.name, source.hub_id)
     split = source.split or "train"
@@ -257,13 +267,11 @@ def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Row]]:
             source.hub_id, source.hub_config, data_files=source.files, revision=source.revision, split=split
         )
     except (OSError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:160]
         raise SourceError(
-            f"source {source.name!r}: cannot load {source.hub_id} from the hub ({text}); go online (and log in where "
-            "the set is gated), or set data.root to a folder with local copies and name them in `files`"
+            f"cannot load {source.hub_id} from the hub ({one_line(error)}); go online (and log in where the set is "
+            "gated), or set data.root to a folder with local copies and name them in `files`"
         ) from error
-    for index, row in enumerate(rows):
-        yield f"{split}:{index}", row
+    yield from ((f"{split}:{index}", row) for index, row in enumerate(rows))
 
 
 Parsed = TypeVar("Parsed")
@@ -273,7 +281,7 @@ def read_rows(path: Path, parse: Callable[[Any], Parsed]) -> list[Parsed]:
     """Every row of a benchmark's file. SourceError where a row lacks what `parse` takes from it by key and index."""
     parsed: list[Parsed] = []
     try:
-        for row in _file_rows(path):
+        for row in file_rows(path):
             parsed.append(parse(row))
     except (ValueError, LookupError, TypeError) as error:
         problem = f"no field {error}" if isinstance(error, KeyError) else str(error)

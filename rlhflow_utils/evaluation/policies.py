@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhflow_utils.data.reading import Root, folder_of
-from rlhflow_utils.data.sources import read_prompts
+from rlhflow_utils.data.reading import Prompt, Root
+from rlhflow_utils.data.sources import read
 from rlhflow_utils.evaluation.judges import EndpointJudge, GoldJudge, Judge, build_judge, compare_rewards
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, bootstrap_mean, length_controlled_win_rate
 from rlhflow_utils.guide.run import Run
@@ -131,7 +131,7 @@ def write_exact_match_prompts(evaluation: EvaluationSettings, root: Root, *, int
     """The distinct prompts of the exact-match task: split `exact_match`, for `Prompts`."""
     from datasets import Dataset
 
-    tests = [test for source in evaluation.exact_match_sources for test in read_prompts(source, folder_of(root))]
+    tests = [test for source in evaluation.exact_match_sources for test in read(source, root, Prompt)]
     distinct = {prompt_key(test.prompt): test.prompt for test in tests}
     rows = [{"prompt_id": key, "prompt": prompt, "source": "exact_match"} for key, prompt in distinct.items()]
     Dataset.from_list(rows).save_to_disk(str(into / "exact_match"))
@@ -144,7 +144,7 @@ def evaluate_exact_match(answers: Artifact, evaluation: EvaluationSettings, root
 
     `answers` has one response per prompt; tests without one are dropped and counted.
     """
-    tests = [test for source in evaluation.exact_match_sources for test in read_prompts(source, folder_of(root))]
+    tests = [test for source in evaluation.exact_match_sources for test in read(source, root, Prompt)]
     responses = {prompt_key(row["prompt"]): row["responses"][0] for row in answers.dataset()}
     answered = [(test, responses[key]) for test in tests if (key := prompt_key(test.prompt)) in responses]
     correct = [float(text.strip() == str(test.answer).strip()) for test, text in answered]

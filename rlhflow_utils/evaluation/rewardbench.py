@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rlhflow_utils.data.reading import Root, folder_of
-from rlhflow_utils.data.sources import read_candidates
+from rlhflow_utils.data.reading import Candidate, Root
+from rlhflow_utils.data.sources import read
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, weighted_mean
 from rlhflow_utils.guide.settings import ModelSettings, RewardBenchSettings
 from rlhflow_utils.guide.stage import Metric, Rows, Summary, stage, write_json
@@ -83,7 +83,7 @@ def evaluate_rewardbench(
 
 def load_benchmark(settings: RewardBenchSettings, root: Root) -> tuple[list[Row], int]:
     """The benchmark's pairs (`prompt` is messages, the answers are texts), and how many native rows hold none."""
-    native = [each for source in settings.sources for each in read_candidates(source, folder_of(root))]
+    native = [each for source in settings.sources for each in read(source, root, Candidate)]
     names = ("row_id", "prompt", "chosen", "rejected")
     rows: list[Row] = [{"subset": each.extra["subset"], **{name: getattr(each, name) for name in names}}
                        for each in native if each.evidence is None]  # fmt: skip
