@@ -7,9 +7,23 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+from rlhflow_utils.evaluation.judges import ChatEndpoint
+from rlhflow_utils.guide.profile import load_profile
+
 Reply = tuple[int, str] | str | dict[str, Any] | None  # (status, error), a text, a whole choice, or None: no answer
+
+
+def endpoint(
+    url: str, model: str = "judge", cache: Path | None = None, max_failed_share: float = 1.0,
+    prices: list[float] | None = None, **options: Any,
+) -> ChatEndpoint:  # fmt: skip
+    """The endpoint of a profile with these values."""
+    changes = {"endpoint_url": url, "judge_model": model, "max_failed_share": max_failed_share}
+    evaluation = load_profile("tiny").evaluation
+    return ChatEndpoint(evaluation.model_copy(update={**changes, "endpoint_prices": prices}), cache, **options)
 
 
 class ChatServer:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from loopback import Reply
+from loopback import Reply, endpoint
 from scipy import special
 
 from rlhflow_utils.evaluation import chat_benchmarks as ae
@@ -94,19 +94,27 @@ def test_judging_through_the_package(serve: Any, tmp_path: Path, monkeypatch: py
     names = [f"question {index}" for index in range(6)]
     outputs = [{"instruction": q, "output": f"GOOD {q}", "generator": "ours"} for q in names]
     reference = [{"instruction": q, "output": f"bad and long {q}", "generator": "baseline"} for q in names[::-1]]
-    found = ae.judge_outputs(outputs, reference, server.url, "judge", tmp_path)
+    judge = endpoint(server.url)
+    found = ae.judge_outputs(outputs, reference, judge, tmp_path)
     assert found[3] is None
     assert [p for p in found if p is not None] == pytest.approx([0.75] * 5)
     asked = len(server.prompts)
     assert asked == 6
     # The other way round: same pairs, the other side's probability, whatever order the package shows them in.
-    back = ae.judge_outputs(reference[::-1], outputs, server.url, "judge", tmp_path)
+    back = ae.judge_outputs(reference[::-1], outputs, judge, tmp_path)
     assert [p for p in back if p is not None] == pytest.approx([0.25] * 5)
     # A second run asks only for the verdict that could not be read.
     asked = len(server.prompts)
-    assert ae.judge_outputs(outputs, reference, server.url, "judge", tmp_path) == pytest.approx(found)
+    assert ae.judge_outputs(outputs, reference, judge, tmp_path) == pytest.approx(found)
     assert len(server.prompts) - asked <= 1
     assert "sk-secret" not in "".join(file.read_text() for file in tmp_path.rglob("*.*"))
+
+    with pytest.raises(RuntimeError, match=r"1 of 6 verdicts failed \(1 unparsable; .*likeliest"):
+        ae.judge_outputs(outputs, reference, endpoint(server.url, max_failed_share=0.1), tmp_path)
+    # Another model's verdicts are its own.
+    asked = len(server.prompts)
+    ae.judge_outputs(outputs, reference, endpoint(server.url, "another"), tmp_path)
+    assert len(server.prompts) - asked == 6
 
     summary = ae.summarise(found, outputs, reference, samples=50, confidence=0.95, seed=0)
     assert (summary["n"], summary["unjudged"]) == (5, 1)
@@ -117,6 +125,6 @@ def test_judging_through_the_package(serve: Any, tmp_path: Path, monkeypatch: py
 def test_judging_needs_the_same_instructions(tmp_path: Path) -> None:
     ours, theirs = [{"instruction": "a", "output": "x"}], [{"instruction": "b", "output": "y"}]
     with pytest.raises(ValueError, match="same instructions"):
-        ae.judge_outputs(ours, theirs, "http://127.0.0.1:9/v1", "m", tmp_path)
+        ae.judge_outputs(ours, theirs, endpoint("http://127.0.0.1:9/v1"), tmp_path)
     with pytest.raises(ValueError, match="no verdict on any of 1"):
         ae.summarise([None], ours, ours, 10, 0.9, 0)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from loopback import Reply
+from loopback import Reply, endpoint
 from tiny_models import MODEL, save_policy, settings
 
 from rlhflow_utils.evaluation import arena_hard as ah
 from rlhflow_utils.evaluation import mt_bench as mt
-from rlhflow_utils.evaluation.judges import ChatEndpoint
+from rlhflow_utils.online.generation import generate
 
 JUDGMENTS = "model_judgment_gemini-1.5-pro-api-0514_phi-3-medium-4k-instruct.jsonl"
 
@@ -85,21 +87,18 @@ def test_mt_bench_asks_for_every_turn_and_counts_what_it_cannot_read(
     prompts = mt.read_judge_prompts(data_root / "mt-bench/judge_prompts.jsonl")
     answers = {q.question_id: [f"first answer {q.question_id}", f"second answer {q.question_id}"] for q in questions}
     server = serve(answer)
-    endpoint = ChatEndpoint(server.url, "judge", tmp_path / "cache.jsonl", prices=[10.0, 30.0])
-    grades = mt.grade_answers(questions, answers, prompts, endpoint)
+    judge = endpoint(server.url, cache=tmp_path / "cache.jsonl", prices=[10.0, 30.0])
+    grades = mt.grade_answers(questions, answers, prompts, judge)
     assert "8 requests (0 more are cached)" in capsys.readouterr().out
-    assert [(g.question_id, g.turn, g.grade, g.status) for g in grades] == [
-        (81, 1, 9.0, "answered"), (81, 2, 5.0, "answered"),
-        (82, 1, None, "unparsable"), (82, 2, None, "unparsable"),
-        (83, 1, None, "refused"), (83, 2, None, "refused"),
-        (84, 1, 9.0, "answered"), (84, 2, 5.0, "answered"),
-    ]  # fmt: skip
+    assert list(grades["question_id"]) == [81, 81, 82, 82, 83, 83, 84, 84]
+    assert list(grades["turn"]) == [1, 2] * 4
+    assert grades["grade"].fillna(0).tolist() == [9.0, 5.0, 0, 0, 0, 0, 9.0, 5.0]
+    assert (judge.counts["unparsable"], judge.counts["refused"]) == (2, 2)
     result = mt.summarise(grades, samples=50, confidence=0.95, seed=0)
-    assert result["score"]["value"] == 7.0
+    assert (result["score"]["value"], result["score"]["n"], result["ungraded"]) == (7.0, 2, 4)
     assert (result["turns"]["1"]["value"], result["turns"]["2"]["value"]) == (9.0, 5.0)
-    assert result["statuses"] == {"answered": 4, "unparsable": 2, "refused": 2}
-    assert mt.grade_answers(questions, answers, prompts, endpoint) == grades
-    assert "0 requests (8 more are cached)" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(mt.grade_answers(questions, answers, prompts, judge), grades)
+    assert "4 requests (4 more are cached)" in capsys.readouterr().out  # what failed is asked again
     with pytest.raises(ValueError, match="none of 2"):
         mt.summarise(grades[2:4], 10, 0.95, 0)
 
@@ -110,10 +109,18 @@ def test_mt_bench_second_turn_sees_the_first_answer(tmp_path: Path) -> None:
         mt.Question(2, "math", ["one two", "three"], ["2", "3"]),
         mt.Question(3, "math", ["poem " * 150, "short"], ["2", "3"]),
     ]
-    answers, dropped = mt.answer_questions(save_policy(tmp_path / "policy"), questions, settings(), MODEL, tmp_path, 0)
+    policy, asked = save_policy(tmp_path / "policy"), []
+
+    def answer(conversations: Mapping[str, Any], temperature: float) -> dict[str, str]:
+        asked.append((list(conversations), temperature))
+        rows = [{"prompt_id": key, "prompt": messages} for key, messages in conversations.items()]
+        data, _ = generate(policy, rows, settings().variant(1, [temperature]), MODEL, tmp_path, 0)
+        return {row["prompt_id"]: row["responses"][0] for row in data}
+
+    answers = mt.answer_questions(questions, answer)
+    assert asked == [(["2-0", "3-0"], 0.0), (["1-0"], 0.7), (["2-1"], 0.0), (["1-1"], 0.7)]
     assert set(answers) == {1, 2}
     assert all(len(given) == 2 for given in answers.values())
-    assert dropped == {"prompt_too_long": 1}
     prompt = mt.conversation(questions[0], answers[1][:1])
     assert [m["role"] for m in prompt] == ["user", "assistant", "user"]
     assert prompt[1]["content"] == answers[1][0]
@@ -132,7 +139,7 @@ def test_arena_hard_reads_both_schemas_alike(data_root: Path) -> None:
 
 def test_real_verdict_texts_are_parsed_exactly(data_root: Path) -> None:
     rows = [json.loads(line) for line in (data_root / "arena-hard" / JUDGMENTS).read_text().splitlines()]
-    games = [ah.Games(r["question_id"], *(ah.parse_verdict(game["judgment"]) for game in r["games"])) for r in rows]
+    games = [ah.Games(*(ah.parse_verdict(game["judgment"]) for game in row["games"])) for row in rows]
     recorded = [[game["score"] for game in row["games"]] for row in rows]
     assert [[g.first, g.second] for g in games] == recorded
     assert len(games) == 7
@@ -161,38 +168,38 @@ def test_the_judge_s_prompt_has_the_benchmark_s_layout(data_root: Path) -> None:
     [
         ("My final verdict is: [[A>>B]]", "A>>B"),
         ("[[A=B]] as said: [[A=B]]", "A=B"),
-        ("Either [[A>B]] or [[B>A]]", "unparsable"),
-        ("[[A]]", "unparsable"),
-        ("[[A<B]]", "unparsable"),
-        ("A>B", "unparsable"),
+        ("Either [[A>B]] or [[B>A]]", None),
+        ("[[A]]", None),
+        ("[[A<B]]", None),
+        ("A>B", None),
     ],
 )
-def test_parse_arena_verdict(reply: str, verdict: str) -> None:
+def test_parse_arena_verdict(reply: str, verdict: str | None) -> None:
     assert ah.parse_verdict(reply) == verdict
 
 
 def test_battles_by_hand() -> None:
     # The baseline is A in the first game, the policy in the second.
-    assert ah.battles(ah.Games("q", "B>>A", "A>B")) == [(1.0, 3), (1.0, 1)]
-    assert ah.battles(ah.Games("q", "A>B", "A=B")) == [(0.0, 1), (0.5, 1)]
-    assert ah.battles(ah.Games("q", "refused", "B>>A")) == [(0.0, 3)]
-    assert ah.battles(ah.Games("q", "unparsable", "timed_out")) == []
+    assert ah.Games("B>>A", "A>B").battles == [(1.0, 3), (1.0, 1)]
+    assert ah.Games("A>B", "A=B").battles == [(0.0, 1), (0.5, 1)]
+    assert ah.Games(None, "B>>A").battles == [(0.0, 3)]
+    assert ah.Games(None, None).battles == []
 
 
 def test_scores_by_hand() -> None:
-    ours = [ah.Games("1", "B>A", "A>B"), ah.Games("2", "A>>B", "unparsable"), ah.Games("3", "A=B", "A>B")]
-    theirs = [ah.Games(q, "A>B", "A>B") for q in "123"]  # always the first: contradictory
+    ours = [ah.Games("B>A", "A>B"), ah.Games("A>>B", None), ah.Games("A=B", "A>B"), ah.Games(None, None)]
+    theirs = [ah.Games("A>B", "A>B")] * 3  # always the first: contradictory
     result = ah.score(ours, samples=200, confidence=0.95, seed=0)
     # Won 1 + 1 + 0.5 + 1 of 1 + 1 + 3 + 1 + 1.
     assert result["score"]["value"] == pytest.approx(3.5 / 7)
     assert result["score"]["n"] == 3
-    assert result["verdicts"] == {"B>A": 1, "A>B": 2, "A>>B": 1, "unparsable": 1, "A=B": 1}
+    assert result["verdicts"] == {"B>A": 1, "A>B": 2, "A>>B": 1, "A=B": 1}
     assert result["contradictory"] == 0
     assert result["score"]["ci_low"] < 0.5 < result["score"]["ci_high"]
     biased = ah.score(theirs, samples=200, confidence=0.95, seed=0)
     assert (biased["score"]["value"], biased["contradictory"]) == (0.5, 3)
     with pytest.raises(ValueError, match="none of the games of 1"):
-        ah.score([ah.Games("1", "refused", "refused")], 10, 0.95, 0)
+        ah.score([ah.Games(None, None)], 10, 0.95, 0)
 
 
 def test_arena_hard_intervals_cover_the_truth() -> None:
@@ -201,10 +208,7 @@ def test_arena_hard_intervals_cover_the_truth() -> None:
     covered, repeats = 0, 500
     for repeat in range(repeats):
         chance = rng.beta(1.2, 0.8, 80)  # mean 0.6
-        games = [
-            ah.Games(str(i), "B>A" if rng.random() < p else "A>B", "A>B" if rng.random() < p else "B>A")
-            for i, p in enumerate(chance)
-        ]
+        games = [ah.Games("B>A" if rng.random() < p else "A>B", "A>B" if rng.random() < p else "B>A") for p in chance]
         score = ah.score(games, samples=300, confidence=0.95, seed=repeat)["score"]
         covered += score["ci_low"] <= 0.6 <= score["ci_high"]
     assert 0.92 <= covered / repeats <= 0.975
@@ -219,13 +223,13 @@ def test_arena_hard_judges_both_orders(serve: Any, capsys: pytest.CaptureFixture
 
     server = serve(answer)
     questions = {"1": "q", "2": "biased"}
-    endpoint = ChatEndpoint(server.url, "judge", None, prices=[1, 1])
-    games = ah.judge_answers(questions, {"1": "GOOD", "2": "GOOD"}, {"1": "bad", "2": "bad"}, endpoint)
-    assert games == [ah.Games("1", "B>>A", "A>>B"), ah.Games("2", "A>B", "A>B")]
+    judge = endpoint(server.url, prices=[1, 1])
+    games = ah.judge_answers(questions, {"1": "GOOD", "2": "GOOD"}, {"1": "bad", "2": "bad"}, judge)
+    assert games == [ah.Games("B>>A", "A>>B"), ah.Games("A>B", "A>B")]
     assert [g.contradictory for g in games] == [False, True]
     assert "4 requests (0 more are cached)" in capsys.readouterr().out
     with pytest.raises(ValueError, match="answer '9' has no question"):
-        ah.judge_answers(questions, {"9": "x"}, {}, ChatEndpoint(server.url, "judge", None))
+        ah.judge_answers(questions, {"9": "x"}, {}, judge)
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -237,7 +241,7 @@ def _questions(folder: Path) -> Path:
         "mt-bench/question.jsonl": [
             {"question_id": i, "category": "stem", "turns": [f"red {i}", f"blue {i}"]} for i in (1, 2)
         ],
-        "mt-bench/reference_answer_gpt-4.jsonl": [],
+        "mt-bench/reference_answer_gpt-4.jsonl": [{"question_id": 101, "choices": [{"turns": ["a", "b"]}]}],
         "mt-bench/judge_prompts.jsonl": [
             {"name": name, "system_prompt": "s", "prompt_template": template}
             for name, template in {

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import Reply
+from loopback import Reply, endpoint
 
 from rlhflow_utils.evaluation import judges as jd
-from rlhflow_utils.evaluation.judges import ChatEndpoint, EndpointJudge, comparison_prompt, parse_verdict
+from rlhflow_utils.evaluation.judges import EndpointJudge, comparison_prompt, parse_verdict
 from rlhflow_utils.evaluation.reward_models import relabel_by_gold
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.simulator.tasks import FILLERS
@@ -98,12 +98,12 @@ def test_gold_judge_knows_the_right_answer() -> None:
         ("[[b]]", "B"),
         ("Both fail.\n[[ tie ]]", "tie"),
         ("At first [[A]] seemed right, but no: [[B]]", "B"),
-        ("I prefer A.", "unparsable"),
-        ("[[C]]", "unparsable"),
-        ("", "unparsable"),
+        ("I prefer A.", None),
+        ("[[C]]", None),
+        ("", None),
     ],
 )
-def test_parse_verdict(reply: str, verdict: str) -> None:
+def test_parse_verdict(reply: str, verdict: str | None) -> None:
     assert parse_verdict(reply) == verdict
 
 
@@ -115,7 +115,7 @@ def test_comparison_prompt_shows_every_turn_and_both_replies_in_order() -> None:
 
 
 def _judge(url: str, model: str, cache: Path | None, **options: Any) -> EndpointJudge:
-    return EndpointJudge(ChatEndpoint(url, model, cache, **options))
+    return EndpointJudge(endpoint(url, model, cache, **options))
 
 
 # --- the endpoint -------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_endpoint_judges_both_orders_and_a_second_run_asks_nothing(serve: Any, t
     assert len(server.prompts) == 8
 
 
-def test_endpoint_counts_position_bias_garbage_and_refusals_as_ties(serve: Any) -> None:
+def test_position_bias_is_a_tie_and_a_failed_verdict_is_none(serve: Any) -> None:
     def answer(number: int, prompt: str) -> Reply:
         if "garbage" in prompt:
             return "I would rather talk about the weather."
@@ -147,7 +147,7 @@ def test_endpoint_counts_position_bias_garbage_and_refusals_as_ties(serve: Any) 
 
     judge = _judge(serve(answer).url, "m", None)
     prompts = [_prompt("biased"), _prompt("garbage"), _prompt("huge")]
-    assert judge.outcomes(prompts, ["x"] * 3, ["y"] * 3) == [0.5, 0.5, 0.5]
+    assert judge.outcomes(prompts, ["x"] * 3, ["y"] * 3) == [0.5, None, None]
     assert judge.counts["contradictory"] == 1
     assert judge.counts["unparsable"] == 2
     assert judge.counts["refused"] == 2
@@ -177,7 +177,7 @@ def test_endpoint_counts_what_never_comes_and_asks_for_it_again(serve: Any, tmp_
     prompts, a, b = [_prompt("q1"), _prompt("q2")], ["good", "good"], ["bad", "bad"]
     options: dict[str, Any] = {"timeout": 0.5, "max_retries": 1, "workers": 4}
     judge = _judge(server.url, "m", tmp_path / "cache.jsonl", **options)
-    assert judge.outcomes(prompts, a, b) == [1.0, 0.5]
+    assert judge.outcomes(prompts, a, b) == [1.0, None]
     assert (judge.counts["timed_out"], judge.counts["asked"]) == (2, 4)
     assert len(server.prompts) == 6  # the two that never come are asked twice
     assert server.most_at_once > 1
@@ -185,9 +185,56 @@ def test_endpoint_counts_what_never_comes_and_asks_for_it_again(serve: Any, tmp_
     again = _judge(server.url, "m", tmp_path / "cache.jsonl", **options)
     assert again.outcomes(prompts, a, b) == [1.0, 1.0]
     assert (again.counts["timed_out"], again.counts["cached"], again.counts["asked"]) == (0, 2, 2)
-    nobody = _judge(serve(lambda number, prompt: None).url, "m", None, timeout=0.3, max_retries=0)
-    with pytest.raises(RuntimeError, match="no reply in time to any of 2 requests"):
+    options = {"max_failed_share": 0.5, "timeout": 0.3, "max_retries": 0}
+    nobody = _judge(serve(lambda number, prompt: None).url, "m", None, **options)
+    with pytest.raises(RuntimeError, match=r"2 of 2 verdicts failed \(2 timed_out; the first: 'Request timed out"):
         nobody.outcomes(prompts[:1], a[:1], b[:1])
+
+
+def test_too_many_failures_are_an_error_and_are_asked_again(serve: Any, tmp_path: Path) -> None:
+    """The endpoint refuses every request until it is mended; then the same command gives the true outcomes."""
+    mended = False
+
+    def answer(number: int, prompt: str) -> Reply:
+        return _prefers("good")(number, prompt) if mended else (400, "Unsupported parameter: 'max_tokens'")
+
+    server, cache = serve(answer), tmp_path / "verdicts.jsonl"
+    rows = [_prompt(f"q{i}") for i in range(12)], ["good"] * 12, ["bad"] * 12
+    message = r"24 of 24 verdicts failed \(24 refused; .*Unsupported parameter.*judge_model.*max_failed_share"
+    with pytest.raises(RuntimeError, match=message) as caught:
+        _judge(server.url, "m", cache, max_failed_share=0.02).outcomes(*rows)
+    assert "\n" not in str(caught.value)
+    assert not cache.exists()
+    mended = True
+    judge = _judge(server.url, "m", cache, max_failed_share=0.02)
+    assert judge.outcomes(*rows) == [1.0] * 12
+    assert (judge.counts["refused"], judge.counts["asked"]) == (0, 24)
+
+
+@pytest.mark.parametrize(("share", "accepted"), [(0.25, True), (0.24, False)])
+def test_the_accepted_share_of_failures_is_the_profile_s(serve: Any, share: float, accepted: bool) -> None:
+    """One of four requests fails."""
+    server = serve(lambda number, prompt: (400, "no") if "q2" in prompt else "[[A]]")
+    judge_endpoint = endpoint(server.url, max_failed_share=share)
+    questions = [_prompt(f"q{i}") for i in range(4)]
+    if accepted:
+        assert judge_endpoint.ask(questions, parse_verdict, 10) == ["A", "A", None, "A"]
+    else:
+        with pytest.raises(RuntimeError, match="1 of 4 verdicts failed"):
+            judge_endpoint.ask(questions, parse_verdict, 10)
+
+
+def test_another_endpoint_of_the_same_model_name_is_asked_itself(serve: Any, tmp_path: Path) -> None:
+    for reply in ("[[A]]", "[[B]]"):
+        found = endpoint(serve(lambda number, prompt: reply).url, "m", tmp_path / "cache.jsonl")  # noqa: B023
+        assert found.ask([_prompt("q")], parse_verdict, 10) == [reply[2]]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_rewards_that_are_not_finite_give_no_verdict(broken: float) -> None:
+    for rewards in ([1.0, broken], [1.0, 2.0]), ([1.0, 2.0], [1.0, broken]), ([1.0, broken], [1.0, broken]):
+        with pytest.raises(ValueError, match="row 1"):
+            jd.compare_rewards(*rewards)
 
 
 def test_endpoint_tells_the_cost_before_it_starts(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:

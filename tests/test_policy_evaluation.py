@@ -32,7 +32,7 @@ def judge(profile: Profile) -> GoldJudge:
 @pytest.fixture(scope="module")
 def questions(judge: GoldJudge) -> dict[str, str]:
     """Two prompts about reasoning and two about safety, with their right answers."""
-    rows = [row["context"] for row in write_prompts(judge.world, "eval", judge.world.settings.eval_prompts)]
+    rows = [row["context"] for row in write_prompts(judge.world, 0, "eval", judge.world.settings.eval_prompts)]
     chosen = [[p for p in rows if judge.world.skill_of(p) == skill][:2] for skill in ("reasoning", "safety")]
     tasks = {prompt: judge.world.read_prompt(prompt) for prompts in chosen for prompt in prompts}
     return {prompt: task.answer for prompt, task in tasks.items() if task is not None}
@@ -155,6 +155,39 @@ def test_an_endpoint_s_verdicts_outlive_their_stage(questions: dict[str, str], t
         assert done.read_json("results.json")["skills"] == {}
     assert len(server.prompts) == 4  # two pairs differ, in two orders; the identical answers are not sent
     assert (done.metrics["endpoint_asked"], done.metrics["endpoint_cached"]) == (0, 4)
+
+
+def test_a_prompt_without_a_verdict_is_counted_and_in_no_win_rate(
+    questions: dict[str, str], tmp_path: Path, serve: Any
+) -> None:
+    """The judge prefers the right answer and refuses the last prompt; our last answer is wrong."""
+    last = list(questions)[-1]
+
+    def answer(number: int, prompt: str) -> Any:
+        first = prompt.split("<reply_A>")[1].split("</reply_A>")[0]
+        return (400, "refused") if last in prompt else "[[B]]" if WRONG in first else "[[A]]"
+
+    url = serve(answer).url
+
+    def judged_profile(share: float) -> Profile:
+        changes = {"judge": "endpoint", "endpoint_url": url, "judge_model": "m", "max_failed_share": share}
+        return load_profile("tiny", {f"evaluation.{name}": value for name, value in changes.items()})
+
+    ours, theirs = _rows(questions, [True, True, True, False]), _rows(questions, [False] * 3 + [True])
+    done = _evaluate(tmp_path, judged_profile(0.5), ours, theirs)
+    results = done.read_json("results.json")
+    assert results["prompts"]["outcome"] == [1.0, 1.0, 1.0, None]
+    assert results["prompts"]["prompt_id"] == ["p0", "p1", "p2", "p3"]
+    assert (results["n"], results["counts"]) == (3, {"wins": 3, "ties": 0, "losses": 0})
+    assert results["estimates"]["win_rate"]["value"] == done.metrics["endpoint_win_rate_vs_sft"] == 1.0
+    assert (results["estimates"]["win_rate"]["n"], results["estimates"]["lc_win_rate"]["n"]) == (3, 3)
+    assert results["estimates"]["mean_length"]["n"] == 4
+    assert done.rows["prompts"] == {"rows_in": 4, "rows_out": 3, "dropped": {"no_verdict": 1}}
+    assert done.metrics["endpoint_refused"] == 2
+    with pytest.raises(RuntimeError, match="2 of 8 verdicts failed"):
+        _evaluate(tmp_path, judged_profile(0.02), ours, theirs, "strict")
+    with pytest.raises(ValueError, match="no verdict on any of 1 prompts"):
+        _evaluate(tmp_path, judged_profile(1.0), ours[3:], theirs[3:], "none")
 
 
 def _tests(folder: Path, tests: dict[str, str]) -> Path:

@@ -72,6 +72,15 @@ def test_bootstrap_of_equal_values_has_no_width() -> None:
         st.bootstrap_mean([1.0, float("nan")], 50, 0.9, 0)
 
 
+def test_a_weighted_bootstrap_draws_a_prompt_with_its_weight() -> None:
+    values, weights = [1.0, 0.0, 0.5], [1, 3, 2]
+    found = st.bootstrap_mean(values, 300, 0.9, 7, weights)
+    assert found.value == pytest.approx(2 / 6)
+    draws = np.random.default_rng(7).integers(0, 3, (300, 3))
+    means = [np.average(np.array(values)[draw], weights=np.array(weights)[draw]) for draw in draws]
+    assert (found.ci_low, found.ci_high) == pytest.approx(tuple(np.percentile(means, [5, 95])))
+
+
 def test_paired_difference_uses_the_pairing() -> None:
     rng = np.random.default_rng(0)
     easy = rng.normal(0, 10, 200)  # how hard the prompts are: common to both policies
@@ -79,6 +88,9 @@ def test_paired_difference_uses_the_pairing() -> None:
     paired = st.paired_difference(a, b, 300, 0.95, 0)
     assert paired.value == pytest.approx(1.0, abs=0.05)
     assert paired.ci_high - paired.ci_low < 0.05  # unpaired it would be about 4
+    assert st.paired_difference([*a, None, 5.0], [*b, 1.0, None], 300, 0.95, 0) == paired  # no verdict on either side
+    with pytest.raises(ValueError, match="finite"):
+        st.paired_difference([1.0, float("nan")], [1.0, 1.0], 10, 0.9, 0)
     with pytest.raises(ValueError, match="pair them by prompt"):
         st.paired_difference([1.0], [1.0, 2.0], 10, 0.9, 0)
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from loopback import endpoint
 
 from rlhflow_utils.evaluation import arena_hard, mt_bench
 from rlhflow_utils.evaluation import chat_benchmarks as alpaca_eval_2
-from rlhflow_utils.evaluation.judges import ChatEndpoint, EndpointJudge, comparison_prompt
+from rlhflow_utils.evaluation.judges import EndpointJudge, comparison_prompt, parse_verdict
 from rlhflow_utils.models.chat import encode_prompt, encode_response
 from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
@@ -114,50 +115,51 @@ def test_judging_counts_everything_and_a_second_run_costs_nothing(
     questions = [*QUESTIONS, [{"role": "user", "content": "too long " * POSITIONS}]]
     a, b = [f"a {i}" for i in range(13)], [f"b {i}" for i in range(13)]
     cache = tmp_path / "judge_cache.jsonl"
-    judge = EndpointJudge(ChatEndpoint(server.url, "judge", cache, prices=[1.0, 2.0], timeout=120))
-    assert judge.outcomes(questions, a, b) == [0.5] * 13
+    judge = EndpointJudge(endpoint(server.url, cache=cache, prices=[1.0, 2.0], timeout=120))
+    outcomes = judge.outcomes(questions, a, b)
+    assert outcomes[-1] is None
+    assert set(outcomes[:-1]) <= {0.5, None}
     shown = capsys.readouterr().out
     assert "26 requests (0 more are cached)" in shown
     assert "dollars" in shown
     assert judge.counts["asked"] == 26
     assert judge.counts["refused"] == 2
-    assert judge.counts["contradictory"] + judge.counts["unparsable"] / 2 >= 11
+    failed = judge.counts["refused"] + judge.counts["unparsable"]
     assert judge.counts["contradictory"] >= 8
-    assert len(cache.read_text().splitlines()) == 26
+    assert len(cache.read_text().splitlines()) == 26 - failed
 
-    again = EndpointJudge(ChatEndpoint(server.url, "judge", cache))
-    assert again.outcomes(questions, a, b) == [0.5] * 13
-    assert (again.counts["asked"], again.counts["cached"]) == (0, 26)
-    assert again.counts["refused"] == 2
-    assert "0 requests (26 more are cached)" in capsys.readouterr().out
+    again = EndpointJudge(endpoint(server.url, cache=cache))
+    assert again.outcomes(questions, a, b) == outcomes
+    assert (again.counts["asked"], again.counts["cached"]) == (failed, 26 - failed)
+    assert f"{failed} requests ({26 - failed} more are cached)" in capsys.readouterr().out
 
 
 def test_replies_without_a_verdict_are_counted(server: Server) -> None:
     """MT-Bench wants another form than [[A]], and Arena-Hard more room than this model has: nothing is lost."""
-    endpoint = ChatEndpoint(server.url, "judge", None, timeout=120)
+    judge = endpoint(server.url, timeout=120)
     prompts = dict.fromkeys(("single-v1", "single-v1-multi-turn"), ("", "short"))
     question = mt_bench.Question(1, "writing", ["one", "two"], None)
-    grades = mt_bench.grade_answers([question], {1: ["x", "y"]}, prompts, endpoint)
-    assert [(grade.grade, grade.status) for grade in grades] == [(None, "unparsable")] * 2
-    games = arena_hard.judge_answers({"q": "one"}, {"q": "x"}, {"q": "y"}, endpoint)
-    assert games == [arena_hard.Games("q", "refused", "refused")]
-    assert (endpoint.counts["asked"], endpoint.counts["refused"]) == (3, 2)
+    grades = mt_bench.grade_answers([question], {1: ["x", "y"]}, prompts, judge)
+    assert grades["grade"].isna().all()
+    games = arena_hard.judge_answers({"q": "one"}, {"q": "x"}, {"q": "y"}, judge)
+    assert games == [arena_hard.Games(None, None)]
+    assert (judge.counts["asked"], judge.counts["refused"], judge.counts["unparsable"]) == (3, 2, 2)
 
 
 def test_a_server_that_hangs_is_retried_and_then_named(server: Server) -> None:
-    endpoint = ChatEndpoint(server.url, "judge", None, timeout=0.3, max_retries=1)
+    judge = endpoint(server.url, max_failed_share=0.5, timeout=0.3, max_retries=1)
     os.killpg(server.group, signal.SIGSTOP)
     try:
-        with pytest.raises(RuntimeError, match="no reply in time to any of 2 requests"):
-            endpoint.ask(QUESTIONS[:2], 256)
+        with pytest.raises(RuntimeError, match="2 of 2 verdicts failed"):
+            judge.ask(QUESTIONS[:2], parse_verdict, 256)
     finally:
         os.killpg(server.group, signal.SIGCONT)
-    assert endpoint.counts["asked"] == 2
+    assert judge.counts["asked"] == 2
 
 
 def test_an_unknown_model_is_named(server: Server) -> None:
     with pytest.raises(RuntimeError, match=r"model 'nobody'.*evaluation\.judge_model"):
-        ChatEndpoint(server.url, "nobody", None, max_retries=0).ask(QUESTIONS[:1], 8)
+        endpoint(server.url, "nobody", max_retries=0).ask(QUESTIONS[:1], parse_verdict, 8)
 
 
 def test_alpaca_eval_judges_through_the_server(server: Server, tmp_path: Path) -> None:
@@ -165,6 +167,6 @@ def test_alpaca_eval_judges_through_the_server(server: Server, tmp_path: Path) -
     pytest.importorskip("alpaca_eval")
     outputs = [{"instruction": f"q {i}", "output": "x", "generator": "ours"} for i in range(3)]
     reference = [{"instruction": f"q {i}", "output": "y", "generator": "base"} for i in range(3)]
-    found = alpaca_eval_2.judge_outputs(outputs, reference, server.url, "judge", tmp_path)
+    found = alpaca_eval_2.judge_outputs(outputs, reference, endpoint(server.url), tmp_path)
     assert len(found) == 3
     assert all(p is None or 0 <= p <= 1 for p in found)

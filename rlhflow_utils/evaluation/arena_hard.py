@@ -19,38 +19,42 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from rlhflow_utils.data.reading import read_rows
 from rlhflow_utils.evaluation.judges import ChatEndpoint
-from rlhflow_utils.evaluation.statistics import Estimate
+from rlhflow_utils.evaluation.statistics import bootstrap_mean
 from rlhflow_utils.models.chat import Message
 
 Texts = Mapping[str, str]  # question id -> text
+PROMPTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 # Verdict -> (share of the battle won by A, weight).
 VERDICTS = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
-PATTERN = re.compile(r"\[\[([AB<>=]+)\]\]")
 MAX_TOKENS = 4096  # of a verdict with its explanation
-# The benchmark's own wording is not among our files; this asks for the same verdicts in our words.
-SYSTEM_PROMPT = (
-    "You compare two assistants' answers to a user prompt. First answer the prompt yourself. Then compare both answers "
-    "with yours: find mistakes, ask whether they help, keep to the point and say what is needed; do not let the order "
-    "of the answers decide. End with one verdict in exactly one of these forms: [[A>>B]] (A is clearly better), "
-    "[[A>B]] (A is slightly better), [[A=B]] (equal), [[B>A]] (B is slightly better), [[B>>A]] (B is clearly better)."
-)
 
 
 class Games(NamedTuple):
-    """Verdicts on one question, or ``unparsable``, ``refused``, ``timed_out``; the baseline is A in the first game."""
+    """Verdicts on one question (None: failed); the baseline is A in the first game."""
 
-    question_id: str
-    first: str
-    second: str
+    first: str | None
+    second: str | None
 
     @property
     def contradictory(self) -> bool:
         """Both verdicts prefer the answer in the same place."""
-        preferred = [VERDICTS[verdict][0] for verdict in (self.first, self.second) if verdict in VERDICTS]
+        preferred = [VERDICTS[verdict][0] for verdict in self if verdict]
         return len(preferred) == 2 and preferred[0] == preferred[1] != 0.5
+
+    @property
+    def battles(self) -> list[tuple[float, int]]:
+        """(share won by the policy, weight) of the games that have a verdict."""
+        battles = []
+        if self.first:
+            share, weight = VERDICTS[self.first]
+            battles.append((1 - share, weight))
+        if self.second:
+            battles.append(VERDICTS[self.second])
+        return battles
 
 
 def read_questions(path: Path) -> dict[str, str]:
@@ -71,17 +75,14 @@ def read_answers(path: Path) -> dict[str, str]:
 
 def comparison_prompt(prompt: str, answer_a: str, answer_b: str) -> list[Message]:
     """What the judge is asked, in the benchmark's layout."""
-    content = (
-        f"<|User Prompt|>\n{prompt}\n\n<|The Start of Assistant A's Answer|>\n{answer_a}\n<|The End of Assistant A's "
-        f"Answer|>\n\n<|The Start of Assistant B's Answer|>\n{answer_b}\n<|The End of Assistant B's Answer|>"
-    )
-    return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": content}]
+    content = PROMPTS["question"].format(prompt=prompt, answer_a=answer_a, answer_b=answer_b)
+    return [{"role": "system", "content": PROMPTS["system"]}, {"role": "user", "content": content}]
 
 
-def parse_verdict(reply: str) -> str:
-    """One of `VERDICTS`; ``unparsable`` where a reply has none, or several that differ."""
-    found = set(PATTERN.findall(reply))
-    return found.pop() if len(found) == 1 and found <= set(VERDICTS) else "unparsable"
+def parse_verdict(reply: str) -> str | None:
+    """One of `VERDICTS`; None where a reply has none, or several that differ."""
+    found = set(re.findall(r"\[\[([AB<>=]+)\]\]", reply))
+    return found.pop() if len(found) == 1 and found <= set(VERDICTS) else None
 
 
 def judge_answers(questions: Texts, answers: Texts, baseline: Texts, endpoint: ChatEndpoint) -> list[Games]:
@@ -89,31 +90,22 @@ def judge_answers(questions: Texts, answers: Texts, baseline: Texts, endpoint: C
     if unknown := [each for each in answers if each not in questions or each not in baseline]:
         raise ValueError(f"Arena-Hard: answer {unknown[0]!r} has no question or no baseline answer")
     rows = [(questions[identifier], baseline[identifier], answer) for identifier, answer in answers.items()]
-    verdicts = endpoint.compare(rows, comparison_prompt, parse_verdict, MAX_TOKENS)
-    return [Games(identifier, *pair) for identifier, pair in zip(answers, verdicts, strict=True)]
-
-
-def battles(games: Games) -> list[tuple[float, int]]:
-    """(share won by the policy, weight) of the games that have a verdict; none for the others."""
-    first = [(1.0 - won, weight) for won, weight in [VERDICTS[games.first]]] if games.first in VERDICTS else []
-    return first + ([VERDICTS[games.second]] if games.second in VERDICTS else [])
+    return [Games(*pair) for pair in endpoint.compare(rows, comparison_prompt, parse_verdict, MAX_TOKENS)]
 
 
 def score(games: Sequence[Games], samples: int, confidence: float, seed: int) -> dict[str, Any]:
     """A policy's weighted win rate against the baseline, with its bootstrap interval and what the judge did.
 
-    `score` has values in [0, 1] and n, the questions with a verdict; `verdicts` counts every verdict and failure over
-    both games, `contradictory` counts questions. Raises ValueError where no game has a verdict.
+    `score` has values in [0, 1] and n, the questions with a verdict; `verdicts` counts every verdict over both games,
+    `contradictory` counts questions. Raises ValueError where no game has a verdict.
     """
-    won = np.array([sum(share * weight for share, weight in battles(each)) for each in games])
-    fought = np.array([sum(weight for _, weight in battles(each)) for each in games])
-    if not fought.any():
+    fought = [battles for each in games if (battles := each.battles)]
+    if not fought:
         raise ValueError(f"Arena-Hard: none of the games of {len(games)} questions has a verdict")
-    times = np.random.default_rng(seed).multinomial(len(games), np.full(len(games), 1 / len(games)), size=samples)
-    with np.errstate(invalid="ignore"):  # a draw without any battle says nothing
-        draws = (times @ won) / (times @ fought)
-    low, high = np.nanpercentile(draws, [50 * (1 - confidence), 50 * (1 + confidence)])
-    value = Estimate(float(won.sum() / fought.sum()), float(low), float(high), int((fought > 0).sum()))
-    verdicts = Counter(verdict for each in games for verdict in (each.first, each.second))
-    contradictory = sum(each.contradictory for each in games)
-    return {"score": asdict(value), "verdicts": dict(verdicts), "contradictory": contradictory}
+    weights = [sum(weight for _, weight in battles) for battles in fought]
+    won = [sum(share * weight for share, weight in battles) for battles in fought]
+    return {
+        "score": asdict(bootstrap_mean(np.divide(won, weights), samples, confidence, seed, weights)),
+        "verdicts": dict(Counter(verdict for each in games for verdict in each if verdict)),
+        "contradictory": sum(each.contradictory for each in games),
+    }

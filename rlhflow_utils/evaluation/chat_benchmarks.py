@@ -13,7 +13,6 @@ verdicts stay in `--out`: a second run makes nothing and asks nothing twice.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,10 +25,11 @@ import yaml
 
 from rlhflow_utils.data.reading import read_rows, user_turn
 from rlhflow_utils.evaluation import arena_hard, mt_bench
-from rlhflow_utils.evaluation.judges import ChatEndpoint
+from rlhflow_utils.evaluation.judges import ChatEndpoint, Failure
 from rlhflow_utils.evaluation.statistics import bootstrap_mean, length_controlled_win_rate
 from rlhflow_utils.guide.profile import ConfigError, Profile
-from rlhflow_utils.guide.stage import write_json
+from rlhflow_utils.guide.stage import hash_value, write_json
+from rlhflow_utils.models.chat import Message
 from rlhflow_utils.online.generation import generate
 
 Outputs = Sequence[Mapping[str, str]]  # AlpacaEval's format: `instruction`, `output`, `generator`
@@ -49,17 +49,19 @@ def run_benchmark(
     settings = profile.evaluation
     if not settings.endpoint_url or not settings.judge_model:
         raise ConfigError(f"{name} needs a judge: set evaluation.endpoint_url and evaluation.judge_model")
-    cache = out / "judge_cache.jsonl"
-    endpoint = ChatEndpoint(settings.endpoint_url, settings.judge_model, cache, settings.endpoint_prices)
-    results: dict[str, Any] = getattr(_Benchmark(profile, model, questions, out, limit, endpoint), name)()
-    results |= {"benchmark": name, "model": model, "judge": settings.judge_model, "judge_counts": dict(endpoint.counts)}
+    endpoint = ChatEndpoint(settings, out / "judge_cache.jsonl")
+    summary, asked, answered = getattr(_Benchmark(profile, model, questions, out, limit, endpoint), name)()
+    results: dict[str, Any] = {
+        **summary, "questions": asked, "dropped": {"prompt_too_long": asked - answered}, "benchmark": name,
+        "model": model, "judge": settings.judge_model, "judge_counts": dict(endpoint.counts),
+    }  # fmt: skip
     write_json(out / "results.json", results)
     return results
 
 
 @dataclass(frozen=True)
 class _Benchmark:
-    """A policy before a judge; one method per benchmark gives its summary, the `questions` and those `dropped`."""
+    """A policy before a judge; one method per benchmark gives its summary, the questions asked and those answered."""
 
     profile: Profile
     model: str
@@ -68,54 +70,51 @@ class _Benchmark:
     limit: int | None
     endpoint: ChatEndpoint
 
-    def mt_bench(self) -> dict[str, Any]:
-        folder, profile = self.folder("mt-bench"), self.profile
+    def mt_bench(self) -> tuple[dict[str, Any], int, int]:
+        folder = self.folder("mt-bench")
         questions = mt_bench.read_questions(folder)[: self.limit]
         prompts = mt_bench.read_judge_prompts(folder / "judge_prompts.jsonl")
-        options = (profile.generation, profile.model, self.out / "answers", profile.seed)
-        answers, dropped = mt_bench.answer_questions(self.model, questions, *options)
+        answers = mt_bench.answer_questions(questions, self.answer)
+        write_json(self.out / "answers.json", answers)
         answered = [question for question in questions if question.question_id in answers]
         grades = mt_bench.grade_answers(answered, answers, prompts, self.endpoint)
-        return {**mt_bench.summarise(grades, *self.draws()), "questions": len(questions), "dropped": dropped}
+        return mt_bench.summarise(grades, *self.draws()), len(questions), len(answers)
 
-    def arena_hard(self) -> dict[str, Any]:
+    def arena_hard(self) -> tuple[dict[str, Any], int, int]:
         folder = self.folder("arena-hard")
         questions = dict(list(arena_hard.read_questions(folder / "question.jsonl").items())[: self.limit])
         baseline = arena_hard.read_answers(folder / f"model_answer_{BASELINE}.jsonl")
-        answers, dropped = self.answer(questions)
+        answers = self.answer({key: user_turn(text) for key, text in questions.items()})
+        write_json(self.out / "answers.json", answers)
         games = arena_hard.judge_answers(questions, answers, baseline, self.endpoint)
-        return {**arena_hard.score(games, *self.draws()), "questions": len(questions), "dropped": dropped}
+        return arena_hard.score(games, *self.draws()), len(questions), len(answers)
 
-    def alpaca_eval(self) -> dict[str, Any]:
-        file, names, endpoint = self.root / ALPACA_REFERENCE, ("instruction", "output", "generator"), self.endpoint
+    def alpaca_eval(self) -> tuple[dict[str, Any], int, int]:
+        file = self.root / ALPACA_REFERENCE
         if not file.is_file():
             from huggingface_hub import hf_hub_download
 
             file = Path(hf_hub_download("tatsu-lab/alpaca_eval", file.name, repo_type="dataset"))
-        everything = read_rows(file, lambda row: {name: row[name] for name in names})[: self.limit]
-        answers, dropped = self.answer({str(i): row["instruction"] for i, row in enumerate(everything)})
-        reference = [everything[int(i)] for i in answers]
+        names = ("instruction", "output", "generator")
+        reference = read_rows(file, lambda row: {name: row[name] for name in names})[: self.limit]
+        answers = self.answer({str(i): user_turn(row["instruction"]) for i, row in enumerate(reference)})
+        theirs = [reference[int(key)] for key in answers]
         outputs = [{"instruction": row["instruction"], "output": answer, "generator": "policy"}
-                   for row, answer in zip(reference, answers.values(), strict=True)]  # fmt: skip
+                   for row, answer in zip(theirs, answers.values(), strict=True)]  # fmt: skip
         write_json(self.out / "model_outputs.json", outputs)
-        prompt = Path(_judge_config()["prompt_template"]).read_text(encoding="utf-8")
-        pairs = zip(outputs, reference, strict=True)
-        texts = [f"{prompt}{ours['instruction']}{ours['output']}{theirs['output']}" for ours, theirs in pairs]
-        # An upper limit: the package keeps its own cache, which is not subtracted.
-        print(f"{endpoint}: {endpoint.cost([user_turn(text) for text in texts], 1)}", flush=True)
-        found = judge_outputs(outputs, reference, endpoint.url, endpoint.model, self.out)
-        return summarise(found, outputs, reference, *self.draws()) | {"questions": len(everything), "dropped": dropped}
+        found = judge_outputs(outputs, theirs, self.endpoint, self.out)
+        return summarise(found, outputs, theirs, *self.draws()), len(reference), len(outputs)
 
     def draws(self) -> tuple[int, float, int]:
         """Bootstrap samples, confidence, seed."""
         return self.profile.evaluation.bootstrap_samples, self.profile.evaluation.confidence, self.profile.seed
 
-    def answer(self, questions: dict[str, str]) -> tuple[dict[str, str], dict[str, int]]:
-        """One greedy answer to each question that is not too long, by its key; and the questions dropped, by reason."""
-        profile, greedy = self.profile, self.profile.generation.variant(1, [0.0])
-        rows = [{"prompt_id": key, "prompt": user_turn(text)} for key, text in questions.items()]
-        data, dropped = generate(self.model, rows, greedy, profile.model, self.out / "answers", profile.seed)
-        return {row["prompt_id"]: row["responses"][0] for row in data}, dropped
+    def answer(self, conversations: Mapping[str, Sequence[Message]], temperature: float = 0.0) -> dict[str, str]:
+        """One answer to each conversation that is not too long, by its key."""
+        rows = [{"prompt_id": key, "prompt": messages} for key, messages in conversations.items()]
+        settings, out = self.profile.generation.variant(1, [temperature]), self.out / "answers"
+        data, _ = generate(self.model, rows, settings, self.profile.model, out, self.profile.seed)
+        return {row["prompt_id"]: row["responses"][0] for row in data}
 
     def folder(self, name: str) -> Path:
         if not (self.root / name).is_dir():
@@ -126,23 +125,39 @@ class _Benchmark:
 
 
 def judge_outputs(
-    outputs: Outputs, reference: Outputs, url: str, model: str, cache: Path, workers: int = 5
+    outputs: Outputs, reference: Outputs, endpoint: ChatEndpoint, cache: Path, workers: int = 5
 ) -> list[float | None]:
     """Probability that the judge prefers our output, per instruction, through the `alpaca_eval` package.
 
     The judge answers with one token, and the log-probabilities of its two candidates are the verdict; None where
     neither was among its five likeliest tokens. `reference` holds the baseline's outputs (the benchmark's is GPT-4
-    Turbo of November 2023), in any order; other instructions than those of `outputs` are a ValueError. `url` must give
-    log-probabilities, its key is OPENAI_API_KEY; pairs whose verdicts lie in the folder `cache` are not asked again.
+    Turbo of November 2023), in any order; other instructions than those of `outputs` are a ValueError. The endpoint
+    must give log-probabilities; pairs whose verdicts lie in the folder `cache` are not asked again.
     """
     theirs = {row["instruction"]: row for row in reference}
-    if len(theirs) != len(reference) or [row["instruction"] not in theirs for row in outputs].count(True):
+    if len(theirs) != len(reference) or any(row["instruction"] not in theirs for row in outputs):
         raise ValueError("AlpacaEval: outputs and reference must answer the same instructions, each once")
     # Local servers want no key, but the package does; it reads its environment when imported.
     os.environ.setdefault("OPENAI_API_KEY", "none")
+    import alpaca_eval
     from alpaca_eval.annotators import PairwiseAnnotator
 
-    annotator = PairwiseAnnotator(annotators_config=str(_write_config(cache, url, model, workers)), seed=0)
+    folder = Path(str(alpaca_eval.__file__)).resolve().parent / "evaluators_configs"
+    config: dict[str, Any] = yaml.safe_load((folder / JUDGE / "configs.yaml").read_text(encoding="utf-8"))[JUDGE]
+    template = folder / config["prompt_template"]
+    prompt = template.read_text(encoding="utf-8")
+    texts = [f"{prompt}{row['instruction']}{row['output']}{theirs[row['instruction']]['output']}" for row in outputs]
+    # An upper limit: the package keeps its own cache, which is not subtracted.
+    print(f"{endpoint}: {endpoint.cost([user_turn(text) for text in texts], 1)}", flush=True)
+    config["prompt_template"] = str(template)
+    config["completions_kwargs"] |= {
+        "model_name": endpoint.settings.judge_model, "openai_api_base": endpoint.settings.endpoint_url,
+        "requires_chatml": True, "num_procs": workers, "price_per_token": 0,
+        "client_kwargs": {"max_retries": 5, "timeout": 60.0},
+    }  # fmt: skip
+    file = cache.resolve() / f"alpaca_eval_judge-{hash_value(config)}" / "configs.yaml"  # verdicts are cached beside it
+    write_json(file, {endpoint.settings.judge_model: config})  # JSON is YAML
+    annotator = PairwiseAnnotator(annotators_config=str(file.parent), seed=0)
     if annotator.df_annotations is not None:
         # Verdicts that are all whole numbers come back from the cache as int64, where the package cannot write a tie.
         annotator.df_annotations = annotator.df_annotations.astype({"preference": float})
@@ -151,6 +166,8 @@ def judge_outputs(
     )
     found = {row["instruction"]: row["preference"] for row in annotated}
     preferences = [found.get(row["instruction"]) for row in outputs]
+    failure = Failure("unparsable", "neither candidate's token is among the five likeliest")
+    endpoint.check_failures([failure for value in preferences if pd.isna(value)], len(outputs))
     return [None if pd.isna(value) else float(value) - 1.0 for value in preferences]
 
 
@@ -172,24 +189,3 @@ def summarise(
         "lc_win_rate": asdict(controlled.win_rate), "length_effect": controlled.length_effect,
         "mean_length": float(np.mean(ours)), "reference_mean_length": float(np.mean(base)),
     }  # fmt: skip
-
-
-def _write_config(cache: Path, url: str, model: str, workers: int) -> Path:
-    """AlpacaEval-2's judge with our endpoint, for the package. Its annotations are cached beside it."""
-    config = _judge_config()
-    config["completions_kwargs"] |= {
-        "model_name": model, "requires_chatml": True, "num_procs": workers, "openai_api_base": url,
-        "price_per_token": 0, "client_kwargs": {"max_retries": 5, "timeout": 60.0},
-    }  # fmt: skip
-    folder = cache.resolve() / "alpaca_eval_judge"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "configs.yaml").write_text(json.dumps({model: config}), encoding="utf-8")  # JSON is YAML
-    return folder
-
-
-def _judge_config() -> dict[str, Any]:
-    import alpaca_eval
-
-    folder = Path(str(alpaca_eval.__file__)).resolve().parent / "evaluators_configs"
-    config: dict[str, Any] = yaml.safe_load((folder / JUDGE / "configs.yaml").read_text(encoding="utf-8"))[JUDGE]
-    return {**config, "prompt_template": str(folder / config["prompt_template"])}

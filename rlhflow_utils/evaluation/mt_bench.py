@@ -8,8 +8,7 @@ temperature. A reply without a grade between 1 and 10 is counted and left out of
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -20,9 +19,7 @@ import pandas as pd
 from rlhflow_utils.data.reading import read_rows
 from rlhflow_utils.evaluation.judges import ChatEndpoint
 from rlhflow_utils.evaluation.statistics import bootstrap_mean
-from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 from rlhflow_utils.models.chat import Message
-from rlhflow_utils.online.generation import generate
 
 REFERENCE_CATEGORIES = {"math", "reasoning", "coding"}
 TEMPERATURES = {
@@ -39,14 +36,6 @@ class Question(NamedTuple):
     category: str
     turns: list[str]  # two
     references: list[str] | None  # answers, in the categories that have them
-
-
-class Grade(NamedTuple):
-    question_id: int
-    category: str
-    turn: int  # 1 or 2
-    grade: float | None  # None where the reply held none
-    status: str  # the reply's, or `unparsable`
 
 
 def read_questions(folder: Path) -> list[Question]:
@@ -76,23 +65,21 @@ def read_judge_prompts(path: Path) -> JudgePrompts:
 
 
 def answer_questions(
-    model: str | Path, questions: Sequence[Question], settings: GenerationSettings, model_settings: ModelSettings,
-    out: Path, seed: int,
-) -> tuple[dict[int, list[str]], dict[str, int]]:  # fmt: skip
-    """Question id -> two answers, at the benchmark's temperatures; and the questions dropped, by reason."""
+    questions: Sequence[Question], answer: Callable[[Mapping[str, Sequence[Message]], float], Mapping[str, str]]
+) -> dict[int, list[str]]:
+    """Question id -> two answers, at the benchmark's temperatures, without questions with a turn that is too long.
+
+    `answer` (conversation by key, temperature) gives the model's answers by key.
+    """
     answers: dict[int, list[str]] = {question.question_id: [] for question in questions}
     for turn, temperature in product((0, 1), sorted(set(TEMPERATURES.values()))):
         # A question whose first turn was too long has no answer and gets no second turn.
-        rows = [{"prompt_id": f"{q.question_id}-{turn}", "prompt": conversation(q, answers[q.question_id])}
-                for q in questions
-                if TEMPERATURES[q.category] == temperature and len(answers[q.question_id]) == turn]  # fmt: skip
-        if rows:
-            folder = out / f"turn_{turn + 1}_temperature_{temperature}"
-            data, _ = generate(model, rows, settings.variant(1, [temperature]), model_settings, folder, seed)
-            for row in data:
-                answers[int(row["prompt_id"].split("-")[0])].append(row["responses"][0])
-    whole = {identifier: given for identifier, given in answers.items() if len(given) == 2}
-    return whole, {"prompt_too_long": len(questions) - len(whole)}
+        asked = {f"{q.question_id}-{turn}": q for q in questions
+                 if TEMPERATURES[q.category] == temperature and len(answers[q.question_id]) == turn}  # fmt: skip
+        conversations = {key: conversation(q, answers[q.question_id]) for key, q in asked.items()}
+        for key, text in (answer(conversations, temperature) if asked else {}).items():
+            answers[asked[key].question_id].append(text)
+    return {identifier: given for identifier, given in answers.items() if len(given) == 2}
 
 
 def conversation(question: Question, answers: Sequence[str]) -> list[Message]:
@@ -122,34 +109,29 @@ def parse_grade(reply: str) -> float | None:
 
 def grade_answers(
     questions: Sequence[Question], answers: Mapping[int, Sequence[str]], prompts: JudgePrompts, endpoint: ChatEndpoint
-) -> list[Grade]:
-    """Two grades per question, in order; every question must be answered."""
+) -> pd.DataFrame:
+    """`question_id`, `category`, `turn` (1 or 2) and `grade` (NaN: failed) of every turn; all must be answered."""
     turns = [(question, turn) for question in questions for turn in (1, 2)]
     asked = [grading_prompt(question, answers[question.question_id], turn, prompts) for question, turn in turns]
-    grades = []
-    for (question, turn), reply in zip(turns, endpoint.ask(asked, MAX_TOKENS), strict=True):
-        grade = parse_grade(reply.text) if reply.status == "answered" else None
-        status = "unparsable" if reply.status == "answered" and grade is None else reply.status
-        grades.append(Grade(question.question_id, question.category, turn, grade, status))
-    return grades
+    table = pd.DataFrame([{"question_id": q.question_id, "category": q.category, "turn": turn} for q, turn in turns])
+    return table.assign(grade=pd.Series(endpoint.ask(asked, parse_grade, MAX_TOKENS), dtype=float))
 
 
-def summarise(grades: Sequence[Grade], samples: int, confidence: float, seed: int) -> dict[str, Any]:
-    """Mean grade over all turns, by turn and by category, with what could not be graded; ValueError if nothing was.
+def summarise(grades: pd.DataFrame, samples: int, confidence: float, seed: int) -> dict[str, Any]:
+    """Mean grade over all turns, by turn and by category; ValueError if no turn has a grade.
 
     Intervals are over questions, whose two turns are kept together; a question with one graded turn enters with it.
     """
-    graded = [grade for grade in grades if grade.grade is not None]
-    if not graded:
+    graded = grades.dropna()
+    if graded.empty:
         raise ValueError(f"MT-Bench: none of {len(grades)} replies holds a grade from 1 to 10")
 
-    def mean(part: Sequence[Grade]) -> dict[str, float]:
-        means = pd.DataFrame(part).groupby("question_id", sort=False)["grade"].mean()
+    def mean(part: pd.DataFrame) -> dict[str, float]:
+        means = part.groupby("question_id", sort=False)["grade"].mean()
         return asdict(bootstrap_mean(means, samples, confidence, seed))
 
-    turns, categories = Counter(one.turn for one in graded), sorted({one.category for one in graded})
     return {
-        "score": mean(graded), "statuses": dict(Counter(grade.status for grade in grades)),
-        "turns": {str(i): mean([one for one in graded if one.turn == i]) if turns[i] else None for i in (1, 2)},
-        "categories": {name: mean([one for one in graded if one.category == name]) for name in categories},
+        "score": mean(graded), "ungraded": len(grades) - len(graded),
+        "turns": {str(turn): mean(part) for turn, part in graded.groupby("turn")},
+        "categories": {name: mean(part) for name, part in graded.groupby("category")},
     }  # fmt: skip

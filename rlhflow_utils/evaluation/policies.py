@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from rlhflow_utils.data.reading import Prompt, Root
 from rlhflow_utils.data.sources import read
@@ -45,18 +46,20 @@ def evaluate_policy(
 
     `answers` and `reference` come from `answer_held_out`; both may be the SFT model's, then every prompt is a tie.
     `estimates` has each metric with its interval (`lc_`: length-controlled; lengths are in characters), `skills` the
-    same for each skill (gold judge only), `prompts` the columns behind it all, one entry per prompt.
+    same for each skill (gold judge only), `prompts` the columns behind it all, one entry per prompt. A prompt whose
+    verdict failed has the outcome null, is left out of win rates, and is counted as `no_verdict`.
     """
     judge = build_judge(evaluation, world, judge_model, batch_tokens, cache_file)
     columns = _per_prompt(_pair_up(list(answers.dataset()), list(reference.dataset())), judge)
-    outcome, n = columns["outcome"], len(columns["outcome"])
-    skills = columns.get("skill", [])
-    by_skill = {skill: [i for i, each in enumerate(skills) if each == skill] for skill in sorted(set(skills))}
+    table, judged = pd.DataFrame(columns), [each for each in columns["outcome"] if each is not None]
+    if not judged:
+        raise ValueError(f"the {judge.name} judge gave no verdict on any of {len(table)} prompts")
+    skills: Any = table.groupby("skill") if "skill" in table else []
     results: dict[str, Any] = {
-        "judge": judge.name, "n": n, "judge_counts": dict(getattr(judge, "counts", {})), "prompts": columns,
-        "estimates": _estimates(columns, range(n), evaluation, seed),
-        "counts": {"wins": outcome.count(1.0), "ties": outcome.count(0.5), "losses": outcome.count(0.0)},
-        "skills": {skill: _estimates(columns, rows, evaluation, seed) for skill, rows in by_skill.items()},
+        "judge": judge.name, "n": len(judged), "judge_counts": dict(getattr(judge, "counts", {})), "prompts": columns,
+        "estimates": _estimates(table, evaluation, seed),
+        "counts": {"wins": judged.count(1.0), "ties": judged.count(0.5), "losses": judged.count(0.0)},
+        "skills": {skill: _estimates(part, evaluation, seed) for skill, part in skills},
     }  # fmt: skip
     write_json(into / "results.json", results)
     metrics: dict[str, Any] = {f"{judge.name}_{name}": count for name, count in results["judge_counts"].items()}
@@ -64,7 +67,8 @@ def evaluate_policy(
         prefix = f"{judge.name}_" if name in ("win_rate", "lc_win_rate", "reward") else ""
         suffix = "_vs_sft" if name.endswith("win_rate") else ""
         metrics |= Estimate(**estimate).metrics(f"{prefix}{name}{suffix}")
-    return Summary({"prompts": Rows(n, n)}, metrics)
+    failed = len(table) - len(judged)
+    return Summary({"prompts": Rows(len(table), len(judged), {"no_verdict": failed} if failed else {})}, metrics)
 
 
 def _per_prompt(rows: Sequence[tuple[Row, Row]], judge: Judge) -> dict[str, list[Any]]:
@@ -88,19 +92,18 @@ def _per_prompt(rows: Sequence[tuple[Row, Row]], judge: Judge) -> dict[str, list
     return columns
 
 
-def _estimates(
-    columns: Mapping[str, list[Any]], rows: Sequence[int], evaluation: EvaluationSettings, seed: int
-) -> dict[str, dict[str, Any]]:
+def _estimates(table: pd.DataFrame, evaluation: EvaluationSettings, seed: int) -> dict[str, dict[str, Any]]:
     """Every metric over some of the prompts."""
-    part = {name: [values[row] for row in rows] for name, values in columns.items()}
     means = {"win_rate": "outcome", "mean_length": "length", "reward": "reward", "proxy_reward": "proxy_reward",
              "proxy_win_rate": "proxy_outcome"}  # fmt: skip
     shares = {"accuracy": "right", "truncation_rate": "truncated"}
     samples, confidence = evaluation.bootstrap_samples, evaluation.confidence
-    found = {name: bootstrap_mean(part[of], samples, confidence, seed) for name, of in means.items() if of in part}
-    found |= {name: accuracy(part[of], confidence) for name, of in shares.items() if of in part}
-    lengths = part["length"], part["reference_length"]
-    found["lc_win_rate"] = length_controlled_win_rate(part["outcome"], *lengths, confidence).win_rate
+    judged = table.dropna(subset="outcome")
+    found = {name: bootstrap_mean((judged if column == "outcome" else table)[column], samples, confidence, seed)
+             for name, column in means.items() if column in table}  # fmt: skip
+    found |= {name: accuracy(table[column], confidence) for name, column in shares.items() if column in table}
+    lengths = judged["length"], judged["reference_length"]
+    found["lc_win_rate"] = length_controlled_win_rate(judged["outcome"], *lengths, confidence).win_rate
     return {name: asdict(estimate) for name, estimate in found.items()}
 
 

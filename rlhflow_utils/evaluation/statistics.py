@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,37 +65,47 @@ def weighted_mean(parts: Sequence[Estimate], weights: Sequence[float]) -> Estima
     return Estimate(value, value - below, value + above, sum(part.n for part in parts))
 
 
-def bootstrap_mean(values: ArrayLike, samples: int, confidence: float, seed: int) -> Estimate:
+def bootstrap_mean(
+    values: ArrayLike, samples: int, confidence: float, seed: int, weights: ArrayLike | None = None
+) -> Estimate:
     """Mean of one number per prompt with a percentile bootstrap interval: prompts are drawn with replacement.
 
-    If all values are equal the interval has zero width; use `wilson_interval` for small samples.
+    `weights` are one per prompt, drawn with it; None: equal. If all values are equal the interval has zero width; use
+    `wilson_interval` for small samples.
     """
     vector = _vector(values, "bootstrap")
-    mean = float(vector.mean())
+    data = vector, np.ones_like(vector) if weights is None else _vector(weights, "bootstrap weights")
+
+    def mean(values: Floats, weights: Floats, axis: int = -1) -> Any:
+        return (values * weights).sum(axis) / weights.sum(axis)
+
+    value = float(mean(*data))
     if len(vector) == 1:
-        return Estimate(mean, mean, mean, 1)
-    interval = stats.bootstrap(
-        (vector,), np.mean, n_resamples=samples, confidence_level=confidence, method="percentile", rng=seed, batch=100
-    ).confidence_interval
-    return Estimate(mean, float(interval.low), float(interval.high), len(vector))
+        return Estimate(value, value, value, 1)
+    options = {"n_resamples": samples, "confidence_level": confidence, "method": "percentile", "batch": 100}
+    interval = stats.bootstrap(data, mean, paired=True, rng=seed, **options).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high), len(vector))
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, samples: int, confidence: float, seed: int) -> Estimate:
-    """Mean of ``a - b`` with its bootstrap interval; both hold one number per prompt, in the same prompt order."""
-    first, second = _vector(a, "paired difference"), _vector(b, "paired difference")
+def paired_difference(a: Iterable[Any], b: Iterable[Any], samples: int, confidence: float, seed: int) -> Estimate:
+    """Mean of ``a - b`` with its bootstrap interval; both hold one number per prompt, in the same prompt order.
+
+    Prompts without a number (None: no verdict) on either side are left out.
+    """
+    first, second = list(a), list(b)
     if len(first) != len(second):
         raise ValueError(f"paired difference of {len(first)} and {len(second)} values: pair them by prompt first")
-    return bootstrap_mean(first - second, samples, confidence, seed)
+    differences = [x - y for x, y in zip(first, second, strict=True) if x is not None and y is not None]
+    return bootstrap_mean(differences, samples, confidence, seed)
 
 
 def t_interval(values: Sequence[float], confidence: float) -> Estimate:
     """Mean of independent values (at least two seeds) with Student's t interval."""
     if len(values) < 2:
         raise ValueError(f"t interval of {len(values)} value(s): at least two seeds are needed")
-    vector = np.asarray(values, dtype=float)
-    n, mean = len(vector), float(vector.mean())
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * float(vector.std(ddof=1)) / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n)
+    mean = float(np.mean(values))
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
+    return Estimate(mean, mean - half, mean + half, len(values))
 
 
 def pearson_per_prompt(lengths: ArrayLike, rewards: ArrayLike) -> Floats:
