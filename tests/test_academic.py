@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from tiny_models import WORDS
 
 from rlhflow_utils.__main__ import main
+from rlhflow_utils.data.reading import SourceError
 from rlhflow_utils.evaluation import academic
 from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
@@ -54,7 +57,7 @@ def _scores(task: Any, docs: Sequence[Any], responses: Sequence[str]) -> list[fl
 
 
 def test_gsm8k_agrees_with_the_recorded_verdicts(data_root: Path) -> None:
-    """All 1319 rows for all four models; accuracies as recorded."""
+    """All 1319 rows for all four models, with the set's `####` for the recording's `A:`; accuracies as recorded."""
     lines = (data_root / "gsm8k/example_model_solutions.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
     task = _task("gsm8k", data_root)
@@ -62,15 +65,119 @@ def test_gsm8k_agrees_with_the_recorded_verdicts(data_root: Path) -> None:
     assert len(rows) == len(docs) == 1319
     accuracies = {}
     for name in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"):
-        right = _scores(task, docs, [row[name]["solution"] for row in rows])
+        right = _scores(task, docs, [row[name]["solution"].replace("\nA: ", "\n#### ") for row in rows])
         assert [value == 1.0 for value in right] == [row[name]["is_correct"] for row in rows]
         accuracies[name] = round(100 * sum(right) / len(right), 2)
     assert list(accuracies.values()) == [21.68, 39.04, 34.72, 56.25]
-    assert _scores(task, docs[:2], ["no number", "$18"]) == [0.0, 0.0]
+
+
+GSM8K = [
+    ("so #### 18", 1), ("so #### 18 apples", 1), ("so #### 18%", 1), ("#### 18\nA: 3", 1), ("#### 18.", 1),
+    ("#### 18\n\nProblem: next\n#### 7", 1), ("#### 7\n\nProblem: next\n#### 18", 0), ("#### 17 apples", 0),
+    ("no number", 0), ("$18", 0), ("A: 18", 0), ("####18", 0), ("#### $18", 0), ("#### -18", 0), ("#### 1,8", 1),
+    ("#### **18**", 0), ("#### 18.00", 0), ("####  18", 0), ("#### eighteen #### 18", 1), ("", 0),
+]  # fmt: skip
+
+
+def _strict_match(completion: str, gold: str) -> float:
+    """lm-eval's strict filter and exact match, written again without it or regular expressions."""
+    number = ""
+    for start in range(len(completion)):
+        rest = completion[start:].removeprefix("#### ")
+        if completion.startswith("#### ", start) and not number:
+            sign = "-" if rest.startswith("-") else ""
+            digits = ""
+            for character in rest.removeprefix("-"):
+                if character not in "0123456789.,":
+                    break
+                digits += character
+            number = sign + digits if digits else ""
+    return float(number.replace(",", "").removesuffix(".") == gold)
+
+
+def test_gsm8k_takes_what_follows_the_first_mark(data_root: Path) -> None:
+    """By hand, and 200 random completions against the rule written again."""
+    task = _task("gsm8k", data_root)
+    doc = {"question": "q", "answer": "16 - 3 + 5 = 18\n#### 18"}
+    assert _scores(task, [doc] * len(GSM8K), [text for text, _ in GSM8K]) == [right for _, right in GSM8K]
+    rng, pieces = (
+        random.Random(0),
+        ["#### ", "####", "18", "1,8", "7", "-", "$", "%", ".", ",", " ", "\n", "apples", "A: "],
+    )
+    texts = ["".join(rng.choices(pieces, k=rng.randint(1, 9))) for _ in range(200)]
+    texts += [f"#### {text}" for text in texts]
+    expected = [_strict_match(text, "18") for text in texts]
+    assert 20 < sum(expected) < 300
+    assert _scores(task, [doc] * len(texts), texts) == expected
+    assert [_strict_match(text, "18") for text, _ in GSM8K] == [right for _, right in GSM8K]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "problem"),
+    [
+        (
+            "gsm8k",
+            "gsm8k/test.jsonl",
+            '{"question": "q", "answer": null}',
+            "row 1 .*'answer' must be a str, found NoneType",
+        ),
+        (
+            "gsm8k",
+            "gsm8k/test.jsonl",
+            '{"question": ["q"], "answer": "#### 1"}',
+            "row 1 .*'question' must be a str, found list",
+        ),
+        ("gsm8k", "gsm8k/test.jsonl", '{"question": "q"}', "row 1 .*'answer' is missing"),
+        ("mmlu", "mmlu/anatomy_test.csv", "q,1,2,3,4,A\nq,1,2,3,4,E\n", "row 2 .*'answer' must be one of .*'E'"),
+        ("mmlu", "mmlu/anatomy_test.csv", "q,1,2,3,4,A\nq,1,,3,4,A\n", "row 2 .*'B' is empty"),
+        (
+            "mmlu",
+            "mmlu/anatomy_test.csv",
+            "q,1,2,3,4,A\nq,1,2,3,A\n",
+            "breaks after 1 rows: a line has more or fewer fields",
+        ),
+        (
+            "humaneval",
+            "humaneval/HumanEval.jsonl.gz",
+            '{"prompt": "p", "test": null, "entry_point": "f"}',
+            "'test' must be a str",
+        ),
+        (
+            "mbpp",
+            "mbpp/mbpp.jsonl",
+            '{"task_id": 11, "text": "t", "code": "c", "test_list": null}',
+            "'test_list' is empty",
+        ),
+        (
+            "arc",
+            "arc/ARC-Challenge-test.jsonl",
+            '{"question": "q", "choices": "A", "answerKey": "A"}',
+            "'choices.text' is missing",
+        ),
+    ],
+)
+def test_a_row_that_is_not_the_set_s_is_named(tmp_path: Path, name: str, file: str, content: str, problem: str) -> None:
+    (tmp_path / file).parent.mkdir()
+    opened = gzip.open if file.endswith(".gz") else open
+    with opened(tmp_path / file, "wt", encoding="utf-8") as handle:
+        handle.write(content)
+    with pytest.raises(SourceError, match=f"{file}: .*{problem}") as caught:
+        academic._datasets(name, {"test": tmp_path / file})
+    assert "\n" not in str(caught.value)
+
+
+def test_marks_and_blank_lines_of_editors_change_no_row(data_root: Path, tmp_path: Path) -> None:
+    for name, file in {"mmlu": "mmlu/anatomy_dev.csv", "gsm8k": "gsm8k/test.jsonl", "mbpp": "mbpp/mbpp.jsonl"}.items():
+        (tmp_path / file).parent.mkdir()
+        content = (data_root / file).read_bytes()
+        (tmp_path / file).write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\n\n", 3) + b"\n\n")
+        ours, theirs = (academic._datasets(name, {"test": root / file})["test"] for root in (tmp_path, data_root))
+        assert list(ours) == list(theirs)
+        assert len(ours) > 4
 
 
 def test_truthfulqa_is_a_share_of_probability(data_root: Path) -> None:
-    row = academic._truthfulqa_row(
+    row = academic.truthfulqa_row(
         {"Question": "q", "Best Answer": "a", "Correct Answers": "a; b;", "Incorrect Answers": "b; c; c"}
     )
     assert row["mc2_targets"] == {"choices": ["a", "b", "c"], "labels": [1, 1, 0]}

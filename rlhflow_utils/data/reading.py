@@ -188,15 +188,15 @@ def _local_files(patterns: list[str], folder: Path) -> list[tuple[str, Path]]:
     return list(zip(names, paths, strict=True))
 
 
-def file_rows(path: Path) -> Iterator[Row]:
-    """Rows of a local file. SourceError where it has none, or cannot be read to its end."""
+def file_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Rows of a local file; `columns` are those of a CSV without header. SourceError: no rows, or not whole."""
     reader = READERS.get(Path(path.name.removesuffix(".gz")).suffix)
     if reader is None:
         raise SourceError(f"{path.name} ends in none of {tuple(READERS)} (each also with .gz)")
     done = 0
     try:
         with cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as stream:
-            for row in reader(stream):
+            for row in _csv(stream, columns) if columns else reader(stream):
                 if not isinstance(row, dict):
                     raise ValueError(f"expected an object with fields, found {type(row).__name__}")
                 yield row
@@ -227,10 +227,11 @@ def _json(stream: IO[bytes]) -> Iterator[Any]:
     yield from content
 
 
-def _csv(stream: IO[bytes]) -> Iterator[Any]:
+def _csv(stream: IO[bytes], columns: Sequence[str] | None = None) -> Iterator[Any]:
     csv.field_size_limit(sys.maxsize)
     # Not pandas: it fills a line that lacks fields with empty ones.
-    for row in csv.DictReader(_csv_lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")), strict=True):
+    lines = _csv_lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+    for row in csv.DictReader(lines, columns, strict=True):
         if None in row or None in row.values():
             raise ValueError("a line has more or fewer fields than the header")
         yield row
@@ -277,11 +278,11 @@ def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Row]]:
 Parsed = TypeVar("Parsed")
 
 
-def read_rows(path: Path, parse: Callable[[Any], Parsed]) -> list[Parsed]:
+def read_rows(path: Path, parse: Callable[[Any], Parsed], columns: Sequence[str] | None = None) -> list[Parsed]:
     """Every row of a benchmark's file. SourceError where a row lacks what `parse` takes from it by key and index."""
     parsed: list[Parsed] = []
     try:
-        for row in file_rows(path):
+        for row in file_rows(path, columns):
             parsed.append(parse(row))
     except (ValueError, LookupError, TypeError) as error:
         problem = f"no field {error}" if isinstance(error, KeyError) else str(error)

@@ -11,38 +11,22 @@ results as absent; nothing is put in its place.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import yaml
+
+from rlhflow_utils.data.reading import FieldError, get, get_label, read_rows
 from rlhflow_utils.evaluation.sandbox import run_program
 from rlhflow_utils.evaluation.statistics import accuracy
 
 Row = dict[str, Any]  # of a set, and a task of lm-eval
-
-
-class Benchmark(NamedTuple):
-    shots: int  # the paper's
-    task_file: str  # of lm-eval
-    metric: str
-    files: dict[str, str]  # split -> local file
-
-
-SUITE = {
-    "gsm8k": Benchmark(8, "gsm8k/gsm8k.yaml", "exact_match",
-                       {"train": "gsm8k/train_first2000.jsonl", "test": "gsm8k/test.jsonl"}),
-    "mmlu": Benchmark(5, "mmlu/default/mmlu_{subject}.yaml", "acc",
-                      {"dev": "mmlu/{subject}_dev.csv", "test": "mmlu/{subject}_test.csv"}),
-    "humaneval": Benchmark(0, "humaneval/humaneval.yaml", "pass_at_1", {"test": "humaneval/HumanEval.jsonl.gz"}),
-    "truthfulqa": Benchmark(0, "truthfulqa/truthfulqa_mc2.yaml", "acc", {"validation": "truthfulqa/TruthfulQA.csv"}),
-    "arc": Benchmark(25, "arc/arc_challenge.yaml", "acc_norm",  # may not be passed on: bring your own copy
-                     {split: f"arc/ARC-Challenge-{split}.jsonl" for split in ("train", "test")}),
-    "mbpp": Benchmark(0, "mbpp/mbpp.yaml", "pass_at_1", {"test": "mbpp/mbpp.jsonl"}),
-}  # fmt: skip
-GSM8K_FILTER = "flexible-extract"  # lm-eval's two: the last number, or what follows `####`
+SUITE: dict[str, Row] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+KINDS = {"text": str, "list": list, "number": int}
+GSM8K_FILTER = "strict-match"  # lm-eval's headline: the number after the first `####`, as in the shots
 CODE_SECONDS = 15.0  # the slowest reference solution (MBPP 123) takes about 6
 MBPP_TEST = range(11, 511)  # task ids of the test split; the file holds all splits
 
@@ -66,16 +50,17 @@ def _config(name: str, subject: str, root: Path | None) -> Row:
     """lm-eval's task, with our shots, our rows and our way to run code."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    is_code = SUITE[name].metric == "pass_at_1"  # lm-eval's functions run it in this process, so they are not loaded
-    config: Row = load_yaml(_task_folder() / SUITE[name].task_file.format(subject=subject), resolve_func=not is_code)
-    config |= {"task": f"{name}_{subject}" if subject else name, "num_fewshot": SUITE[name].shots}
+    suite = SUITE[name]
+    is_code = suite["metric"] == "pass_at_1"  # lm-eval's functions run it in this process, so they are not loaded
+    config: Row = load_yaml(_task_folder() / suite["task_file"].format(subject=subject), resolve_func=not is_code)
+    config |= {"task": f"{name}_{subject}" if subject else name, "num_fewshot": suite["shots"]}
     if is_code:
         metric = {"metric": pass_at_1, "aggregation": "mean", "higher_is_better": True}
         config |= {"metric_list": [metric], "unsafe_code": False, "fewshot_config": None}
     if name == "humaneval":
         config["filter_list"] = [{"name": "program", "filter": [{"function": "custom", "filter_fn": whole_programs}]}]
     if root:
-        files = {split: root / file.format(subject=subject) for split, file in SUITE[name].files.items()}
+        files = {split: root / file.format(subject=subject) for split, file in suite["files"].items()}
         if missing := [file for file in files.values() if not file.is_file()]:
             raise FileNotFoundError(str(missing[0].relative_to(root)))
         config["custom_dataset"] = partial(_datasets, name, files)
@@ -91,7 +76,7 @@ def _task_folder() -> Path:
 def _subjects(root: Path | None) -> list[str]:
     """MMLU's subjects; with local files those that have both splits."""
     known = sorted(file.stem.removeprefix("mmlu_") for file in (_task_folder() / "mmlu/default").glob("mmlu_*.yaml"))
-    files = SUITE["mmlu"].files.values()
+    files = SUITE["mmlu"]["files"].values()
     found = [name for name in known if not root or all((root / file.format(subject=name)).is_file() for file in files)]
     if not found:
         raise FileNotFoundError("mmlu/*_test.csv beside mmlu/*_dev.csv")
@@ -112,22 +97,30 @@ def whole_programs(responses: Sequence[Sequence[str]], docs: Sequence[Row]) -> l
 
 def _datasets(name: str, files: Mapping[str, Path], **_: Any) -> Any:
     """Rows in the hub's schema; lm-eval passes the task's metadata, which no set here needs."""
-    from datasets import Dataset, DatasetDict, load_dataset
+    from datasets import Dataset, DatasetDict
 
-    def read(file: Path, reader: Any, parse: Any) -> Dataset:
-        with file.open(encoding="utf-8", newline="") as handle:
-            return Dataset.from_list([parse(row) for row in reader(handle)])
-
-    def choices(row: Sequence[str]) -> Row:  # the files have no header
-        return {"question": row[0], "choices": row[1:5], "answer": "ABCD".index(row[5].strip())}
-
-    if ways := {"mmlu": (csv.reader, choices), "truthfulqa": (csv.DictReader, _truthfulqa_row)}.get(name):
-        return DatasetDict({split: read(file, *ways) for split, file in files.items()})
-    rows = load_dataset("json", data_files={split: str(file) for split, file in files.items()})
-    return rows.filter(lambda row: row["task_id"] in MBPP_TEST) if name == "mbpp" else rows
+    splits = {split: read_rows(file, partial(_row, name), SUITE[name].get("columns")) for split, file in files.items()}
+    if name == "mbpp":
+        splits["test"] = [row for row in splits["test"] if row["task_id"] in MBPP_TEST]
+    return DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
 
 
-def _truthfulqa_row(row: Mapping[str, str]) -> Row:
+def _row(name: str, native: Row) -> Row:
+    """A row of a local file in the hub's schema; FieldError where a field that the task reads is wrong or empty."""
+    for field, kind in SUITE[name]["fields"].items():
+        if not get(native, field, KINDS[kind]) and kind != "number":
+            raise FieldError(f"field {field!r} is empty")
+    if name == "mmlu":
+        answer = get_label({"answer": native["answer"].strip()}, "answer", "ABCD")
+        return {
+            "question": native["question"],
+            "choices": [native[each] for each in "ABCD"],
+            "answer": "ABCD".index(answer),
+        }
+    return truthfulqa_row(native) if name == "truthfulqa" else native
+
+
+def truthfulqa_row(row: Mapping[str, str]) -> Row:
     """MC2 targets from the lists; an answer in both lists (there are two) counts as true."""
     true, false = ([each.strip() for each in row[f"{kind} Answers"].split(";")] for kind in ("Correct", "Incorrect"))
     right = dict.fromkeys(filter(None, [row["Best Answer"].strip(), *true]))
@@ -158,7 +151,7 @@ def evaluate_academic(
     )  # fmt: skip
     assert found is not None  # it is on the first process alone, and there is one
     # TruthfulQA's scores are shares between 0 and 1: there the interval is on the safe side.
-    tasks = {name: {**asdict(accuracy(values, confidence, what=name)), "shots": SUITE[name].shots}
+    tasks = {name: {**asdict(accuracy(values, confidence, what=name)), "shots": SUITE[name]["shots"]}
              for name, values in scores_by_task(found["samples"]).items()}  # fmt: skip
     return {"tasks": tasks, "absent": absent, "limit": limit, "lm_eval": lm_eval.__version__}
 
@@ -169,5 +162,5 @@ def scores_by_task(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[s
     for task, rows in samples.items():
         name = "mmlu" if task.startswith("mmlu") else task
         wanted = [row for row in rows if name != "gsm8k" or row["filter"] == GSM8K_FILTER]
-        values.setdefault(name, []).extend(float(row[SUITE[name].metric]) for row in wanted)
+        values.setdefault(name, []).extend(float(row[SUITE[name]["metric"]]) for row in wanted)
     return values
