@@ -110,9 +110,8 @@ def test_a_sound_pair_passes(changes: dict[str, Any]) -> None:
 
 def test_every_rule_is_exercised_and_documented() -> None:
     assert {reason for reason, _ in BAD} == set(RULES)
-    for rule in RULES.values():
-        assert rule.__doc__
-        assert "ourced" in rule.__doc__ or "econstructed" in rule.__doc__
+    for text in RULES.values():
+        assert "ourced" in text or "econstructed" in text
 
 
 def test_the_first_rule_in_order_names_the_reason() -> None:

@@ -51,8 +51,8 @@ def read_pairs(data: Path) -> pd.DataFrame:
 
 
 def rule_text(reason: str) -> tuple[str, str]:
-    """What a drop reason means, and its basis (sourced, reconstructed), from the rule's docstring."""
-    text = " ".join((load_facts()["reasons"].get(reason) or filters.RULES[reason].__doc__ or "").split())
+    """What a drop reason means, and its basis (sourced, reconstructed), from what is written of it."""
+    text = {**filters.RULES, **load_facts()["reasons"]}[reason]
     words = [word for word in ("sourced", "reconstructed") if word in text.lower()]
     return text.split(". ")[0].removesuffix("."), " in part, else ".join(words)
 
@@ -222,7 +222,7 @@ def run_data(name: str, out: str | None, overrides: Mapping[str, Any], published
     run = Run("data", profile, PROJECT / (out or f"runs/{profile.name}-data"))
     with locked(run.folder):
         if profile.world and not profile.data.root:
-            build_world(profile.world, into=run / "world")
+            build_world(profile.world, run.seed, into=run / "world")
         root, tokenizer = run.data_root(), run.base_model() if profile.model.base else None
         if root is None and not any(source.hub_id for source in profile.data.preference_sources):
             raise ConfigError(f"profile {profile.name} reads local rows: give their folder with --data-root")

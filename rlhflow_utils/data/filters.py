@@ -1,11 +1,9 @@
-"""Filter rules, in a fixed order; the first that fails names the reason, which becomes the pair's fate.
+"""Why a row is dropped: rules in a fixed order; the first that fails names the reason, which becomes the row's fate.
 
-Two kinds of rule. `RULES` look at one pair alone. `Deduplicator` compares a pair with those kept before it, from the
+Three kinds of rule. `RULES` look at one pair alone. `Deduplicator` compares a pair with those kept before it, from the
 same source: sources are filtered apart, so that what one mixture keeps does not depend on the sources of another.
-
-Each rule says whether it is *sourced* (stated by the paper or the authors' dataset cards) or *reconstructed* (needed
-to get there, but not stated). The paper's section 2.1 names what is removed: low-quality and meaningless samples,
-empty rounds, labels contradicted by other fields, small score margins.
+`HeldOut` compares what trains with the evaluation prompts. The paper's section 2.1 names what is removed: low-quality
+and meaningless samples, empty rounds, labels contradicted by other fields, small score margins.
 """
 
 from __future__ import annotations
@@ -13,14 +11,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from rlhflow_utils.data.reading import Candidate, Conversation
 from rlhflow_utils.guide.settings import DecontaminationSettings, FilterSettings
 from rlhflow_utils.models.chat import Message, prompt_key
 
 DROPPED = "dropped: "  # how the fate of a dropped row begins
+# What each rule on one pair drops, and its basis, in the order of `first_failure`.
+RULES: dict[str, str] = yaml.safe_load((Path(__file__).parent / "rules.yaml").read_text(encoding="utf-8"))
 # U+200B..U+200D, U+2060 and U+FEFF take no space on the page and survive str.strip().
 ZERO_WIDTH = re.compile("[\u200b-\u200d\u2060\ufeff]")
 ROLE_TAG = re.compile(r"\b(?:Human|Assistant):|^[ \t]*User:", re.MULTILINE)
@@ -28,21 +31,66 @@ PLACEHOLDER = re.compile(r"<\s*no\s*(?:in|out)put\s*>", re.IGNORECASE)  # left b
 SHORT_WORDS = frozenset({"no", "ok", "hi"})
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 
-# A rule: True where the pair must go. Arguments: the pair, the settings, the source's name.
-Rule = Callable[[Candidate, FilterSettings, str], bool]
+
+# --- one row alone ------------------------------------------------------------------------------------------------
 
 
-# --- rules on one pair --------------------------------------------------------------------------------------------
+def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str | None:
+    """Name of the first of the `RULES` that the pair fails, or None; `source` is the name of the pair's source."""
+    if pair.evidence == "no_pair":
+        return "no_pair"
+    contexts = [pair.prompt] if pair.rejected_prompt is None else [pair.prompt, pair.rejected_prompt]
+    if reason := structural_failure(pair.contents(), contexts):
+        return reason
+    if pair.evidence == "broken_alternation":
+        return "broken_alternation"
+    if contexts[0] != contexts[-1]:
+        return "unequal_context"
+    if any(map(has_role_tag, pair.contents() if pair.transcript else [pair.chosen, pair.rejected])):
+        return "role_tag_in_turn"
+    # The first words differ almost always, and are fast to see.
+    starts_alike = pair.chosen.split(None, 1)[:1] == pair.rejected.split(None, 1)[:1]
+    if starts_alike and _normal(pair.chosen) == _normal(pair.rejected):
+        return "identical_responses"
+    if pair.evidence == "no_label":
+        return "no_label"
+    gap = None
+    if pair.chosen_score is not None and pair.rejected_score is not None:
+        gap = pair.chosen_score - pair.rejected_score
+    if pair.evidence == "contradicted_label" or (gap is not None and gap < 0):
+        return "contradicted_label"
+    if pair.evidence == "tie" or gap == 0:
+        return "tie"
+    if pair.score_ratio is not None and pair.score_ratio <= settings.min_score_ratio:
+        return "small_margin"
+    if gap is not None and gap < settings.min_score_margin.get(source, 0.0):
+        return "small_margin"
+    shortest = settings.min_response_characters
+    return "meaningless" if is_meaningless(pair.chosen, shortest) or is_meaningless(pair.rejected, shortest) else None
 
 
-def is_text(content: Any) -> bool:
-    """Whether a turn's content is a string that a file can hold."""
-    return isinstance(content, str) and (content.isascii() or not SURROGATE.search(content))
+def structural_failure(contents: Sequence[Any], prompts: Iterable[list[Message]]) -> str | None:
+    """The rules that every kind of row must pass, on the contents of all its turns and on the roles of its prompts."""
+    if not all(isinstance(text, str) and (text.isascii() or not SURROGATE.search(text)) for text in contents):
+        return "non_string_content"
+    if not all(text.strip() for text in contents):
+        return "empty_turn"
+    if not all(text.isascii() or ZERO_WIDTH.sub("", text).strip() for text in contents):
+        return "zero_width"
+    return None if all(map(alternates, prompts)) else "broken_alternation"
 
 
-def is_zero_width(text: str) -> bool:
-    """Looks empty, but holds zero-width characters."""
-    return not text.isascii() and not ZERO_WIDTH.sub("", text).strip()
+def prompt_failure(prompt: list[Message], answers: Sequence[Any] = ()) -> str | None:
+    """The structural rules on a prompt, and perhaps answers to it."""
+    return structural_failure([*(message["content"] for message in prompt), *answers], [prompt])
+
+
+def conversation_failure(conversation: Conversation) -> str | None:
+    """The structural rules on a conversation to imitate, which must end in an assistant turn."""
+    messages = conversation.messages
+    if conversation.evidence or not messages or messages[-1]["role"] != "assistant":
+        return conversation.evidence or "broken_alternation"
+    return prompt_failure(messages[:-1], [messages[-1]["content"]])
 
 
 def alternates(prompt: list[Message]) -> bool:
@@ -53,110 +101,20 @@ def alternates(prompt: list[Message]) -> bool:
     return len(roles) % 2 == 1 and roles == [("user", "assistant")[i % 2] for i in range(len(roles))]
 
 
-def no_pair(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """The native row has fewer than two answers. Reconstructed."""
-    return pair.evidence == "no_pair"
-
-
-def non_string_content(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """A turn is not a string (PandaLM: the JSON value true), or not one that UTF-8 can hold. Reconstructed."""
-    return not all(is_text(content) for content in pair.contents())
-
-
-def empty_turn(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """A turn of either side is empty or white space. Sourced: "empty rounds", paper 2.1."""
-    return not all(content.strip() for content in pair.contents())
-
-
-def zero_width(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """A turn holds zero-width characters alone, so that it looks empty. Reconstructed (an empty round in disguise)."""
-    return any(is_zero_width(content) for content in pair.contents())
-
-
-def broken_alternation(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """Roles do not alternate user/assistant, or the prompt does not end with the user. Sourced: HH-RLHF card."""
-    contexts = [pair.prompt] if pair.rejected_prompt is None else [pair.prompt, pair.rejected_prompt]
-    return pair.evidence == "broken_alternation" or not all(map(alternates, contexts))
-
-
-def unequal_context(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """The two sides differ before the last answer. Sourced: HH-RLHF card ("identical context")."""
-    return pair.rejected_prompt is not None and pair.rejected_prompt != pair.prompt
-
-
-def role_tag_in_turn(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """A role tag is typed inside an answer: a hallucinated next turn, or a dialogue cut at the wrong place.
-
-    In dialogues cut out of one string every turn is searched, elsewhere the two answers only (a prompt may quote a
-    dialogue). Reconstructed.
-    """
-    turns = pair.contents() if pair.transcript else [pair.chosen, pair.rejected]
+def has_role_tag(turn: str) -> bool:
+    """Whether a role tag is typed inside a turn."""
     # The plain search first: it is many times faster, and almost all turns have no tag at all.
-    return any(ROLE_TAG.search(turn) for turn in turns if "Human:" in turn or "Assistant:" in turn or "User:" in turn)
+    return any(tag in turn for tag in ("Human:", "Assistant:", "User:")) and ROLE_TAG.search(turn) is not None
 
 
-def identical_responses(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """Both answers are the same text, white space aside. Sourced: HH-RLHF card ("final answers differ")."""
-    # Their first words differ almost always, and are fast to see.
-    starts_alike = pair.chosen.split(None, 1)[:1] == pair.rejected.split(None, 1)[:1]
-    return starts_alike and _normal(pair.chosen) == _normal(pair.rejected)
-
-
-def no_label(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """The native label is null or cannot be read as a number. Reconstructed."""
-    return pair.evidence == "no_label"
-
-
-def contradicted_label(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """Another native field says the opposite of the label. Sourced: paper 2.1; the fields compared: reconstructed."""
-    chosen, rejected = pair.chosen_score, pair.rejected_score
-    return pair.evidence == "contradicted_label" or not (chosen is None or rejected is None or chosen >= rejected)
-
-
-def tie(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """Both answers are equally good by the native label. Sourced: Orca, Capybara, CodeUltraFeedback cards."""
-    return pair.evidence == "tie" or (pair.chosen_score is not None and pair.chosen_score == pair.rejected_score)
-
-
-def small_margin(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """The score gap is below the source's `min_score_margin`, or SHP's ratio is not above `min_score_ratio`.
-
-    Sourced: paper 2.1 ("small margins"); SHP's ratio, strictly above 2: its card. Other margins: reconstructed.
-    """
-    if pair.score_ratio is not None and pair.score_ratio <= settings.min_score_ratio:
-        return True
-    margin = settings.min_score_margin.get(source)
-    if margin is None or pair.chosen_score is None or pair.rejected_score is None:
-        return False
-    return pair.chosen_score - pair.rejected_score < margin
-
-
-def meaningless(pair: Candidate, settings: FilterSettings, source: str) -> bool:
-    """An answer has no letter or digit, is a scrap of a word shorter than `min_response_characters`, or a placeholder.
-
-    Sourced as an aim ("meaningless samples", paper 2.1); the test is reconstructed.
-    """
-    return any(_is_meaningless(text.strip(), settings.min_response_characters) for text in (pair.chosen, pair.rejected))
-
-
-def _is_meaningless(text: str, shortest: int) -> bool:
+def is_meaningless(answer: str, shortest: int) -> bool:
+    """Whether an answer says nothing: see the rule `meaningless`."""
+    text = answer.strip()
     if not any(character.isalnum() for character in text) or PLACEHOLDER.fullmatch(text):
         return True
     # Length alone would also take whole answers: numbers, options ("C"), abbreviations, words of other scripts, "No".
     is_scrap = len(text) > 1 and text.isascii() and text.isalpha() and not text.isupper()
     return is_scrap and len(text) < shortest and text.lower() not in SHORT_WORDS
-
-
-_RULES = (
-    no_pair, non_string_content, empty_turn, zero_width, broken_alternation, unequal_context, role_tag_in_turn,
-    identical_responses, no_label, contradicted_label, tie, small_margin, meaningless,
-)  # fmt: skip
-RULES: dict[str, Rule] = {rule.__name__: rule for rule in _RULES}
-
-
-def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str | None:
-    """Name of the first rule that the pair fails, or None."""
-    return next((name for name, rule in RULES.items() if rule(pair, settings, source)), None)
 
 
 def is_too_long(tokens: tuple[int, int, int], settings: FilterSettings) -> bool:
@@ -170,18 +128,16 @@ def is_too_long(tokens: tuple[int, int, int], settings: FilterSettings) -> bool:
 # --- rules that remember ------------------------------------------------------------------------------------------
 
 
-def pair_hashes(key: str, chosen: str, rejected: str) -> tuple[int, int]:
-    """64-bit hashes of a pair as it stands and with its answers exchanged; white space in answers does not count."""
-    texts = (_normal(chosen), _normal(rejected))
-    return _hash(key, *texts), _hash(key, *texts[::-1])
-
-
-def _hash(*parts: str) -> int:
-    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big")
-
-
 def _normal(text: str) -> str:
     return " ".join(text.split())
+
+
+def pair_hashes(key: str, chosen: str, rejected: str) -> tuple[bytes, bytes]:
+    """64-bit hashes of a pair as it stands and with its answers exchanged; white space in answers does not count."""
+    one, other = _normal(chosen), _normal(rejected)
+    straight, swapped = "\0".join((key, one, other)), "\0".join((key, other, one))
+    return (hashlib.blake2b(straight.encode(), digest_size=8).digest(),
+            hashlib.blake2b(swapped.encode(), digest_size=8).digest())  # fmt: skip
 
 
 class Deduplicator:
@@ -189,14 +145,13 @@ class Deduplicator:
 
     def __init__(self, max_pairs_per_prompt: int | None) -> None:
         self._limit = max_pairs_per_prompt
-        self._seen: set[int] = set()
+        self._seen: set[bytes] = set()
         self._pairs_of_prompt: Counter[str] = Counter()
 
-    def failure(self, key: str, hashes: tuple[int, int]) -> str | None:
+    def failure(self, key: str, hashes: tuple[bytes, bytes]) -> str | None:
         """Reason to drop a pair of this `prompt_key` and these `pair_hashes`, or None: then it is remembered as kept.
 
-        ``duplicate_pair``: the same prompt and answers were kept before. ``swapped_duplicate``: with the opposite
-        label; the first stays. ``too_many_pairs``: the prompt has its number of pairs (SHP: at most 5, its card).
+        `swapped_duplicate`: the pair was kept with the opposite label; the first stays.
         """
         for seen, reason in zip(hashes, ("duplicate_pair", "swapped_duplicate"), strict=True):
             if seen in self._seen:
@@ -208,38 +163,15 @@ class Deduplicator:
         return None
 
 
-# --- prompts and conversations ------------------------------------------------------------------------------------
+# --- decontamination ----------------------------------------------------------------------------------------------
 
-
-def conversation_failure(conversation: Conversation) -> str | None:
-    """The structural rules on a conversation to imitate, which must end in an assistant turn."""
-    messages = conversation.messages
-    if conversation.evidence or not messages or messages[-1]["role"] != "assistant":
-        return conversation.evidence or "broken_alternation"
-    return prompt_failure(messages[:-1], [messages[-1]["content"]])
-
-
-def prompt_failure(prompt: list[Message], answers: Sequence[Any] = ()) -> str | None:
-    """The structural rules on a prompt: not a string, empty, zero-width, or roles that do not alternate."""
-    contents: list[Any] = [*(message["content"] for message in prompt), *answers]
-    if not all(is_text(content) for content in contents):
-        return "non_string_content"
-    if not all(content.strip() for content in contents):
-        return "empty_turn"
-    if any(is_zero_width(content) for content in contents):
-        return "zero_width"
-    return None if alternates(prompt) else "broken_alternation"
+WORD = re.compile(r"\w+|[-+*/=<>%^]")  # operators are words: "a + 1" is not "a * 1"
+EXCERPT = 200  # characters of the shared words that a match shows
 
 
 def first_turn_key(prompt: Sequence[Message]) -> str:
     """`prompt_key` of the first user turn: splits go by it, so that no two of them share the start of a dialogue."""
     return prompt_key([next(message for message in prompt if message["role"] == "user")])
-
-
-# --- decontamination ----------------------------------------------------------------------------------------------
-
-WORD = re.compile(r"\w+|[-+*/=<>%^]")  # operators are words: "a + 1" is not "a * 1"
-EXCERPT = 200  # characters of the shared words that a match shows
 
 
 class NgramIndex:
