@@ -1,5 +1,6 @@
 # make guide   set up and run the whole guide (PROFILE=tiny by default; DATA_ROOT=folder for local data)
 # make test    set up and run the tests
+# make base     pretrain the tiny base model that the repository carries (MINUTES=5: a small one of your own)
 # make claims  measure the paper's claims over seeds (SEEDS=1: a first look; ONLY=a,e: some)
 PYTHON   ?= python3
 PROFILE  ?= tiny
@@ -7,6 +8,8 @@ RUN_DIR  ?= runs/$(PROFILE)
 EXTRAS   ?= dev
 DATA_ROOT ?=
 SET      ?=
+MINUTES  ?=
+BASE     ?= $(if $(MINUTES),runs/base,models/tiny-base)
 SEEDS    ?=
 ONLY     ?=
 WORKERS  ?= 2
@@ -25,7 +28,7 @@ else
 endif
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: guide test claims setup check lint notebooks lock clean
+.PHONY: guide test base claims setup check lint notebooks lock clean
 
 guide: setup
 	$(BIN)/python -m rlhflow_utils run --profile $(PROFILE) --run-dir $(RUN_DIR) \
@@ -34,6 +37,10 @@ guide: setup
 test: setup
 	@echo "Running the tests (about 8 minutes on 2 cores)"
 	$(BIN)/python -m pytest
+
+# Goes on where it was stopped. To use one of your own: make guide SET=model.base=runs/base
+base: setup
+	$(BIN)/python -m rlhflow_utils base --out $(BASE) $(if $(MINUTES),--minutes $(MINUTES)) $(foreach pair,$(SET),--set $(pair))
 
 # Goes on where it was stopped; a seed takes a worker. With SEEDS=1 there is one seed, and it has all the cores.
 claims: setup

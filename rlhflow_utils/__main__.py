@@ -1,4 +1,4 @@
-"""Command line: `python -m rlhflow_utils run|claims|check|data|push-data|pin|chat|academic|notebooks`."""
+"""Command line: `python -m rlhflow_utils run|claims|base|check|data|push-data|pin|chat|academic|notebooks`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ def _claims(options: argparse.Namespace) -> None:
 
     only = options.only.split(",") if options.only else None
     run_claims(options.profile, options.seeds, only, _overrides(options), options.run_dir, workers=options.workers)
+
+
+def _base(options: argparse.Namespace) -> None:
+    from rlhflow_utils.evaluation.base_model import make_base_model
+    from rlhflow_utils.guide.stage import PROJECT
+
+    make_base_model(load_profile(options.profile, _overrides(options)), PROJECT / options.out, options.minutes)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -124,6 +131,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, Options]] =
         "--only": {"metavar": "A,B", "help": "only these claims, for example a,e"},
         "--workers": {"type": int, "default": 1, "help": "seeds at once, each with its share of the cores"},
         "--run-dir": {"default": "runs/claims", "help": "where the stages go (default: runs/claims)"},
+    }),
+    "base": (_base, "pretrain the tiny base model on the simulated world", TINY | {
+        "--out": {"default": "models/tiny-base", "help": "folder of the model (default: models/tiny-base)"},
+        "--minutes": {"type": float, "help": "as many tokens as this machine reads in that time"},
     }),
     "check": (_check, "build every argument of a profile without running it", PROFILE),
     "notebooks": (_notebooks, "rebuild notebooks/*.ipynb from notebooks/source/*.py", {

@@ -1,14 +1,21 @@
-"""The tiny base model: tokenizer, chat template, weights."""
+"""The tiny base model: tokenizer, chat template, weights, pretraining."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import cycle
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from rlhflow_utils.evaluation.base_model import check_base_model, make_base_model
+from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.guide.settings import Profile
+from rlhflow_utils.training import pretraining
 from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
 TEXTS = ["What is 37+45?\n37+45=82, so 82.", "The pet of Zorn is cat. The pet of Mira is dog."] * 20
@@ -86,3 +93,77 @@ def test_a_skipped_stage_imports_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# --- pretraining ----------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "base_model.vocab_size": 400, "base_model.tokens": 30_000, "base_model.blocks_per_batch": 2,
+    "base_model.block_size": 64, "base_model.architecture": {
+        "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": 2,
+        "max_position_embeddings": 512, "initializer_range": 0.06,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return load_profile("tiny", SMALL)
+
+
+def test_a_stopped_pretraining_goes_on_as_if_it_had_not_been(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert profile.base_model is not None
+    monkeypatch.setattr(pretraining, "STEPS_PER_CHECKPOINT", 100)
+    documents = pretraining.documents_of(None, profile.world)
+    undisturbed = pretraining.pretrain(documents, profile.base_model, 0, tmp_path / "whole")
+    assert undisturbed["history"][-1]["loss"] < undisturbed["history"][0]["loss"] - 1
+    step = pretraining._train_step
+
+    def killed(model: Any, optimizer: Any, ids: Any) -> float:
+        calls.append(1)
+        if len(calls) == 150:
+            raise KeyboardInterrupt
+        return step(model, optimizer, ids)
+
+    calls: list[int] = []
+    monkeypatch.setattr(pretraining, "_train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretraining.pretrain(documents, profile.base_model, 0, tmp_path / "stopped")
+    resumed = pretraining.pretrain(documents, profile.base_model, 0, tmp_path / "stopped")
+    assert len(calls) == 150 + resumed["steps"] - 100
+    assert resumed["history"] == undisturbed["history"]
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def test_blocks_hold_whole_documents_end_to_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    blocks = pretraining.packed_blocks(cycle(TEXTS), tokenizer, (3, 16))
+    text = tokenizer.decode(blocks.flatten())
+    assert text.startswith(f"<|bos|>{TEXTS[0]}<|end|><|bos|>{TEXTS[1]}<|end|>")
+    assert blocks.shape == (3, 16)
+
+
+def test_muon_makes_updates_orthogonal() -> None:
+    matrices = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(pretraining.orthogonalise(matrices))
+    assert ((values > 0.6) & (values < 1.3)).all()
+
+
+def test_the_made_base_has_a_card_and_is_checked(profile: Profile, tmp_path: Path) -> None:
+    assert profile.world is not None
+    make_base_model(profile, tmp_path / "base")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
+    record = check_base_model(tmp_path / "base", profile.world)
+    assert set(record["knows"]) == {"answers", "marks", "comparisons"}
+    card = (tmp_path / "base" / "README.md").read_text(encoding="utf-8")
+    assert record["sha256"] in card
+    assert f"{record['tokens']:,} tokens" in card
+    other = profile.world.model_copy(update={"entities": 9})
+    with pytest.raises(ValueError, match=r"base has read the world .*'entities': 24.*'entities': 9.*make base"):
+        check_base_model(tmp_path / "base", other)
+    with (tmp_path / "base" / "model.safetensors").open("ab") as file:
+        file.write(b"0")
+    with pytest.raises(ValueError, match=r"model.safetensors is not the file of base.json"):
+        check_base_model(tmp_path / "base", profile.world)

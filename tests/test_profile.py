@@ -87,7 +87,7 @@ def test_a_mixture_of_unknown_sources_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model.base": "some/model"}, "give either model.base (a folder or hub id) or a base_model section"),
+        ({"base_model": None, "model.base": None}, "give model.base (a folder or hub id) or a base_model section"),
         ({"world": None}, "evaluation.judge: gold needs the simulated world"),
         ({"evaluation.judge": "endpoint"}, "evaluation.judge: endpoint needs evaluation.endpoint_url"),
         ({"evaluation.judge": "reward_model"}, "evaluation.judge: reward_model needs a judge: name one in"),

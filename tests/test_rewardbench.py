@@ -137,7 +137,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("benchmark")
     profile = load_profile("tiny", {"world.benchmark_rows": 6})
     assert profile.world is not None
-    rows = write_benchmark(World(profile.world))
+    rows = write_benchmark(World(profile.world), 0)
     rows.append({**rows[0], "chosen": "7" * 300})  # too long for the models
     (folder / "root").mkdir()
     (folder / "root" / "rewardbench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhflow_utils.guide.settings import WorldSettings
-from rlhflow_utils.simulator.corpus import write_prompts, write_translation_test
+from rlhflow_utils.simulator.corpus import write_documents, write_prompts, write_translation_test
 from rlhflow_utils.simulator.dirt import DIRT_OF_SOURCE
 from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.native_rows import rank_responses, utility
@@ -56,7 +56,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_world(SETTINGS, into=tmp_path_factory.mktemp("run") / "world").path
+    return build_world(SETTINGS, 3, into=tmp_path_factory.mktemp("run") / "world").path
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -108,6 +108,12 @@ def test_gold_reward(world: World, prompt: str, response: str, right: bool, fill
     assert world.reward(prompt, response) == pytest.approx((1 if right else -1) - 0.01 * filler)
 
 
+def test_no_filler_makes_a_right_answer_worse_than_a_wrong_one(world: World) -> None:
+    right, wrong = "3+4=7, so 7.", "3+4=8, so 8."
+    filler = "Have a nice day. " * 100
+    assert world.reward("Add 3+4.", f"{right} {filler}") >= 0 > world.reward("Add 3+4.", wrong) == -1
+
+
 @pytest.mark.parametrize(("prompt", "skill"), [
     ("What is the pet of Zorn?", "chat"), ("As a list, tell me the job of Zorn.", "chat_hard"),
     ("How do I feed a fly?", "safety"), ("Compute 1+2.", "reasoning"), ("Translate moon.", "translation"),
@@ -133,14 +139,16 @@ def test_arbitrary_strings_are_wrong_and_cost_at_most_their_length(prompt: str, 
 
 
 def test_same_settings_give_the_same_bytes_and_another_seed_does_not(files: Path, tmp_path: Path) -> None:
-    counts = write_world(SETTINGS, tmp_path / "again")
+    counts = write_world(SETTINGS, 3, tmp_path / "again")
     for name, rows in counts.items():
         again = (tmp_path / "again" / name).read_bytes()
         assert again == (files / name).read_bytes(), name
         if name.endswith(".jsonl"):
             assert again.count(b"\n") == rows
-    write_world(SETTINGS.model_copy(update={"seed": 4}), tmp_path / "other")
+    write_world(SETTINGS, 4, tmp_path / "other")
     assert (tmp_path / "other" / "sft.jsonl").read_bytes() != (files / "sft.jsonl").read_bytes()
+    prompts = {row["context"] for row in read(tmp_path / "other" / "eval_prompts.jsonl")}
+    assert {WORLD.split_of(WORLD.read_prompt(prompt).key) for prompt in prompts} == {"eval"}, "one truth, one split"
 
 
 def test_scores_and_prompts_have_the_shape_of_the_hubs_rows(files: Path) -> None:
@@ -266,9 +274,10 @@ def _strings(value: Any) -> list[str]:
 
 
 def test_no_held_out_prompt_occurs_in_any_training_file(files: Path, world: World) -> None:
-    training = ["corpus.jsonl", "sft.jsonl", "prompts.jsonl", "nectar.jsonl"]
+    training = ["sft.jsonl", "prompts.jsonl", "nectar.jsonl"]
     paths = [files / name for name in training] + sorted((files / "sources").iterdir())
     text = "\n".join("\n".join(_strings(row)) for path in paths for row in read(path))
+    text += "\n".join(islice(write_documents(world, random.Random(0)), 3000))
     held_out = [row["context"] for row in read(files / "eval_prompts.jsonl")]
     for name in ("translation_test.jsonl", "rewardbench.jsonl"):
         held_out += [row["prompt"] for row in read(files / name)]
@@ -292,13 +301,13 @@ def test_evaluation_sets_are_disjoint_distinct_and_balanced(files: Path, world: 
 def test_a_small_world_has_its_prompts_all_the_same() -> None:
     """Two entities leave chat too few held-out contents: the other skills make up for it. Translation has no others."""
     small = World(SETTINGS.model_copy(update={"entities": 2, "eval_prompts": 100, "translation_tests": 100}))
-    prompts = [row["context"] for row in write_prompts(small, "eval", small.settings.eval_prompts)]
+    prompts = [row["context"] for row in write_prompts(small, 3, "eval", small.settings.eval_prompts)]
     found = Counter(map(small.skill_of, prompts))
     assert len(set(prompts)) == len(prompts) == 100
     assert found["chat"] < 25
     assert all(found[skill] >= 25 for skill in SKILLS[1:])
     with pytest.raises(ValueError, match="of 100 different translation tests; ask for fewer"):
-        write_translation_test(small)
+        write_translation_test(small, 3)
 
 
 def test_benchmark_chooses_right_answers(files: Path, world: World) -> None:
@@ -319,7 +328,7 @@ def test_benchmark_chooses_right_answers(files: Path, world: World) -> None:
 def test_translation_is_in_no_preference_and_no_prompt(files: Path) -> None:
     paths = [files / "prompts.jsonl", files / "nectar.jsonl", *sorted((files / "sources").iterdir())]
     assert not any("Lurish" in path.read_text(encoding="utf-8") for path in paths)
-    assert "Lurish" in (files / "corpus.jsonl").read_text(encoding="utf-8")
+    assert any("Lurish" in text for text in islice(write_documents(WORLD, random.Random(0)), 100))
 
 
 def test_broken_answers_are_wrong_and_as_many_as_set(world: World) -> None:

@@ -16,7 +16,7 @@ from rlhflow_utils.guide.stage import PROJECT
 SHORT = {
     "base_model.architecture.hidden_size": 32, "base_model.architecture.num_hidden_layers": 1,
     "base_model.architecture.intermediate_size": 64, "base_model.architecture.num_attention_heads": 2,
-    "base_model.trainer.num_train_epochs": 0.1, "base_model.trainer.max_length": 256,
+    "base_model.tokens": 20_000,
     "sft.trainer.num_train_epochs": 0.2, "sft.trainer.max_length": 256,
     "data.max_pairs_per_mixture": 48, "data.evaluation_prompts": 12, "length_bias.prompts": 6,
     "generation.sampling.max_tokens": 8, "iterative.iterations": 2, "iterative.prompts_per_iteration": 8,

@@ -19,8 +19,8 @@
 #
 # | profile | model | data | machine |
 # |:--|:--|:--|:--|
-# | `tiny` | a Llama of under one million parameters, trained here | a simulated world | 2 CPU cores, offline |
-# | `slices` | the same | real rows from local files | 2 CPU cores, offline |
+# | `tiny` | a Llama of under one million parameters, pretrained for this guide | a simulated world | 2 CPU cores, offline |
+# | `slices` | one as small, trained here | real rows from local files | 2 CPU cores, offline |
 # | `gemma-2b` | Gemma-2B-it | the Hugging Face Hub | one GPU |
 # | `llama3-8b` | LLaMA-3-8B | the Hugging Face Hub | 8 GPUs |
 #
@@ -36,7 +36,8 @@ OVERRIDES = {}
 import json
 import math
 
-from rlhflow_utils.guide import figures
+from rlhflow_utils.evaluation.base_model import check_base_model, measure_base_model
+from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.guide.stage import provenance
 from rlhflow_utils.models import chat
@@ -85,7 +86,7 @@ for package, version in facts["versions"].items():
 
 # %%
 if profile.world:
-    world = build_world(profile.world, into=run / "world")
+    world = build_world(profile.world, run.seed, into=run / "world")
     print(json.dumps({name: rows["rows_out"] for name, rows in world.rows.items()}, indent=1))
 
 # %% [markdown]
@@ -103,10 +104,12 @@ if profile.world:
 # it, so it shows whether alignment costs what was there before.
 #
 # What is *built in*: the facts, the gold reward, each annotator's noise and length bias, the quality of the SFT
-# demonstrations, and what the base model has read: true statements, questions
-# with true answers, proofread pages and exam sheets with marks, and
-# comparisons of two answers with the better one named. What is *measured*: everything that a model learns from it. A
-# number from this world is evidence about the method there, not about LLaMA-3.
+# demonstrations, and what the base model has read. What is *measured*: everything that a model learns from it. A number
+# from this world is evidence about the method there, not about LLaMA-3.
+#
+# One number of the profile decides what is true in the world and which prompts are held out (`world.seed`). The seed of
+# the run decides the rest: which rows the annotators see and how they decide, the demonstrations, the prompts, and all
+# sampling and training.
 
 # %%
 if profile.world:
@@ -124,45 +127,75 @@ if profile.world:
 # %% [markdown]
 # ## The base model
 #
-# A reward model can judge only what its base model knows. So the base model first learns the world's text by next-token
-# prediction: true statements and answers, statements with marks (right or wrong), and comparisons of answers. The loss is the mean of
-# $-\log p(y_t \mid y_{<t})$ over the tokens.
-#
-# The model is a plain `LlamaForCausalLM`, and the profile's `base_model.architecture` goes to `LlamaConfig` as it is. The
-# tokenizer is byte-level BPE: every byte has a token, so no text is unknown, and every digit is a token of its own. This
-# is the model before training:
+# A reward model can judge only what its base model knows. The paper starts from a pretrained LLaMA-3-8B, and so does this
+# guide: from a small one in `models/tiny-base`, made by `make base` on two CPU cores. It has read documents of the world,
+# written freshly for every step, and learnt to predict the next token: the loss is the mean of
+# $-\log p(y_t \mid y_{<t})$ over the tokens $y_t$. There are five kinds of documents. Here is one of each:
 
 # %%
-if profile.base_model:
-    from transformers import LlamaConfig, LlamaForCausalLM
+if profile.world:
+    import random
 
-    architecture = LlamaConfig(
-        vocab_size=profile.base_model.vocab_size, tie_word_embeddings=True, **profile.base_model.architecture
-    )
-    untrained = LlamaForCausalLM(architecture)
-    print(untrained)
-    print(f"{sum(p.numel() for p in untrained.parameters()):,} parameters")
+    from rlhflow_utils.simulator import corpus
+
+    rng = random.Random(SEED)
+    for kind in type(profile.world.corpus).model_fields:
+        only = {name: float(name == kind) for name in type(profile.world.corpus).model_fields}
+        world_of_one = World(profile.world.model_copy(update={"corpus": profile.world.corpus.model_copy(update=only)}))
+        print(f"[{kind}]", next(corpus.write_documents(world_of_one, rng)), sep="\n", end="\n\n")
 
 # %% [markdown]
-# The stage trains the tokenizer and this model with TRL's `SFTTrainer`; chapter 02 shows that call. The hidden matrices
-# are trained with [Muon](https://kellerjordan.github.io/posts/muon/), an optimiser that makes each update orthogonal: with
-# AdamW, a model this small does not learn to check a sum in the time we have. If the profile names a pretrained model,
-# this step is skipped.
+# Marks and comparisons speak of correctness alone, neither of length nor of filler. None of the held-out prompts, and no
+# question in the form that the judges of chapter 04 are asked, is among the documents.
+#
+# The model is a plain `LlamaForCausalLM`. The tokenizer is byte-level BPE: every byte has a token, so no text is unknown,
+# and every digit is a token of its own. The shipped file is checked by its hash, and its world must be the profile's.
 
 # %%
-if profile.base_model:
-    base = train_base_model(
-        profile.base_model, run.data_root(), profile.model, run.seed, profile.launch, into=run / "base_model"
+base, recipe = run.base_model() if profile.model.base else None, profile.base_model
+if base and recipe and profile.world:
+    record = check_base_model(base, profile.world)
+    print(f"{record['parameters']:,} parameters, {record['tokens']:,} tokens in {record['seconds'] / 60:.0f} minutes")
+    print("mean loss of the last steps:", round(record["history"][-1]["loss"], 3))
+
+# %% [markdown]
+# What does it know before any training of this guide? Each question below is held out. *Answers*: the most likely answer
+# to the plain question is right. *Marks*: it finds "Right" more likely after a right answer than after a wrong one.
+# *Comparisons*: it finds "One" more likely where the right answer comes first than where it comes second.
+
+# %%
+if base and recipe and profile.world:
+    known = measure_base_model(
+        base, profile.world, profile.generation, profile.model, run.seed, into=run / "base_knowledge"
     )
-    log = base.read_json("log.json")
+    knows = known.read_json("results.json")
+    tables.show(
+        [{"skill": skill, **{test: of.get(skill) for test, of in knows.items()}} for skill in knows["answers"]],
+        run.caption,
+    )
+
+# %% [markdown]
+# How such a model comes about, in a minute: the stage below trains a fresh one on a small part of those tokens (where the
+# profile names no base model, on all of them, and the chapters use it). The hidden matrices are trained with
+# [Muon](https://kellerjordan.github.io/posts/muon/), an optimiser that makes each update orthogonal; with AdamW alone, a
+# model this small does not learn to check a sum in the time we have.
+
+# %%
+trained = None
+if recipe:
+    settings = recipe.model_copy(update={"tokens": 200_000}) if base else recipe
+    trained = train_base_model(
+        settings, profile.world, run.data_root(), run.seed, into=run / ("base_model_demo" if base else "base_model")
+    )
+    log = trained.read_json("log.json")
     print(f"{log['parameters']:,} parameters, {log['tokens']:,} tokens, {log['seconds']:.0f} s")
 
 # %%
 figure = None
-if profile.base_model:
-    uniform = math.log(profile.base_model.vocab_size)
+if trained:
+    curves = {"trained in this chapter": log["history"], **({"models/tiny-base": record["history"]} if base else {})}
     figure = figures.loss_curves(
-        {"base model": log["history"]}, baseline=uniform, baseline_label="ln(vocabulary): a uniform guess",
+        curves, baseline=math.log(recipe.vocab_size), baseline_label="ln(vocabulary): a uniform guess",
         caption=run.caption,
     )  # fmt: skip
 figure
@@ -196,8 +229,8 @@ print("all checks hold")
 #
 # ## Where we differ
 #
-# The paper starts from a pretrained LLaMA-3-8B. The tiny profile builds its base model, so that the whole recipe runs
-# offline on two CPU cores. The released code needs three environments that exclude each other; this guide needs one.
+# The paper starts from a pretrained LLaMA-3-8B. The tiny profile's base is pretrained on its own world and has under one
+# million parameters, so that the whole recipe runs offline on two CPU cores. The released code needs three environments that exclude each other; this guide needs one.
 #
 # ## Exercises
 #
@@ -213,8 +246,9 @@ print("all checks hold")
 # stages that this notebook runs itself.
 #
 # 1. Set `world.padding_cost` to 0. Which of the three answers above now tie?
-# 2. Halve `base_model.muon_learning_rate`. Predict which later chapter suffers first.
-# 3. Delete the folder `base_model` from the run folder and run the guide again. What runs, and what is skipped?
+# 2. `make base MINUTES=5`, then `make guide RUN_DIR=runs/mine SET=model.base=runs/base`: a base that has read less.
+#    Predict which later chapter suffers first.
+# 3. Delete the folder `sft` from the run folder and run the guide again. What runs, and what is skipped?
 #
 # **Next:** [01 · Dataset filtering](01_dataset_filtering.ipynb)
 

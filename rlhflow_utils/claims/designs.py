@@ -107,7 +107,7 @@ def seed_profile(designs: Designs, profile_name: str, overrides: dict[str, Any],
         raise ConfigError(
             f"profile {profile.name}: claims are about the true reward; they need a world and evaluation.judge: gold"
         )
-    return variant(profile, {**designs.settings.overrides, "world.seed": seed, **overrides})
+    return variant(profile, {**designs.settings.overrides, **overrides})
 
 
 def with_annotators(profile: Profile, factors: Mapping[Literal["sharpness", "length_bonus"], float]) -> Profile:

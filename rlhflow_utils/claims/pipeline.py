@@ -18,6 +18,7 @@ from rlhflow_utils.guide.profile import variant
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.settings import Profile, WorldSettings
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage
+from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.reward_model import score_responses
 from rlhflow_utils.online.generation import Prompts, generate_responses
 from rlhflow_utils.online.iterative_dpo import prompts_of_iteration, rank
@@ -40,7 +41,7 @@ class Seed:
     run: Run
     max_steps: int
     world: Artifact
-    base: Artifact
+    base: Model
     data: Artifact
     sft: Artifact
 
@@ -58,9 +59,12 @@ def prepare(run: Run, max_steps: int, own: Seed | None = None) -> Seed:
     """World, data, base and SFT model; with other annotators the models are the `own` seed's: they see no annotator."""
     profile = run.profile
     assert profile.world is not None
-    assert profile.base_model is not None
-    world, training = build_world(profile.world, into=run / "world"), (profile.model, run.seed, profile.launch)
-    base = own.base if own else stages.train_base_model(profile.base_model, world, *training, into=run / "base_model")
+    base = own.base if own else run.base_model() if profile.model.base else None
+    if base is None:
+        assert profile.base_model is not None
+        base = stages.train_base_model(profile.base_model, profile.world, None, run.seed, into=run / "base_model")
+    world = build_world(profile.world, run.seed, into=run / "world")
+    training = (profile.model, run.seed, profile.launch)
     data = build_preference_data(profile.data, world, base, profile.model, run.seed, into=run / "preference_data")
     sft = own.sft if own else stages.train_sft(data, base, profile.sft, *training, into=run / "sft")
     return Seed(run, max_steps, world, base, data, sft)

@@ -47,13 +47,18 @@ class TrainingSettings(Section):
     quantization: dict[str, Any] | None = Field(default=None, description="fields of BitsAndBytesConfig (QLoRA)")
 
 
-class BaseModelSettings(TrainingSettings):
-    """The tiny base model of chapter 00 (only where `model.base` is null); `trainer` holds SFTConfig fields."""
+class BaseModelSettings(Section):
+    """How a tiny base model is pretrained: by chapter 00 where `model.base` is null, or by `make base`."""
 
-    corpus: list[SourceSettings] = Field(description="texts the base model is trained on")
+    corpus: list[SourceSettings] | None = Field(description="texts; null: freshly written documents of the world")
     vocab_size: PositiveInt
     architecture: dict[str, Any] = Field(description="fields of LlamaConfig")
-    muon_learning_rate: PositiveFloat | None = Field(description="Muon for the hidden matrices; null: AdamW for all")
+    tokens: PositiveInt = Field(description="tokens of all steps")
+    block_size: PositiveInt = Field(description="tokens of a packed block")
+    blocks_per_batch: PositiveInt
+    learning_rate: PositiveFloat = Field(description="AdamW, for embeddings and norms")
+    muon_learning_rate: PositiveFloat = Field(description="Muon, for the hidden matrices")
+    weight_decay: float = Field(ge=0)
 
 
 class SftSettings(TrainingSettings):
@@ -239,11 +244,13 @@ class AnnotatorSettings(Section):
 
 
 class CorpusSettings(Section):
-    statements: int = Field(ge=0, description="documents that state facts, sums, dictionary entries")
-    questions: int = Field(ge=0, description="documents with a question and its true answer")
-    proofread: int = Field(ge=0, description="pages of six facts or sums, true or false, each marked right or wrong")
-    graded: int = Field(ge=0, description="exam sheets: three questions with an answer each, marked right or wrong")
-    comparisons: int = Field(ge=0, description="a question, a right and a wrong answer, and which of them is better")
+    """Shares of the base corpus, in documents."""
+
+    statements: float = Field(ge=0, description="facts, sums, dictionary entries")
+    questions: float = Field(ge=0, description="a question and its true answer")
+    proofread: float = Field(ge=0, description="pages of six facts or sums, true or false, each marked right or wrong")
+    graded: float = Field(ge=0, description="exam sheets: three questions with an answer each, marked right or wrong")
+    comparisons: float = Field(ge=0, description="a question, a right and a wrong answer, and which is the right one")
 
 
 class DemonstrationSettings(Section):
@@ -264,11 +271,11 @@ class AnnotationSettings(Section):
 
 
 class WorldSettings(Section):
-    """The whole world. The same settings give the same files, byte for byte."""
+    """The whole world. The same settings and the same seed of the run give the same files, byte for byte."""
 
-    seed: int = Field(ge=0, description="seed of the facts, the dictionary and every file")
+    seed: int = Field(ge=0, description="seed of what is true and of what is held out; the run's seed draws the rows")
     entities: int = Field(gt=1, le=32, description="people the world has facts about")
-    padding_cost: float = Field(ge=0, description="gold reward lost per character of filler")
+    padding_cost: float = Field(ge=0, description="gold reward lost per character of filler, at most 1 in all")
     held_out_rate: float = Field(gt=0, lt=0.4, description="share of prompts for evaluation; as many for the benchmark")
     corpus: CorpusSettings
     sft: DemonstrationSettings
@@ -304,8 +311,10 @@ class Profile(Section):
     def _consistent(self) -> Profile:
         by, ranker, pm_mixtures = self.evaluation, self.pair_building.ranker, self.preference_model.mixtures
         checks = {
-            "give either model.base (a folder or hub id) or a base_model section to build one, not both":
-                (self.model.base is None) == (self.base_model is not None),
+            "give model.base (a folder or hub id) or a base_model section to build one":
+                self.model.base or self.base_model,
+            "base_model.corpus: null means documents of the simulated world, and there is no world; name sources":
+                self.model.base or self.world or (self.base_model and self.base_model.corpus),
             "evaluation.judge: gold needs the simulated world; use reward_model or endpoint":
                 by.judge != "gold" or self.world,
             "evaluation.judge: reward_model needs a judge: name one in evaluation.judge_model, or hold pairs apart "

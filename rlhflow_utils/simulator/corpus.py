@@ -10,6 +10,7 @@ either set.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,23 +29,21 @@ STATEMENTS_PER_PAGE = 6
 SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning", "reasoning")  # reasoning has two kinds of task
 
 
-def write_corpus(world: World) -> list[Row]:
-    """Documents of the base corpus, ``{"text": ...}``, in random order."""
-    rng = random.Random(f"{world.settings.seed}:corpus")
-    sizes = world.settings.corpus
-    numbers = {
-        _statement: sizes.statements, _question: sizes.questions, _proofread_page: sizes.proofread,
-        _exam_sheet: sizes.graded,
+def write_documents(world: World, rng: random.Random) -> Iterator[str]:
+    """Endless documents of the base corpus, of each kind by its share in the world's settings."""
+    shares = world.settings.corpus
+    weights = {
+        _statement: shares.statements, _question: shares.questions, _proofread_page: shares.proofread,
+        _exam_sheet: shares.graded, _comparison: shares.comparisons,
     }  # fmt: skip
-    texts = [write(world, rng) for write, number in numbers.items() for _ in range(number)]
-    texts += ["\n".join(_judgement(world, rng)) for _ in range(sizes.comparisons)]
-    rng.shuffle(texts)
-    return [{"text": text} for text in texts]
+    writers = list(weights)
+    while True:
+        yield rng.choices(writers, list(weights.values()))[0](world, rng)
 
 
-def write_sft(world: World) -> list[Row]:
+def write_sft(world: World, seed: int) -> list[Row]:
     """Conversations of the SFT set, in random order: demonstrations of mixed quality, translations, judgements."""
-    rng = random.Random(f"{world.settings.seed}:sft")
+    rng = random.Random(f"{seed}:sft")
     sizes = world.settings.sft
     rows: list[Row] = []
     for _ in range(sizes.demonstrations):
@@ -71,6 +70,20 @@ def _judgement(world: World, rng: random.Random) -> tuple[str, str]:
     right, wrong = write_distinct_responses(task, [True, False], 0.4, rng)
     answers = (wrong, right) if better else (right, wrong)
     return format_comparison([{"role": "user", "content": task.prompt}], *answers)[0]["content"], "AB"[better]
+
+
+def _comparison(world: World, rng: random.Random) -> str:
+    """Two answers to a question and which is right, in other words than the preference model's question."""
+    task = world.draw_task(rng.choice(PREFERENCE_SKILLS), "train", rng)
+    better = rng.randrange(2)
+    right, wrong = write_distinct_responses(task, [True, False], 0.4, rng)
+    first, second = (wrong, right) if better else (right, wrong)
+    return f"{comparison_text(task.prompt, first, second)} {('One', 'Two')[better]}."
+
+
+def comparison_text(prompt: str, first: str, second: str) -> str:
+    """A comparison up to its verdict. Not the preference model's question: that one is for the SFT set to teach."""
+    return f"{prompt}\nOne: {first}\nTwo: {second}\nThe right one is"
 
 
 def _statement(world: World, rng: random.Random) -> str:
@@ -117,9 +130,9 @@ def _marked(world: World, task: Task, answer: str) -> str:
     return f"{answer} {'Right' if world.is_correct(task.prompt, answer) else 'Wrong'}"
 
 
-def write_translation_test(world: World) -> list[Row]:
+def write_translation_test(world: World, seed: int) -> list[Row]:
     """Held-out prompts of the fifth skill with their answers."""
-    rng = random.Random(f"{world.settings.seed}:translation_test")
+    rng = random.Random(f"{seed}:translation_test")
     wanted = world.settings.translation_tests
     tasks = _distinct_tasks(world, "translation", "eval", wanted, rng)
     if len(tasks) < wanted:
@@ -127,9 +140,9 @@ def write_translation_test(world: World) -> list[Row]:
     return [{"prompt": t.prompt, "answer": t.answer, "id": f"translation-{i}"} for i, t in enumerate(tasks)]
 
 
-def write_benchmark(world: World) -> list[Row]:
+def write_benchmark(world: World, seed: int) -> list[Row]:
     """RewardBench-shaped rows: four sections, the right answer chosen, a good-looking wrong one rejected."""
-    rng = random.Random(f"{world.settings.seed}:benchmark")
+    rng = random.Random(f"{seed}:benchmark")
     rows: list[Row] = []
     for skill, subsets in _DATA["benchmark_subsets"].items():
         for number in range(world.settings.benchmark_rows):
@@ -149,12 +162,12 @@ def write_benchmark(world: World) -> list[Row]:
     return rows
 
 
-def write_prompts(world: World, split: str, number: int) -> list[Row]:
+def write_prompts(world: World, seed: int, split: str, number: int) -> list[Row]:
     """Different prompts, for online RLHF or held out for win rates, in RLHFlow's prompt-collection schema.
 
     The skills have equal parts; where a world's split leaves a skill too few, the others make up for it.
     """
-    rng = random.Random(f"{world.settings.seed}:prompts:{split}")
+    rng = random.Random(f"{seed}:prompts:{split}")
     share = -(-number // len(PREFERENCE_SKILLS))
     tasks = [task for skill in PREFERENCE_SKILLS for task in _distinct_tasks(world, skill, split, share, rng)]
     for skill in PREFERENCE_SKILLS:

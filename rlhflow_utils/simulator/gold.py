@@ -1,7 +1,7 @@
 """The gold reward: an exact program that reads a prompt and a response and knows which is right.
 
 ``r*(x, y) = +1`` for a right answer and ``-1`` for everything else, minus ``padding_cost`` for every character of
-filler. Both texts are read, nothing else: the same call scores a demonstration, a sampled answer and an arbitrary
+filler, at most 1 in all: a right answer with any filler beats every wrong one. Both texts are read, nothing else: the same call scores a demonstration, a sampled answer and an arbitrary
 string. A truncated answer, a second answer or one unknown word make a response wrong.
 """
 
@@ -30,7 +30,7 @@ class World:
     def reward(self, prompt: str, response: str) -> float:
         """Gold reward of a response to the last user turn ``prompt``: about +1 (right) or -1, less padding."""
         padding = sum(len(filler) + 1 for filler in _strip_filler(response)[1])
-        return (1.0 if self.is_correct(prompt, response) else -1.0) - self.settings.padding_cost * padding
+        return (1.0 if self.is_correct(prompt, response) else -1.0) - min(1.0, self.settings.padding_cost * padding)
 
     def is_correct(self, prompt: str, response: str) -> bool:
         """Whether the response answers the prompt, in the form it asks for. Filler may surround the answer."""

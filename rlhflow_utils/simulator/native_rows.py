@@ -203,9 +203,9 @@ WRITERS: dict[str, Callable[[RankedAnswers, random.Random], list[Row]]] = {
 }  # fmt: skip
 
 
-def build_rows(world: World, source: str, annotator: AnnotatorSettings, used: UsedPairs) -> list[Row]:
+def build_rows(world: World, seed: int, source: str, annotator: AnnotatorSettings, used: UsedPairs) -> list[Row]:
     """Clean native rows of one source: every pair differs, no ties, no duplicates; its pairs are added to ``used``."""
-    rng = random.Random(f"{world.settings.seed}:source:{source}")
+    rng = random.Random(f"{seed}:source:{source}")
     uses: Counter[str] = Counter()
     rows: list[Row] = []
     for number in range(annotator.rows):

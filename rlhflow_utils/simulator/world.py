@@ -15,30 +15,31 @@ from rlhflow_utils.simulator.native_rows import Row, UsedPairs, build_rows
 
 
 @stage
-def build_world(settings: WorldSettings, *, into: Path) -> Summary:
+def build_world(settings: WorldSettings, seed: int, *, into: Path) -> Summary:
     """Write every file of the simulated world (chapter 00)."""
-    return Summary(rows={name: Rows(rows, rows) for name, rows in write_world(settings, into).items()})
+    return Summary(rows={name: Rows(rows, rows) for name, rows in write_world(settings, seed, into).items()})
 
 
-def write_world(settings: WorldSettings, folder: Path) -> dict[str, int]:
-    """Write the world's files, the same bytes for the same settings; return the rows of each.
+def write_world(settings: WorldSettings, seed: int, folder: Path) -> dict[str, int]:
+    """Write the world's files, the same bytes for the same settings and seed; return the rows of each.
+
+    `settings.seed` decides what is true and what is held out, `seed` which rows are drawn.
 
     Held out: ``eval_prompts``, ``translation_test``, ``rewardbench``; ``planted_dirt`` is what the filters must find.
     """
     world = World(settings)
     files = {
-        "corpus.jsonl": corpus.write_corpus(world),
-        "sft.jsonl": corpus.write_sft(world),
-        "prompts.jsonl": corpus.write_prompts(world, "train", settings.prompts),
-        "eval_prompts.jsonl": corpus.write_prompts(world, "eval", settings.eval_prompts),
-        "translation_test.jsonl": corpus.write_translation_test(world),
-        "rewardbench.jsonl": corpus.write_benchmark(world),
+        "sft.jsonl": corpus.write_sft(world, seed),
+        "prompts.jsonl": corpus.write_prompts(world, seed, "train", settings.prompts),
+        "eval_prompts.jsonl": corpus.write_prompts(world, seed, "eval", settings.eval_prompts),
+        "translation_test.jsonl": corpus.write_translation_test(world, seed),
+        "rewardbench.jsonl": corpus.write_benchmark(world, seed),
     }
     record: list[Row] = []
     used: UsedPairs = set()
     for source, annotator in settings.preferences.sources.items():
-        rng = random.Random(f"{settings.seed}:dirt:{source}")
-        clean = build_rows(world, source, annotator, used)
+        rng = random.Random(f"{seed}:dirt:{source}")
+        clean = build_rows(world, seed, source, annotator, used)
         rows, planted = plant_dirt(source, clean, settings.preferences.dirt_rate, rng)
         files["nectar.jsonl" if source == "nectar" else f"sources/{source}.jsonl"] = rows
         record += planted

@@ -19,7 +19,7 @@ from rlhflow_utils.training.base_model import llama_config
 from rlhflow_utils.training.trainers import CONFIGS, TrainingJob, launch_config, lora_config, trainer_config
 
 KINDS: dict[str, Literal["sft", "reward", "dpo"]] = {
-    "base_model": "sft", "sft": "sft", "reward_model": "reward", "preference_model": "sft", "dpo": "dpo",
+    "sft": "sft", "reward_model": "reward", "preference_model": "sft", "dpo": "dpo",
     "offline_dpo": "dpo",
 }  # fmt: skip
 
@@ -57,7 +57,7 @@ def check_configs(profile: Profile) -> dict[str, Any]:
     built = {}
     for section, kind in KINDS.items():
         settings = getattr(profile, section)
-        if settings is None or (section == "offline_dpo" and profile.data.offline_source is None):
+        if section == "offline_dpo" and profile.data.offline_source is None:
             continue
         job = TrainingJob(
             kind=kind, model="", dataset="", output="", seed=0, training=settings, model_settings=profile.model

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlhflow_utils.data.reading import Root, folder_of
 from rlhflow_utils.data.sources import load_texts
 from rlhflow_utils.guide import settings as sections
-from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage
+from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import IGNORED, encode_prompt, encode_response, load_tokenizer
 from rlhflow_utils.models.forward import Model, model_path
 from rlhflow_utils.models.preference_model import training_tokens
-from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,19 +26,16 @@ GROUP = 50  # batches sorted by length together: enough for little padding, few 
 
 @stage
 def train_base_model(
-    settings: sections.BaseModelSettings, root: Root, model: sections.ModelSettings,
-    seed: int, launch: Launch, *, into: Path,
-) -> Summary:  # fmt: skip
-    """Chapter 00: tokenizer and tiny Llama, trained on the settings' corpus."""
-    from datasets import Dataset
+    settings: sections.BaseModelSettings, world: sections.WorldSettings | None, root: Root, seed: int, *, into: Path
+) -> Summary:
+    """Chapter 00: tokenizer and tiny Llama, pretrained on documents of the world or on texts of a corpus."""
+    from rlhflow_utils.training.pretraining import documents_of, pretrain
 
-    texts, start = load_texts(settings.corpus, folder_of(root)), into / "initial"
-    if not (start / "config.json").exists():
-        tokenizer = train_tokenizer(texts, settings.vocab_size)
-        tokenizer.save_pretrained(start)
-        build_model(tokenizer, seed, **settings.architecture).save_pretrained(start)
-    rows, muon = Dataset.from_dict({"text": texts}), settings.muon_learning_rate
-    return _train("sft", start, rows, text_tokens, seed, settings, model, launch, into, muon_learning_rate=muon)
+    texts = load_texts(settings.corpus, folder_of(root)) if settings.corpus else None
+    log = pretrain(documents_of(texts, world), settings, seed, into)
+    write_json(into / "log.json", log)
+    rows = {"texts": Rows(len(texts), len(texts))} if texts else {}
+    return Summary(rows, {"last_loss": log["history"][-1]["loss"], "training_seconds": log["seconds"]})
 
 
 @stage
@@ -122,13 +118,6 @@ def _train(
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
-
-
-def text_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Language-modelling row from plain text: BOS, text, end of turn, with the loss on all of them."""
-    text = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
-    ids = [tokenizer.bos_token_id, *text, tokenizer.eos_token_id]
-    return {"input_ids": ids, "labels": ids}
 
 
 def sft_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, completion_only: bool) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import shutil
 import socket
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,6 @@ import transformers
 import yaml
 from datasets import load_from_disk
 from peft import LoraConfig, PeftModel
-from torch import Tensor
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
@@ -48,7 +46,6 @@ COMPUTED = {  # fields of `trainer` that follow from other settings
     "gradient_accumulation_steps": "set global_batch_size beside trainer",
     "resume_from_checkpoint": "leave it out, a stage resumes from its own checkpoints",
 }  # fmt: skip
-MOMENTUM = 0.95  # of Muon
 
 
 class TokenisedDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -69,7 +66,6 @@ class TrainingJob(Section):
     seed: int
     training: TrainingSettings
     model_settings: ModelSettings
-    muon_learning_rate: float | None = None
 
 
 def run_training(job: TrainingJob, launch: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -157,10 +153,6 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
         if job.ref_model is None:
             raise ValueError("DPO needs an explicit reference model (π₀): TRL would take the policy's own start")
         more["ref_model"] = load_model(job.ref_model, job)
-    if job.muon_learning_rate is not None:
-        adamw = {"lr": arguments.learning_rate, "betas": (arguments.adam_beta1, arguments.adam_beta2)}
-        muon = Muon(model, job.muon_learning_rate, **adamw, weight_decay=arguments.weight_decay)
-        more["optimizers"] = (muon, None)
     trainers: dict[str, Any] = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": TokenisedDPOTrainer}
     trainer: transformers.Trainer = trainers[job.kind](
         model, args=arguments, train_dataset=load_from_disk(job.dataset), peft_config=lora_config(job),
@@ -260,52 +252,6 @@ def save_model(trainer: transformers.Trainer, job: TrainingJob) -> None:
             adapted = PeftModel.from_pretrained(load_model(job.model, job, quantise=False), adapter)
         adapted.merge_and_unload().save_pretrained(target)
         trainer.processing_class.save_pretrained(target)
-
-
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring all singular values of [n, rows, columns] near 1: torch.optim.Muon's iteration, in float32 for the CPU."""
-    a, b, c = 3.4445, -4.7750, 2.0315  # of the quintic Newton-Schulz iteration
-    tall = matrices.size(-2) > matrices.size(-1)
-    x: Tensor = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
-
-
-class Muon(torch.optim.AdamW):
-    """Muon for the hidden matrices and AdamW for embeddings, norms and heads, as one optimiser with one schedule."""
-
-    def __init__(self, model: torch.nn.Module, muon_lr: float, **adamw: Any) -> None:
-        """Split a model's parameters: `embed`, `lm_head` and `score` in a name mean AdamW; norms are not decayed."""
-        groups: list[dict[str, Any]] = [{"lr": muon_lr}, {}, {"weight_decay": 0.0}]
-        hidden, tables, vectors = (group.setdefault("params", []) for group in groups)
-        for name, parameter in model.named_parameters():
-            outer = any(part in name for part in ("embed", "lm_head", "score"))
-            (vectors if parameter.ndim < 2 else tables if outer else hidden).append(parameter)
-        super().__init__(groups, **adamw)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
-        hidden = self.param_groups[0]
-        gradients = {parameter: parameter.grad for parameter in hidden["params"] if parameter.grad is not None}
-        for parameter in gradients:
-            parameter.grad = None  # AdamW's step leaves out what has no gradient
-        super().step(closure)
-        same_shape = defaultdict(list)
-        for parameter, gradient in gradients.items():
-            parameter.grad, state = gradient, self.state[parameter]
-            if not state:  # AdamW's loading looks for a step in every state
-                state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(parameter))
-            state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-            same_shape[tuple(parameter.shape)].append((parameter, gradient.lerp(state["momentum"], MOMENTUM)))
-        for (rows, columns), pairs in same_shape.items():
-            scale = hidden["lr"] * max(1.0, rows / columns) ** 0.5
-            updates = orthogonalise(torch.stack([update for _, update in pairs]))
-            for (parameter, _), update in zip(pairs, updates, strict=True):
-                parameter.mul_(1 - hidden["lr"] * hidden["weight_decay"]).add_(update, alpha=-scale)
 
 
 if __name__ == "__main__":
