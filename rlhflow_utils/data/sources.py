@@ -100,13 +100,20 @@ def _rated(pair: Candidate, chosen: Any, rejected: Any) -> Candidate:
     return pair
 
 
-def _pair(row_id: str, row: Row, prompt: str, chosen: str, rejected: str, evidence: str | None = None) -> Candidate:
-    """A pair in three fields: the prompt (a string or turns) and the two answers."""
-    return Candidate(row_id, get_prompt(row, prompt), get(row, chosen), get(row, rejected), evidence=evidence)
+def _pair(
+    row_id: str, row: Row, prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected"
+) -> Candidate:
+    """The pair that a row states, in any of TRL's forms, from the fields of its prompt and its two answers."""
+    return _from_dialogues(row_id, _dialogue(row, prompt, chosen), _dialogue(row, prompt, rejected))
 
 
-def _dialogues(row_id: str, row: Row) -> Candidate:
-    return _from_dialogues(row_id, get_turns(row, "chosen"), get_turns(row, "rejected"))
+def _dialogue(row: Row, prompt: str, answer: str) -> list[Message]:
+    """One side of a pair: its answer is a string, or turns that follow the prompt, or the whole dialogue as turns."""
+    if not isinstance(get(row, answer), list):
+        return [*get_prompt(row, prompt), {"role": "assistant", "content": get(row, answer)}]
+    turns = get_turns(row, answer)
+    is_whole = prompt not in row or (turns and turns[0]["role"] != "assistant")
+    return turns if is_whole else get_prompt(row, prompt) + turns
 
 
 def _from_dialogues(row_id: str, chosen: list[Message], rejected: list[Message], transcript: bool = False) -> Candidate:
@@ -199,13 +206,14 @@ def pku_safe_rlhf(row_id: str, row: Row) -> Candidate:
     better = get_label(row, "better_response_id", (0, 1))
     safer = get_label(row, "safer_response_id", (0, 1))
     winner = better if safe[0] == safe[1] else safe.index(True)
-    evidence = None if safer == winner else "contradicted_label"
-    return _pair(row_id, row, "prompt", f"response_{winner}", f"response_{1 - winner}", evidence)
+    pair = _pair(row_id, row, "prompt", f"response_{winner}", f"response_{1 - winner}")
+    pair.evidence = None if safer == winner else "contradicted_label"
+    return pair
 
 
 def ultrainteract(row_id: str, row: Row) -> Candidate:
     """openbmb/UltraInteract_pair: a correct and an incorrect next step after one trajectory (already paired)."""
-    return _pair(row_id, row, "trajectory", "chosen", "rejected")
+    return _pair(row_id, row, "trajectory")
 
 
 def argilla_math(row_id: str, row: Row) -> Candidate:
@@ -220,9 +228,9 @@ def orca(row_id: str, row: Row) -> Candidate:
     ``chosen`` is the higher rated answer by construction, whatever order ``rating`` is in, so the ratings are sorted.
     A status of "tie" beside two different ratings is a contradiction.
     """
-    pair = _pair(row_id, row, "input", "chosen", "rejected")
-    if system := get(row, "system"):
-        pair.prompt.insert(0, {"role": "system", "content": system})
+    pair = _pair(row_id, row, "input")
+    system = [{"role": "system", "content": get(row, "system")}] if get(row, "system") else []
+    pair.prompt = pair.rejected_prompt = system + pair.prompt
     ratings = [number(value) for value in get(row, "rating", list)]
     known = sorted(value for value in ratings if value is not None)
     _rated(pair, *(known[::-1] if len(known) == len(ratings) == 2 else (None, None)))
@@ -234,7 +242,7 @@ def orca(row_id: str, row: Row) -> Candidate:
 def capybara(row_id: str, row: Row) -> Candidate:
     """argilla/distilabel-capybara-dpo-7k-binarized: two whole dialogues that differ in the last turn."""
     get(row, "conversation")  # the set's own copy of the context; its absence means another schema
-    return _rated(_dialogues(row_id, row), get(row, "rating_chosen"), get(row, "rating_rejected"))
+    return _rated(_pair(row_id, row), get(row, "rating_chosen"), get(row, "rating_rejected"))
 
 
 def summarize_from_feedback(row_id: str, row: Row) -> Candidate:
@@ -251,16 +259,13 @@ def summarize_from_feedback(row_id: str, row: Row) -> Candidate:
 def ultrafeedback_binarized(row_id: str, row: Row) -> Candidate:
     """UltraFeedback, two answers a row: message lists and scores (hub), or strings, with the scores in ``metadata``."""
     scores = get(row, "metadata") if "metadata" in row else row
-    are_dialogues = isinstance(get(row, "chosen"), list)
-    pair = _dialogues(row_id, row) if are_dialogues else _pair(row_id, row, "prompt", "chosen", "rejected")
-    return _rated(pair, get(scores, "score_chosen"), get(scores, "score_rejected"))
+    return _rated(_pair(row_id, row), get(scores, "score_chosen"), get(scores, "score_rejected"))
 
 
 def rlhflow_standard(row_id: str, row: Row) -> Candidate:
-    """RLHFlow's ``*-standard`` sets and hendrydong/preference_700K: two dialogues; scores may be null or text."""
-    pair = _dialogues(row_id, row)
-    chosen, rejected = row.get("chosen_score"), row.get("rejected_score")
-    return pair if chosen is None and rejected is None else _rated(pair, chosen, rejected)
+    """RLHFlow's ``*-standard`` sets, hendrydong/preference_700K and TRL's forms; scores may be absent, null or text."""
+    pair, scores = _pair(row_id, row), (row.get("chosen_score"), row.get("rejected_score"))
+    return pair if scores == (None, None) else _rated(pair, *scores)
 
 
 def llama_factory_dpo(row_id: str, row: Row) -> Candidate:
@@ -273,9 +278,10 @@ def pandalm(row_id: str, row: Row) -> Candidate:
     votes = [get_label(row, f"annotator{i}", (0, 1, 2)) for i in (1, 2, 3)]
     verdict = next((vote for vote in (1, 2) if votes.count(vote) > 1), 0)
     winner = verdict or 1
-    pair = _pair(row_id, row, "instruction", f"response{winner}", f"response{3 - winner}", None if verdict else "tie")
+    pair = _pair(row_id, row, "instruction", f"response{winner}", f"response{3 - winner}")
     if context := get(row, "input"):
-        pair.prompt = user_turn(joined("\n\n", [get(row, "instruction"), context]))
+        pair.prompt = pair.rejected_prompt = user_turn(joined("\n\n", [get(row, "instruction"), context]))
+    pair.evidence = None if verdict else "tie"
     return pair
 
 
@@ -328,7 +334,7 @@ FULL_COMPLIANCE, FULL_REFUSAL = "1_full_compliance", "2_full_refusal"
 
 def reward_bench(row_id: str, row: Row) -> Candidate:
     """allenai/reward-bench: ``extra`` carries the subset and the benchmark's id."""
-    pair = _pair(row_id, row, "prompt", "chosen", "rejected")
+    pair = _pair(row_id, row)
     pair.extra = {"subset": get(row, "subset", str), "id": get(row, "id")}
     return pair
 
