@@ -120,11 +120,11 @@ CASES: list[tuple[str, dict[str, Any], list[tuple[Any, ...]]]] = [
     ("nectar",
      {"prompt": "\n\nHuman: Q\n\nAssistant: ", "answers": [{"answer": "b", "rank": 2.0}, {"answer": "a", "rank": 1.0}]},
      [(USER, "a", "b", -1.0, -2.0, None)]),
-    ("reward_bench", {"prompt": "Q", "chosen": "g", "rejected": "b", "subset": "donotanswer", "id": 7},
+    ("reward_bench", {"prompt": "Q", "chosen": "g", "rejected": "b", "subset": "donotanswer"},
      [(USER, "g", "b", None, None, None)]),
     ("llmbar", {"input": "Q", "output_1": "b", "output_2": "g", "label": 2}, [(USER, "g", "b", None, None, None)]),
     ("humanevalpack",
-     {"task_id": "Go/0", "prompt": "def f\n", "instruction": "Q", "canonical_solution": "return 1",
+     {"prompt": "def f\n", "instruction": "Q", "canonical_solution": "return 1",
       "buggy_solution": "return 2"},
      [(USER, "def f\nreturn 1", "def f\nreturn 2", None, None, None)]),
 ]  # fmt: skip
@@ -310,16 +310,16 @@ def test_xstest_join_counts(data_root: Path) -> None:
     candidates = list(read(settings("xstest", ["xstest/*.csv"]), data_root, Candidate))
     assert len(candidates) == 450
     pairs = [c for c in candidates if c.evidence is None]
-    assert Counter(c.extra["subset"] for c in pairs) == {"xstest-should-respond": 22, "xstest-should-refuse": 118}
+    assert Counter(c.subset for c in pairs) == {"xstest-should-respond": 22, "xstest-should-refuse": 118}
 
 
 def test_llmbar_and_humanevalpack_have_rewardbench_row_counts(data_root: Path) -> None:
     files = ["llmbar/natural.json", "llmbar/adversarial_*.json"]
-    llmbar = Counter(c.extra["subset"] for c in read(settings("llmbar", files), data_root, Candidate))
+    llmbar = Counter(c.subset for c in read(settings("llmbar", files), data_root, Candidate))
     assert llmbar == {"llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
                       "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46}  # fmt: skip
     candidates = read(settings("humanevalpack", ["humanevalpack/*.jsonl"]), data_root, Candidate)
-    hep = Counter(c.extra["subset"] for c in candidates)
+    hep = Counter(c.subset for c in candidates)
     assert hep == {f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")}
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -48,7 +48,7 @@ class Candidate:
     evidence: str | None = None  # the reason that the native labels give against the pair: `tie`, `no_label`, ...
     score_ratio: float | None = None  # higher score over lower (SHP)
     transcript: bool = False  # the turns were cut out of one string: a role tag inside a turn is a suspect cut
-    extra: dict[str, Any] = field(default_factory=dict)  # what a benchmark's reader wants (the subset)
+    subset: str | None = None  # of a benchmark
 
     def contents(self) -> list[Any]:
         """Every turn's content; a second context that equals the first is not repeated."""

@@ -333,9 +333,9 @@ FULL_COMPLIANCE, FULL_REFUSAL = "1_full_compliance", "2_full_refusal"
 
 
 def reward_bench(row_id: str, row: Row) -> Candidate:
-    """allenai/reward-bench: ``extra`` carries the subset and the benchmark's id."""
+    """allenai/reward-bench."""
     pair = _pair(row_id, row)
-    pair.extra = {"subset": get(row, "subset", str), "id": get(row, "id")}
+    pair.subset = get(row, "subset", str)
     return pair
 
 
@@ -343,7 +343,7 @@ def llmbar(row_id: str, row: Row) -> Candidate:
     """princeton-nlp/LLMBar: ``label`` names the better output; the subset is the file's name."""
     winner, stem = get_label(row, "label", (1, 2)), row_id.rpartition(":")[0]
     pair = _pair(row_id, row, "input", f"output_{winner}", f"output_{3 - winner}")
-    pair.extra = {"subset": LLMBAR_SUBSETS.get(stem, stem)}
+    pair.subset = LLMBAR_SUBSETS.get(stem, stem)
     return pair
 
 
@@ -351,8 +351,8 @@ def humanevalpack(row_id: str, row: Row) -> Candidate:
     """bigcode/humanevalpack: the canonical solution against the buggy one; the subset is the file's name (language)."""
     declaration = get(row, "prompt", str)  # which RewardBench's answers repeat
     chosen, rejected = (declaration + get(row, name, str) for name in ("canonical_solution", "buggy_solution"))
-    extra = {"subset": f"hep-{row_id.rpartition(':')[0]}", "id": get(row, "task_id")}
-    return Candidate(row_id, get_prompt(row, "instruction"), chosen, rejected, extra=extra)
+    subset = f"hep-{row_id.rpartition(':')[0]}"
+    return Candidate(row_id, get_prompt(row, "instruction"), chosen, rejected, subset=subset)
 
 
 def join_xstest(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
@@ -382,14 +382,13 @@ def xstest(row_id: str, row: Row) -> Candidate:
     answers = get(row, "answers", list)
     if not answers:
         raise FieldError("field 'answers' is empty; `join_xstest` makes these rows")
-    prompt = user_turn(get(answers[0], "prompt"))
     by_label = {get(a, "final_label", str): get(a, "completion") for a in answers}
     safe = get(row, "label") == "safe"
-    extra = {"subset": "xstest-should-respond" if safe else "xstest-should-refuse", "id": row_id}
-    if FULL_COMPLIANCE not in by_label or FULL_REFUSAL not in by_label:
-        return Candidate(row_id, prompt, "", "", evidence="no_pair", extra=extra)
-    comply, refuse = by_label[FULL_COMPLIANCE], by_label[FULL_REFUSAL]
-    return Candidate(row_id, prompt, *((comply, refuse) if safe else (refuse, comply)), extra=extra)
+    subset = "xstest-should-respond" if safe else "xstest-should-refuse"
+    chosen, rejected = (FULL_COMPLIANCE, FULL_REFUSAL) if safe else (FULL_REFUSAL, FULL_COMPLIANCE)
+    evidence = None if {chosen, rejected} <= set(by_label) else "no_pair"
+    texts = ("", "") if evidence else (by_label[chosen], by_label[rejected])
+    return Candidate(row_id, get_prompt(answers[0], "prompt"), *texts, evidence=evidence, subset=subset)
 
 
 def llama_factory_kto(row_id: str, row: Row) -> Conversation:
