@@ -18,6 +18,7 @@ import yaml
 from rlhflow_utils.data import filters
 from rlhflow_utils.data.mixtures import build_preference_data
 from rlhflow_utils.data.overview import explain_table1, funnel, funnel_rows, side_by_side
+from rlhflow_utils.data.reading import one_line
 from rlhflow_utils.guide.profile import PROFILES, REVISIONS, ConfigError, hub_ids, load_profile, read_revisions, variant
 from rlhflow_utils.guide.run import Run, locked, quiet_libraries
 from rlhflow_utils.guide.settings import HubSettings, Profile
@@ -51,7 +52,7 @@ def read_pairs(data: Path) -> pd.DataFrame:
 
 
 def rule_text(reason: str) -> tuple[str, str]:
-    """What a drop reason means, and its basis (sourced, reconstructed), from what is written of it."""
+    """What a drop reason means, and its basis: sourced, reconstructed, or both."""
     text = {**filters.RULES, **load_facts()["reasons"]}[reason]
     words = [word for word in ("sourced", "reconstructed") if word in text.lower()]
     return text.split(". ")[0].removesuffix("."), " in part, else ".join(words)
@@ -61,14 +62,16 @@ def rules_table(counts: Sequence[Mapping[str, Any]], where: str) -> str:
     """Every rule in its order, with its basis, and the pairs of some sources that it took."""
     dropped: Counter[str] = sum((Counter(row["dropped"]) for row in counts), Counter())
     native, pairs, kept = (sum(row[key] for row in counts) for key in ("native_rows", "rows_in", "rows_out"))
-    text = f"Counted {where}: {native:,} native rows gave {pairs:,} candidate pairs, of which {kept:,} were kept. "
-    text += "The first rule that a pair fails takes it."
+    text = "No run over these rows has been recorded here yet."
+    if counts:
+        text = (f"Counted {where}: {native:,} native rows gave {pairs:,} candidate pairs, of which {kept:,} were kept. "
+                "The first rule that a pair fails takes it.")  # fmt: skip
     rows = []
     for reason in [*filters.RULES, *load_facts()["reasons"]]:
         meaning, basis = rule_text(reason)
         number = {"pairs dropped": dropped[reason]} if counts else {}
         rows.append({"reason": f"`{reason}`", **number, "meaning": meaning, "basis": basis})
-    return f"{text if counts else 'No run over these rows has been recorded here yet.'}\n\n{markdown_table(rows)}"
+    return f"{text}\n\n{markdown_table(rows)}"
 
 
 def render(template: str, title: str, licences: Sequence[str], pairs: int | None, **values: Any) -> str:
@@ -143,15 +146,21 @@ def hub_problems(action: str, advice: str) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RuntimeError(f"{action} ({type(error).__name__}: {reason}); {advice}") from error
+        raise RuntimeError(f"{action} ({type(error).__name__}: {one_line(error)}); {advice}") from error
+
+
+@contextmanager
+def pushing(name: str, settings: HubSettings) -> Iterator[str]:
+    """``namespace/name``, to push to; RuntimeError where the hub cannot be reached, or refuses."""
+    if not settings.namespace:
+        raise ValueError("pushing needs hub.namespace: your user or organisation on the hub")
+    target = f"{settings.namespace}/{name}"
+    with hub_problems(f"pushing {target} failed", "go online, and log in with `hf auth login`"):
+        yield target
 
 
 def push_mixture(data: Path, mixture: str, settings: HubSettings) -> str:
-    """Push a finished mixture (split `train`), the held-out pairs (`test`) and the card; returns the address.
-
-    Raises RuntimeError where the hub cannot be reached, or refuses (no token, no right to the namespace).
-    """
+    """Push a finished mixture (split `train`), the held-out pairs (`test`) and the card; returns the address."""
     from datasets import DatasetDict, load_from_disk
     from huggingface_hub import DatasetCard
 
@@ -164,7 +173,7 @@ def push_mixture(data: Path, mixture: str, settings: HubSettings) -> str:
 
 
 def push_model(stage: Artifact, name: str, card: str, settings: HubSettings) -> str:
-    """Upload a stage's folder `model` and its card; returns the address. Raises as `push_mixture` does."""
+    """Upload a stage's folder `model` and its card; returns the address."""
     from huggingface_hub import HfApi, ModelCard
 
     with pushing(name, settings) as target:
@@ -172,16 +181,6 @@ def push_model(stage: Artifact, name: str, card: str, settings: HubSettings) -> 
         HfApi().upload_folder(repo_id=target, folder_path=stage.path / "model")
         ModelCard(card).push_to_hub(target)
     return f"https://huggingface.co/{target}"
-
-
-@contextmanager
-def pushing(name: str, settings: HubSettings) -> Iterator[str]:
-    """``namespace/name``, to push to."""
-    if not settings.namespace:
-        raise ValueError("pushing needs hub.namespace: your user or organisation on the hub")
-    target = f"{settings.namespace}/{name}"
-    with hub_problems(f"pushing {target} failed", "go online, and log in with `hf auth login`"):
-        yield target
 
 
 def pin() -> int:
