@@ -81,7 +81,7 @@ CASES: list[tuple[str, dict[str, Any], list[tuple[Any, ...]]]] = [
     ("orca", {**ORCA, "status": "tie", "rating": [8, 8], "system": "Sys"},
      [([{"role": "system", "content": "Sys"}, *USER], "g", "b", 8.0, 8.0, "tie")]),
     ("capybara",
-     {"conversation": [], "chosen": [*DIALOGUE, answer("g")], "rejected": [*DIALOGUE, answer("b")],
+     {"chosen": [*DIALOGUE, answer("g")], "rejected": [*DIALOGUE, answer("b")],
       "rating_chosen": 5, "rating_rejected": 1},
      [(DIALOGUE, "g", "b", 5.0, 1.0, None)]),
     ("summarize_from_feedback", SUMMARY,

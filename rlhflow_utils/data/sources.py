@@ -101,10 +101,12 @@ def _rated(pair: Candidate, chosen: Any, rejected: Any) -> Candidate:
 
 
 def _pair(
-    row_id: str, row: Row, prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected"
-) -> Candidate:
-    """The pair that a row states, in any of TRL's forms, from the fields of its prompt and its two answers."""
-    return _from_dialogues(row_id, _dialogue(row, prompt, chosen), _dialogue(row, prompt, rejected))
+    row_id: str, row: Row, prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected",
+    scores: tuple[str, str] | None = None,
+) -> Candidate:  # fmt: skip
+    """The pair that a row states, in any of TRL's forms: the fields of its prompt, its two answers and their scores."""
+    pair = _from_dialogues(row_id, _dialogue(row, prompt, chosen), _dialogue(row, prompt, rejected))
+    return _rated(pair, *(get(row, score) for score in scores)) if scores else pair
 
 
 def _dialogue(row: Row, prompt: str, answer: str) -> list[Message]:
@@ -211,17 +213,6 @@ def pku_safe_rlhf(row_id: str, row: Row) -> Candidate:
     return pair
 
 
-def ultrainteract(row_id: str, row: Row) -> Candidate:
-    """openbmb/UltraInteract_pair: a correct and an incorrect next step after one trajectory (already paired)."""
-    return _pair(row_id, row, "trajectory")
-
-
-def argilla_math(row_id: str, row: Row) -> Candidate:
-    """argilla/distilabel-math-preference-dpo: two rated answers."""
-    pair = _pair(row_id, row, "instruction", "chosen_response", "rejected_response")
-    return _rated(pair, get(row, "chosen_rating"), get(row, "rejected_rating"))
-
-
 def orca(row_id: str, row: Row) -> Candidate:
     """argilla/distilabel-intel-orca-dpo-pairs: ``rating`` lists both ratings, ``status`` says "tie" where they tie.
 
@@ -239,12 +230,6 @@ def orca(row_id: str, row: Row) -> Candidate:
     return pair
 
 
-def capybara(row_id: str, row: Row) -> Candidate:
-    """argilla/distilabel-capybara-dpo-7k-binarized: two whole dialogues that differ in the last turn."""
-    get(row, "conversation")  # the set's own copy of the context; its absence means another schema
-    return _rated(_pair(row_id, row), get(row, "rating_chosen"), get(row, "rating_rejected"))
-
-
 def summarize_from_feedback(row_id: str, row: Row) -> Candidate:
     """openai/summarize_from_feedback (comparisons): two summaries of a post, in the prompt format of Stiennon et al."""
     summaries, choice = get(row, "summaries", list), get_label(row, "choice", (0, 1))
@@ -258,19 +243,14 @@ def summarize_from_feedback(row_id: str, row: Row) -> Candidate:
 
 def ultrafeedback_binarized(row_id: str, row: Row) -> Candidate:
     """UltraFeedback, two answers a row: message lists and scores (hub), or strings, with the scores in ``metadata``."""
-    scores = get(row, "metadata") if "metadata" in row else row
-    return _rated(_pair(row_id, row), get(scores, "score_chosen"), get(scores, "score_rejected"))
+    where = "metadata." if "metadata" in row else ""
+    return _pair(row_id, row, scores=(f"{where}score_chosen", f"{where}score_rejected"))
 
 
 def rlhflow_standard(row_id: str, row: Row) -> Candidate:
     """RLHFlow's ``*-standard`` sets, hendrydong/preference_700K and TRL's forms; scores may be absent, null or text."""
     pair, scores = _pair(row_id, row), (row.get("chosen_score"), row.get("rejected_score"))
     return pair if scores == (None, None) else _rated(pair, *scores)
-
-
-def llama_factory_dpo(row_id: str, row: Row) -> Candidate:
-    """LLaMA-Factory's sharegpt preference format."""
-    return _pair(row_id, row, "conversations", "chosen.value", "rejected.value")
 
 
 def pandalm(row_id: str, row: Row) -> Candidate:
@@ -385,10 +365,10 @@ def xstest(row_id: str, row: Row) -> Candidate:
     by_label = {get(a, "final_label", str): get(a, "completion") for a in answers}
     safe = get(row, "label") == "safe"
     subset = "xstest-should-respond" if safe else "xstest-should-refuse"
-    chosen, rejected = (FULL_COMPLIANCE, FULL_REFUSAL) if safe else (FULL_REFUSAL, FULL_COMPLIANCE)
-    evidence = None if {chosen, rejected} <= set(by_label) else "no_pair"
-    texts = ("", "") if evidence else (by_label[chosen], by_label[rejected])
-    return Candidate(row_id, get_prompt(answers[0], "prompt"), *texts, evidence=evidence, subset=subset)
+    better, worse = (FULL_COMPLIANCE, FULL_REFUSAL) if safe else (FULL_REFUSAL, FULL_COMPLIANCE)
+    evidence = None if {better, worse} <= set(by_label) else "no_pair"
+    chosen, rejected = ("", "") if evidence else (by_label[better], by_label[worse])
+    return Candidate(row_id, get_prompt(answers[0], "prompt"), chosen, rejected, evidence=evidence, subset=subset)
 
 
 def llama_factory_kto(row_id: str, row: Row) -> Conversation:
@@ -407,10 +387,19 @@ def exact_match(row_id: str, row: Row) -> Prompt:
 
 CONVERTERS: dict[str, Converter] = {
     **{each.__name__: each for each in (
-        hh_rlhf, shp, helpsteer, pku_safe_rlhf, ultrafeedback, ultrafeedback_binarized, ultrainteract, argilla_math,
-        code_ultrafeedback, orca, capybara, summarize_from_feedback, nectar, rlhflow_standard, llama_factory_dpo,
-        pandalm, fine_grained_rlhf, reward_bench, llmbar, humanevalpack, xstest, llama_factory_kto, exact_match,
+        hh_rlhf, shp, helpsteer, pku_safe_rlhf, ultrafeedback, ultrafeedback_binarized, code_ultrafeedback, orca,
+        summarize_from_feedback, nectar, rlhflow_standard, pandalm, fine_grained_rlhf, reward_bench, llmbar,
+        humanevalpack, xstest, llama_factory_kto, exact_match,
     )},
+    # openbmb/UltraInteract_pair: a correct and an incorrect next step after one trajectory
+    "ultrainteract": lambda row_id, row: _pair(row_id, row, "trajectory"),
+    # argilla/distilabel-math-preference-dpo: two rated answers
+    "argilla_math": lambda row_id, row:
+        _pair(row_id, row, "instruction", "chosen_response", "rejected_response", ("chosen_rating", "rejected_rating")),
+    # argilla/distilabel-capybara-dpo-7k-binarized: two whole dialogues that differ in the last turn
+    "capybara": lambda row_id, row: _pair(row_id, row, scores=("rating_chosen", "rating_rejected")),
+    # LLaMA-Factory's sharegpt preference format
+    "llama_factory_dpo": lambda row_id, row: _pair(row_id, row, "conversations", "chosen.value", "rejected.value"),
     # RLHFlow/RLHFlow-SFT-Dataset-ver2 and the like; `conversations` is the older name there
     "sft_messages": lambda row_id, row:
         Conversation(row_id, get_turns(row, "messages" if "messages" in row else "conversations")),
