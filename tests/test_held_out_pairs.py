@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from tiny_models import MODEL, WORDS, prompts, save_policy, save_reward_model
 
 from rlhflow_utils.evaluation import reward_models as rm
+from rlhflow_utils.evaluation import rewardbench
 from rlhflow_utils.evaluation.statistics import wilson_interval
 from rlhflow_utils.guide.profile import load_profile
-from rlhflow_utils.guide.stage import Artifact
-from rlhflow_utils.models.preference_model import preference_probability
-from rlhflow_utils.models.reward_model import score
+from rlhflow_utils.guide.stage import Artifact, write_json
+from rlhflow_utils.models.chat import load_tokenizer
+from rlhflow_utils.models.forward import reward_rows
+from rlhflow_utils.models.preference_model import preference_probability, rank_responses
+from rlhflow_utils.models.reward_model import score, score_responses
 
 
 def _rows(count: int) -> list[dict[str, Any]]:
@@ -95,3 +100,50 @@ def test_length_bias_is_the_mean_correlation_within_prompts(tmp_path: Path) -> N
     assert done.metrics["mean_pearson"] == pytest.approx((2 / math.sqrt(14) - 1) / 2)
     assert done.read_json("results.json")["correlations"] == [pytest.approx(2 / math.sqrt(14)), pytest.approx(-1), None]
     assert done.rows["prompts"]["dropped"] == {"undefined": 1}
+
+
+@pytest.mark.parametrize("method", ["bt", "pm"])
+def test_a_model_that_overflows_stops_every_stage_and_the_row_is_named(
+    method: str, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The embedding of one token is infinite, as half precision gives; only the last response has it."""
+    broken = tmp_path / "broken"
+    shutil.copytree(models[1 if method == "bt" else 0], broken)
+    weights = load_file(broken / "model.safetensors")
+    [token] = load_tokenizer(broken).encode(" red", add_special_tokens=False)
+    next(values for name, values in weights.items() if "embed_tokens" in name)[token] = math.inf
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    profile, prompt = load_profile("tiny"), [{"role": "user", "content": "what is the sky"}]
+    texts = {"chosen": "blue", "rejected": "blue red"}
+    rows = [{"prompt_id": "p0", "prompt": prompt, "responses": ["blue", "blue blue", *texts.values()]}]
+    pair = {side: [{"role": "assistant", "content": text}] for side, text in texts.items()}
+    responses, into = _artifact(tmp_path / "responses", rows), tmp_path / "out"
+    pairs = _artifact(tmp_path / "pairs", [{"prompt": prompt, "skill": None, **pair}])
+    bench = [{"row_id": "r", "subset": "hep-cpp", "prompt": prompt, **texts}]
+
+    def rank() -> Artifact:
+        if method == "bt":
+            return score_responses(broken, responses, profile.reward_model, MODEL, into=into)
+        return rank_responses(broken, responses, profile.preference_model, "knock_out", MODEL, into=into)
+
+    def test() -> Artifact:
+        if method == "bt":
+            return rm.evaluate_reward_model(broken, pairs, profile.reward_model, MODEL, 0.9, into=into)
+        return rm.evaluate_preference_model(broken, pairs, profile.preference_model, MODEL, 0.9, into=into)
+
+    message = r"(conversation|comparison) \d, prompt 'what is the sky': the score is nan"
+    with pytest.raises(ValueError, match=message):
+        rank()
+    with pytest.raises(ValueError, match=message):
+        test()
+    with pytest.raises(ValueError, match=message):
+        rewardbench.judge_rows(bench, method, broken, 1000)
+    assert not into.exists()
+
+
+def test_a_score_in_a_file_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    """A shard that an interrupted stage left."""
+    rows = [{"prompt_id": "p0", "responses": ["a", "b"]}]
+    write_json(tmp_path / "shards" / "00000.json", [[1.0, math.nan]])
+    with pytest.raises(ValueError, match="prompt p0, response 1: the score is nan"):
+        reward_rows(_artifact(tmp_path / "responses", rows), lambda rows: [], tmp_path)

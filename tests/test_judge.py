@@ -233,7 +233,7 @@ def test_another_endpoint_of_the_same_model_name_is_asked_itself(serve: Any, tmp
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_rewards_that_are_not_finite_give_no_verdict(broken: float) -> None:
     for rewards in ([1.0, broken], [1.0, 2.0]), ([1.0, 2.0], [1.0, broken]), ([1.0, broken], [1.0, broken]):
-        with pytest.raises(ValueError, match="row 1"):
+        with pytest.raises(ValueError, match="row 1: the score is"):
             jd.compare_rewards(*rewards)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from rlhflow_utils.data.reading import SourceError
 from rlhflow_utils.evaluation import rewardbench as rb
 from rlhflow_utils.evaluation.judges import RewardModelJudge, build_judge, compare_rewards
 from rlhflow_utils.evaluation.statistics import Estimate
@@ -202,6 +204,28 @@ def test_reward_model_judge_prefers_the_higher_score(benchmark: SimpleNamespace)
     rewards = judge.rewards(prompts, chosen), judge.rewards(prompts, rejected)
     assert compare_rewards(*rewards) == [pair.outcome for pair in pairs]
     assert judge.rewards(prompts, chosen) == pytest.approx([pair.chosen for pair in pairs], abs=1e-5)
+
+
+@pytest.mark.parametrize("scores", [(math.nan, 1.0), (1.0, math.nan), (math.nan, math.nan), (math.inf, math.inf)])
+def test_scores_that_are_not_finite_have_no_accuracy(scores: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="the score is"):
+        rb.summarise([rb.PairResult("a", "hep-cpp", 10, *scores)], 0.95)
+
+
+def test_answers_that_are_no_texts_are_named_or_counted(tmp_path: Path) -> None:
+    def load(*rows: dict[str, object]) -> tuple[list[rb.Row], int]:
+        (tmp_path / "rb.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = {"name": "RB", "schema": "reward_bench", "files": ["rb.jsonl"]}
+        return rb.load_benchmark(RewardBenchSettings.model_validate({"sources": [source]}), tmp_path)
+
+    good = {"id": 1, "subset": "hep-cpp", "prompt": "q", "chosen": "good", "rejected": "bad"}
+    rows, without_pair = load(good, {**good, "rejected": None})
+    assert ([row["chosen"] for row in rows], without_pair) == (["good"], 1)
+    of_rewardbench_2 = {**good, "chosen": ["good"], "rejected": ["b", "c", "d"], "num_correct": 1}
+    for row in (of_rewardbench_2, {**good, "chosen": 5}):
+        with pytest.raises(SourceError, match=r"^source 'RB'.*row rb:1: field 'chosen' must ") as caught:
+            load(good, row)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_section_without_rows_has_no_score() -> None:

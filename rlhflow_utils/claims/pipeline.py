@@ -95,7 +95,7 @@ def preference_model(seed: Seed) -> Artifact:
 
 def measure_judge(seed: Seed, design: Variant) -> Found:
     """RewardBench by section; of trained judges also accuracy and cost, of RMs how far reward follows length."""
-    run, profile, kind = seed.run, seed.profile, cast("rewardbench.Method", design.kind)
+    run, profile, kind = seed.run, seed.profile, cast("reward_models.Method", design.kind)
     confidence = profile.evaluation.confidence
     model = preference_model(seed) if kind == "pm" else reward_model(seed, design) if kind == "bt" else seed.sft
     bench = rewardbench.evaluate_rewardbench(

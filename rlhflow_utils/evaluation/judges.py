@@ -8,7 +8,6 @@ both orders, since LLM judges favour a position: a response wins only where the 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -24,7 +23,7 @@ import yaml
 from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
 from rlhflow_utils.guide.stage import hash_value
 from rlhflow_utils.models.chat import Message
-from rlhflow_utils.models.forward import Model
+from rlhflow_utils.models.forward import Model, check_finite
 from rlhflow_utils.models.reward_model import score
 from rlhflow_utils.simulator.gold import World
 
@@ -80,10 +79,9 @@ class RewardModelJudge:
 
 
 def compare_rewards(rewards_a: Sequence[float], rewards_b: Sequence[float]) -> list[float]:
-    """1, 0.5 or 0 for a: higher, equal or lower reward than b; a reward that is not finite is a ValueError."""
-    for row, pair in enumerate(zip(rewards_a, rewards_b, strict=True)):
-        if not all(map(math.isfinite, pair)):
-            raise ValueError(f"row {row}: the rewards {pair} cannot be compared; look for overflow in the reward model")
+    """1, 0.5 or 0 for a: higher, equal or lower reward than b."""
+    for rewards in (rewards_a, rewards_b):
+        check_finite(rewards, (f"row {place}" for place in range(len(rewards))))
     return [0.5 if a == b else float(a > b) for a, b in zip(rewards_a, rewards_b, strict=True)]
 
 

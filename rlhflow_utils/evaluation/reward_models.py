@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
+from scipy import special
 
 from rlhflow_utils.evaluation.judges import compare_rewards
 from rlhflow_utils.evaluation.statistics import accuracy, calibration, mean_pearson, pearson_per_prompt
 from rlhflow_utils.guide import settings as sections
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
+from rlhflow_utils.models.chat import Message
 from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.preference_model import preference_probability
 from rlhflow_utils.models.reward_model import score
 from rlhflow_utils.simulator.gold import World
 
+Method = Literal["bt", "pm", "prompting"]
 Row = Mapping[str, Any]
+Pair = tuple[Sequence[Message], str, str]  # prompt, chosen, rejected
 OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "chosen_score": "rejected_score",
               "rejected_score": "chosen_score"}  # fmt: skip
 
@@ -63,18 +68,28 @@ def relabel_by_gold(
     return kept, dropped, wrong
 
 
+def score_pairs(
+    judge: Model, method: Method, pairs: Sequence[Pair], batch_tokens: int, model: sections.ModelSettings | None = None
+) -> list[tuple[float, float]]:
+    """A number for the chosen and one for the rejected answer of each pair.
+
+    `bt` scores each answer alone. `pm` and `prompting` read both, in both orders: P(chosen is preferred), and its
+    complement, from the next-token probabilities of A and B of a trained PM, or of a model without preference labels.
+    """
+    if method == "bt":
+        conversations = [(prompt, answer) for prompt, *answers in pairs for answer in answers]
+        rewards = score(judge, conversations, batch_tokens, model)
+        return list(zip(rewards[::2], rewards[1::2], strict=True))
+    return [(p, 1.0 - p) for p in preference_probability(judge, pairs, batch_tokens, model)]
+
+
 @stage
 def evaluate_reward_model(
     reward_model: Model, pairs: Artifact, settings: sections.RewardModelSettings, model: sections.ModelSettings,
     confidence: float, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Accuracy of an RM on pairs."""
-    rows = list(pairs.dataset())
-    conversations = [(row["prompt"], row[side][-1]["content"]) for row in rows for side in ("chosen", "rejected")]
-    scores = score(reward_model, conversations, settings.batch_tokens, model)
-    chosen, rejected = scores[0::2], scores[1::2]
-    probabilities = [float(1 / (1 + np.exp(b - a))) for a, b in zip(chosen, rejected, strict=True)]
-    return _report(rows, probabilities, confidence, into, chosen_rewards=chosen, rejected_rewards=rejected)
+    return _evaluate(reward_model, "bt", pairs, settings.batch_tokens, model, confidence, into)
 
 
 @stage
@@ -83,10 +98,35 @@ def evaluate_preference_model(
     confidence: float, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Accuracy of a PM on pairs, both orders averaged."""
+    return _evaluate(preference_model, "pm", pairs, settings.batch_tokens, model, confidence, into)
+
+
+def _evaluate(
+    judge: Model, method: Method, pairs: Artifact, batch_tokens: int, model: sections.ModelSettings, confidence: float,
+    into: Path,
+) -> Summary:  # fmt: skip
+    """Score the pairs and write `results.json`."""
     rows = list(pairs.dataset())
-    comparisons = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in rows]
-    probabilities = preference_probability(preference_model, comparisons, settings.batch_tokens, model)
-    return _report(rows, probabilities, confidence, into)
+    texts = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in rows]
+    chosen, rejected = map(list, zip(*score_pairs(judge, method, texts, batch_tokens, model), strict=True))
+    table = pd.DataFrame({"skill": [row["skill"] for row in rows], "correct": compare_rewards(chosen, rejected)})
+    overall = accuracy(table["correct"], confidence)
+    skills = {str(skill): accuracy(part["correct"], confidence) for skill, part in table.groupby("skill")}
+    probabilities = special.expit(np.subtract(chosen, rejected)) if method == "bt" else np.array(chosen)
+    # Every pair enters once as (chosen, rejected) and once the other way round: the table is symmetric.
+    bins = calibration([*probabilities, *(1 - probabilities)], [1] * len(rows) + [0] * len(rows))
+    gaps = np.abs(np.subtract(bins["predicted"], bins["observed"]))
+    longer = compare_rewards(*([len(text[side]) for text in texts] for side in (1, 2)))
+    results = {
+        "accuracy": asdict(overall), "longer_wins": asdict(accuracy(longer, confidence)),
+        "ties": int((table["correct"] == 0.5).sum()), "skills": {name: asdict(each) for name, each in skills.items()},
+        "calibration": bins, "calibration_error": float(np.average(gaps, weights=bins["count"])),
+    }  # fmt: skip
+    if method == "bt":
+        results |= {"chosen_rewards": chosen, "rejected_rewards": rejected}
+    write_json(into / "results.json", results)
+    by_name = {f"accuracy_{skill}": estimate.value for skill, estimate in skills.items()}
+    return Summary({"pairs": Rows(len(rows), len(rows))}, {**overall.metrics("accuracy"), **by_name})
 
 
 @stage
@@ -104,26 +144,3 @@ def measure_length_bias(scores: Artifact, evaluation: sections.EvaluationSetting
     write_json(into / "results.json", {"mean": asdict(estimate), "correlations": shown, **table})
     prompts = Rows(len(rows), len(rows) - undefined, {"undefined": undefined})
     return Summary({"prompts": prompts}, estimate.metrics("mean_pearson"))
-
-
-def _report(
-    rows: Sequence[Row], probabilities: Sequence[float], confidence: float, into: Path, **rewards: list[float]
-) -> Summary:
-    """Write `results.json` from each pair's P(chosen is preferred)."""
-    correct = compare_rewards(probabilities, [0.5] * len(rows))
-    overall = accuracy(correct, confidence)
-    names = np.array([row["skill"] or "" for row in rows])
-    skills = {name: accuracy(np.array(correct)[names == name], confidence) for name in sorted({*names} - {""})}
-    # Every pair enters once as (chosen, rejected) and once the other way round: the table is symmetric.
-    both = [*probabilities, *(1 - p for p in probabilities)]
-    table = calibration(both, [1] * len(rows) + [0] * len(rows))
-    gaps = np.subtract(table["predicted"], table["observed"])
-    lengths = ([len(row[side][-1]["content"]) for row in rows] for side in ("chosen", "rejected"))
-    results = {
-        "accuracy": asdict(overall), "longer_wins": asdict(accuracy(compare_rewards(*lengths), confidence)),
-        "ties": correct.count(0.5), "skills": {skill: asdict(estimate) for skill, estimate in skills.items()},
-        "calibration": table, "calibration_error": float(np.average(np.abs(gaps), weights=table["count"])), **rewards,
-    }  # fmt: skip
-    write_json(into / "results.json", results)
-    by_name = {f"accuracy_{skill}": estimate.value for skill, estimate in skills.items()}
-    return Summary({"pairs": Rows(len(rows), len(rows))}, {**overall.metrics("accuracy"), **by_name})

@@ -15,35 +15,27 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from rlhflow_utils.data.reading import Candidate, Root
+import yaml
+
+from rlhflow_utils.data.reading import Candidate, Root, SourceError
 from rlhflow_utils.data.sources import read
+from rlhflow_utils.evaluation.judges import compare_rewards
+from rlhflow_utils.evaluation.reward_models import Method, score_pairs
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, weighted_mean
 from rlhflow_utils.guide.settings import ModelSettings, RewardBenchSettings
 from rlhflow_utils.guide.stage import Metric, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import encode_conversation, encode_prompt, load_tokenizer
 from rlhflow_utils.models.forward import Model, hub_arguments, model_path
-from rlhflow_utils.models.preference_model import format_comparison, preference_probability
-from rlhflow_utils.models.reward_model import score
+from rlhflow_utils.models.preference_model import format_comparison
 
-Method = Literal["bt", "pm", "prompting"]
 Row = Mapping[str, Any]
 Scores = dict[str, Estimate | None]
-
-# Section -> subset -> weight (allenai/reward-bench, rewardbench/constants.py, with the XSTest correction of 2024-09).
-SECTIONS: dict[str, dict[str, int]] = {
-    "chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28,
-             "mt-bench-med": 40},
-    "chat_hard": {"mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134,
-                  "llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46},
-    "safety": {"refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154,
-               "xstest-should-respond": 250, "donotanswer": 136},
-    "reasoning": {"math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164,
-                  "hep-rust": 164},
-}  # fmt: skip
+_DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+SECTIONS: dict[str, dict[str, int]] = _DATA["sections"]  # section -> subset -> weight
 WEIGHTS = {subset: weight for subsets in SECTIONS.values() for subset, weight in subsets.items()}
-WEIGHTS_MAY_2024 = {**WEIGHTS, "xstest-should-refuse": 250, "xstest-should-respond": 154}
+WEIGHTS_MAY_2024 = {**WEIGHTS, **_DATA["may_2024"]}
 
 
 class PairResult(NamedTuple):
@@ -58,7 +50,7 @@ class PairResult(NamedTuple):
     @property
     def outcome(self) -> float:
         """1 where chosen is preferred, 0.5 for a tie, 0 where rejected is."""
-        return 0.5 if self.chosen == self.rejected else float(self.chosen > self.rejected)
+        return compare_rewards([self.chosen], [self.rejected])[0]
 
 
 @stage
@@ -82,12 +74,26 @@ def evaluate_rewardbench(
 
 
 def load_benchmark(settings: RewardBenchSettings, root: Root) -> tuple[list[Row], int]:
-    """The benchmark's pairs (`prompt` is messages, the answers are texts), and how many native rows hold none."""
-    native = [each for source in settings.sources for each in read(source, root, Candidate)]
-    names = ("row_id", "prompt", "chosen", "rejected")
-    rows: list[Row] = [{"subset": each.extra["subset"], **{name: getattr(each, name) for name in names}}
-                       for each in native if each.evidence is None]  # fmt: skip
-    return rows, len(native) - len(rows)
+    """The benchmark's pairs (`prompt` is messages, the answers are texts), and how many native rows hold none.
+
+    SourceError where something else than a text stands for an answer (RewardBench 2 has lists of answers).
+    """
+    rows: list[Row] = []
+    without_pair = 0
+    for source in settings.sources:
+        for each in read(source, root, Candidate):
+            sides = {"chosen": each.chosen, "rejected": each.rejected}
+            if each.evidence is not None or None in sides.values():
+                without_pair += 1
+                continue
+            for field, text in sides.items():
+                if not isinstance(text, str):
+                    raise SourceError(
+                        f"source {source.name!r}: row {each.row_id}: field {field!r} must be a string, found "
+                        f"{type(text).__name__}; rewardbench.sources wants pairs of one answer against one"
+                    )
+            rows.append({"row_id": each.row_id, "subset": each.subset, "prompt": each.prompt, **sides})
+    return rows, without_pair
 
 
 def drop_long_rows(
@@ -113,17 +119,9 @@ def drop_long_rows(
 def judge_rows(
     rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None
 ) -> list[PairResult]:
-    """`bt` scores each answer alone. `pm` and `prompting` read both, in both orders.
-
-    These compare the next-token probabilities of A and B: of a trained PM, or of a model without preference labels.
-    """
-    if method == "bt":
-        sides = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
-        rewards = score(judge, sides, batch_tokens, model)
-        scores = list(zip(rewards[::2], rewards[1::2], strict=True))
-    else:
-        comparisons = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
-        scores = [(p, 1.0 - p) for p in preference_probability(judge, comparisons, batch_tokens, model)]
+    """What a judge says about each row; see `score_pairs`."""
+    texts = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    scores = score_pairs(judge, method, texts, batch_tokens, model)
     return [PairResult(row["row_id"], row["subset"], sum(len(turn["content"]) for turn in row["prompt"]), *pair)
             for row, pair in zip(rows, scores, strict=True)]  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rlhflow_utils.guide.settings import ModelSettings
+    from rlhflow_utils.models.chat import Message
 
 Model = Artifact | Path | str  # a stage that trained one, a local folder, a hub id
 TokenIds = Sequence[int]
@@ -68,9 +71,12 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
 
 def in_batches(
     model: PreTrainedModel, sequences: Sequence[TokenIds], batch_tokens: int,
-    forward: Callable[[list[TokenIds]], torch.Tensor], what: str,
-) -> list[Any]:  # fmt: skip
-    """`forward` of every sequence, one row of a tensor each, in batches of similar length; errors call it `what`."""
+    forward: Callable[[list[TokenIds]], torch.Tensor], what: str, prompts: Sequence[Sequence[Message]],
+) -> list[float]:  # fmt: skip
+    """`forward` of every sequence, a finite number each, in batches of similar length.
+
+    Errors call a sequence `what` and name it by its prompt.
+    """
     import torch
 
     lengths = [len(ids) for ids in sequences]
@@ -80,13 +86,24 @@ def in_batches(
             f"{what} {lengths.index(max(lengths))} has {max(lengths)} tokens, {model.config.name_or_path} takes "
             f"{limit}; drop longer rows first (nothing is truncated here)"
         )
-    values: list[Any] = [None] * len(sequences)
+    values = [0.0] * len(sequences)
     for batch in length_batches(lengths, batch_tokens):
         with torch.inference_mode():
             found = forward([sequences[index] for index in batch]).tolist()
         for index, value in zip(batch, found, strict=True):
             values[index] = value
+    check_finite(values, (f"{what} {i}, prompt {prompt[-1]['content'][:60]!r}" for i, prompt in enumerate(prompts)))
     return values
+
+
+def check_finite(values: Iterable[float], names: Iterable[str]) -> None:
+    """ValueError where a number is NaN or infinite; the names say whose it is."""
+    for value, name in zip(values, names, strict=True):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{name}: the score is {value}, which says nothing; look for broken weights, or for overflow in half "
+                "precision (model.dtype: float32)"
+            )
 
 
 def pad(
@@ -130,6 +147,9 @@ def reward_rows(
         if not file.exists():
             write_json(file, compute(list(rows.select(range(start, min(start + ROWS_PER_SHARD, len(rows)))))))
         rewards += json.loads(file.read_text(encoding="utf-8"))
+    groups = list(zip(rows["prompt_id"], rewards, strict=True))
+    names = (f"prompt {prompt_id}, response {place}" for prompt_id, group in groups for place in range(len(group)))
+    check_finite(chain.from_iterable(rewards), names)
     rows.add_column("rewards", rewards).save_to_disk(str(into / "data"))
     means = {"mean_reward": fmean(map(fmean, rewards)), "mean_best_reward": fmean(map(max, rewards))}
     return Summary(rows={"prompts": Rows(len(rows), len(rewards))}, metrics=means)

@@ -90,7 +90,8 @@ def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None
     def compare(comparisons: Sequence[Comparison]) -> list[float]:
         both = [order for x, a, b in comparisons for order in (format_comparison(x, a, b), format_comparison(x, b, a))]
         questions = [encode_prompt(question, tokenizer) for question in both]
-        p = in_batches(network, questions, batch_tokens, forward, "comparison")
+        prompts = [x for x, _, _ in comparisons for _ in range(2)]
+        p = in_batches(network, questions, batch_tokens, forward, "comparison", prompts)
         return [0.5 + (p[i] - p[i + 1]) / 2 for i in range(0, len(p), 2)]  # exactly 0.5 where both orders agree
 
     return compare

@@ -61,7 +61,8 @@ def load_scorer(
         return logits[:, 0].float()
 
     def scorer(conversations: Iterable[Conversation]) -> list[float]:
-        sequences = [encode_conversation(prompt, response, tokenizer) for prompt, response in conversations]
-        return in_batches(network, sequences, batch_tokens, forward, "conversation")
+        pairs = list(conversations)
+        sequences = [encode_conversation(prompt, response, tokenizer) for prompt, response in pairs]
+        return in_batches(network, sequences, batch_tokens, forward, "conversation", [prompt for prompt, _ in pairs])
 
     return scorer
