@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError, load_rows
+from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError, get, load_rows, read_rows
 from rlhflow_utils.data.sources import (
     CONVERTERS,
     convert,
@@ -236,6 +236,7 @@ def test_a_field_with_an_impossible_value_is_named(schema: str, row: dict[str, A
         (["x.jsonl"], b'["a"]\n', "expected an object"),
         (["x.jsonl"], b'{"text": "\xff"}\n', "breaks after 0 rows"),
         (["x.json"], b'{"text": "a"}', "expected a list"),
+        (["x.json"], b'{"text": "a"}\n{"text": "b"}\n', "JSON lines, not one list: name the file .jsonl"),
         (["x.csv"], b"text,other\na\n", "more or fewer fields"),
         (["x.jsonl.gz"], gzip.compress(b'{"text": "a"}\n' * 1000, mtime=0)[:40], "breaks after"),
         (["x.parquet"], b"PAR1 not really", "breaks after 0 rows"),
@@ -283,6 +284,29 @@ def test_every_format_reads_the_same_rows(tmp_path: Path) -> None:
         rows = list(load_rows(settings("text", [name]), tmp_path))
         assert [row["text"] for _, row in rows] == texts, name
         assert [row_id for row_id, _ in rows] == [f"{name[0]}:{i}" for i in range(5)]
+
+
+def test_byte_order_marks_blank_lines_and_capital_suffixes_are_no_rows(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    two_put_together = mark + b'{"text": "a"}\r\n\r\n' + mark + b'{"text": "b"}\n\n'
+    (tmp_path / "a.JSONL").write_bytes(two_put_together)
+    (tmp_path / "b.csv.GZ").write_bytes(gzip.compress(mark + b"text\na\n\nb\n\n", mtime=0))
+    (tmp_path / "c.csv").write_bytes(mark + b"a\n\nb\n\n")
+    for name in ("a.JSONL", "b.csv.GZ"):
+        rows = list(load_rows(settings("text", [name]), tmp_path))
+        assert rows == [(f"{name[0]}:0", {"text": "a"}), (f"{name[0]}:1", {"text": "b"})]
+    assert read_rows(tmp_path / "c.csv", lambda row: row["text"], ["text"]) == ["a", "b"]  # MMLU's have no header
+
+
+def test_a_benchmarks_file_names_the_row_and_field_that_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"question": "Q", "turns": ["a"]}\n{"question": null}\n', encoding="utf-8")
+    with pytest.raises(SourceError, match=r"x\.jsonl: row 2 .*field 'question' must be a str, found NoneType"):
+        read_rows(tmp_path / "x.jsonl", lambda row: get(row, "question", str))
+    with pytest.raises(SourceError, match=r"x\.jsonl: row 2 .*no field 'turns'"):
+        read_rows(tmp_path / "x.jsonl", lambda row: row["turns"][0])
+    (tmp_path / "x.jsonl").write_text('{"question": "Q"}\n{"question"', encoding="utf-8")
+    with pytest.raises(SourceError, match=r"x\.jsonl breaks after 1 rows"):
+        read_rows(tmp_path / "x.jsonl", lambda row: row["question"])
 
 
 def test_globs_are_sorted_and_equal_names_keep_their_folder(tmp_path: Path) -> None:

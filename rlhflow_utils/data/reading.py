@@ -179,7 +179,7 @@ def _local_files(patterns: list[str], folder: Path) -> list[tuple[str, Path]]:
         if not (found := sorted(folder.glob(pattern))):
             raise SourceError(f"no file {pattern!r} under {folder}; mend data.root or `files`")
         paths.extend(found)
-    stems = [Path(path.name.removesuffix(".gz")).stem for path in paths]
+    stems = [Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem for path in paths]
     # Two files of one name (train.jsonl in two folders) would share row ids: name the folder too.
     names = [
         stem if stems.count(stem) == 1 else path.relative_to(folder).as_posix()
@@ -189,13 +189,17 @@ def _local_files(patterns: list[str], folder: Path) -> list[tuple[str, Path]]:
 
 
 def file_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """Rows of a local file; `columns` are those of a CSV without header. SourceError: no rows, or not whole."""
-    reader = READERS.get(Path(path.name.removesuffix(".gz")).suffix)
+    """Rows of a local file; `columns` are those of a CSV without header. SourceError: no rows, or not whole.
+
+    Blank lines and byte order marks are skipped.
+    """
+    name = path.name.lower()
+    reader = READERS.get(Path(name.removesuffix(".gz")).suffix)
     if reader is None:
         raise SourceError(f"{path.name} ends in none of {tuple(READERS)} (each also with .gz)")
     done = 0
     try:
-        with cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as stream:
+        with cast("IO[bytes]", gzip.open(path) if name.endswith(".gz") else path.open("rb")) as stream:
             for row in _csv(stream, columns) if columns else reader(stream):
                 if not isinstance(row, dict):
                     raise ValueError(f"expected an object with fields, found {type(row).__name__}")
@@ -214,14 +218,18 @@ def one_line(error: BaseException) -> str:
 
 def _jsonl(stream: IO[bytes]) -> Iterator[Any]:
     # Bytes split at "\n" alone: str.splitlines would also cut at U+2028 and form feeds inside a text.
-    for index, line in enumerate(stream):
-        text = line.decode("utf-8-sig" if index == 0 else "utf-8")
+    for line in stream:
+        text = line.decode("utf-8-sig")  # where files were put together, a mark opens later lines, too
         if text.strip():
             yield json.loads(text)
 
 
 def _json(stream: IO[bytes]) -> Iterator[Any]:
-    content = json.loads(stream.read().decode("utf-8-sig"))
+    try:
+        content = json.loads(stream.read().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        advice = "these are JSON lines, not one list: name the file .jsonl; " if error.msg == "Extra data" else ""
+        raise ValueError(f"{advice}{error}") from error
     if not isinstance(content, list):
         raise ValueError(f"expected a list of rows, found {type(content).__name__}")
     yield from content
@@ -284,6 +292,8 @@ def read_rows(path: Path, parse: Callable[[Any], Parsed], columns: Sequence[str]
     try:
         for row in file_rows(path, columns):
             parsed.append(parse(row))
+    except SourceError as error:
+        raise SourceError(f"{path}: {error}") from error
     except (ValueError, LookupError, TypeError) as error:
         problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise SourceError(
