@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -309,12 +310,57 @@ def test_one_command_answers_judges_and_scores(
     assert "judge endpoint" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("benchmark", ["mt_bench", "arena_hard", "alpaca_eval"])
+def test_a_model_trained_anew_and_an_edited_question_are_answered_and_judged_anew(
+    serve: Any, tmp_path: Path, benchmark: str
+) -> None:
+    """In the same folders; only what changed is asked again."""
+    from rlhflow_utils.__main__ import main
+
+    server = serve(_judge)
+    policy, questions = save_policy(tmp_path / "policy"), _questions(tmp_path / "questions")
+    arguments = ["chat", "--benchmark", benchmark, "--profile", "slices", "--model", str(policy)]
+    arguments += ["--questions", str(questions), "--out", str(tmp_path / "out")]
+    for change in (f"endpoint_url={server.url}", "judge_model=judge", "judge=endpoint", "bootstrap_samples=20"):
+        arguments += ["--set", f"evaluation.{change}"]
+    arguments += ["--set", "generation.sampling.max_tokens=8", "--set", "generation.max_prompt_tokens=150"]
+    files = {"mt_bench": "mt-bench/question.jsonl", "arena_hard": "arena-hard/question.jsonl",
+             "alpaca_eval": "alpaca_eval/alpaca_eval_gpt4_baseline.json"}  # fmt: skip
+
+    def answers_and_requests() -> tuple[Any, int]:
+        before = len(server.prompts)
+        assert main(arguments) == 0
+        name = "model_outputs.json" if benchmark == "alpaca_eval" else "answers.json"
+        return json.loads((tmp_path / "out" / name).read_text()), len(server.prompts) - before
+
+    first, asked = answers_and_requests()
+    shutil.rmtree(policy)
+    save_policy(policy, seed=1)
+    second, again = answers_and_requests()
+    assert (second != first, again) == (True, asked)
+    file = questions / files[benchmark]
+    file.write_text(re.sub(r"(red|one|poem) \w", "three blue", file.read_text(), count=1))
+    third, again = answers_and_requests()
+    assert (third != second, again) == (True, asked / 2)
+    assert answers_and_requests() == (third, 0)
+
+
 @pytest.mark.parametrize(
     ("benchmark", "file", "text", "message"),
     [
-        ("mt_bench", "mt-bench/question.jsonl", '{"question_id": 1}', "row 1 .*no field 'category'"),
+        (
+            "mt_bench",
+            "mt-bench/question.jsonl",
+            '{"question_id": 1}',
+            "row 1 .*no field 'category'.*fetch the file again",
+        ),
         ("mt_bench", "mt-bench/question.jsonl", '{"question_id": 1, "category": "stem", "turns": ["a"]}', "two turns"),
-        ("arena_hard", "arena-hard/question.jsonl", '{"uid": "a", "prompt": "p"}\n{"uid": "b", "pro', "row 2 .*string"),
+        (
+            "arena_hard",
+            "arena-hard/question.jsonl",
+            '{"uid": "a", "prompt": "p"}\n{"uid": "b", "pro',
+            "breaks after 1 rows: .*string",
+        ),
         ("alpaca_eval", "alpaca_eval/alpaca_eval_gpt4_baseline.json", '[{"instruction": "i"}]', "no field 'output'"),
     ],
 )
@@ -325,9 +371,10 @@ def test_a_malformed_file_ends_in_one_line(
 
     questions = _questions(tmp_path)
     (questions / file).write_text(text)
-    arguments = ["chat", "--benchmark", benchmark, "--profile", "slices", "--model", "none", "--out", str(tmp_path)]
-    arguments += ["--questions", str(questions), "--set", "evaluation.endpoint_url=http://127.0.0.1:1"]
+    arguments = ["chat", "--benchmark", benchmark, "--profile", "slices", "--out", str(tmp_path)]
+    arguments += ["--model", str(save_policy(tmp_path / "policy")), "--questions", str(questions)]
+    arguments += ["--set", "evaluation.endpoint_url=http://127.0.0.1:1"]
     assert main([*arguments, "--set", "evaluation.judge_model=judge"]) == 1
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
-    assert re.search(f"^error: .*{file}: .*{message}.*fetch the file again", printed), printed
+    assert re.search(f"^error: .*{file}: .*{message}", printed), printed

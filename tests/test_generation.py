@@ -81,6 +81,27 @@ def test_shards_of_another_request_are_not_reused(
     assert again.to_list() == finished[1]
 
 
+def test_a_model_trained_anew_and_an_edited_prompt_are_answered_anew(policy: Path, tmp_path: Path) -> None:
+    """Folder, prompt ids and seed stay the same."""
+    model, rows, greedy = tmp_path / "model", prompts(3), settings().variant(1, [0.0])
+
+    def answers() -> list[list[str]]:
+        return generate(model, rows, greedy, MODEL, tmp_path / "out", SEED)[0]["responses"][:]
+
+    shutil.copytree(policy, model)
+    first = answers()
+    shutil.rmtree(model)
+    save_policy(model, seed=1)
+    second = answers()
+    assert all(old != new for old, new in zip(first, second, strict=True))
+    rows[1]["prompt"][0]["content"] = "three and two and one please"
+    assert [old == new for old, new in zip(second, answers(), strict=True)] == [True, False, True]
+    shutil.rmtree(model)
+    shutil.copytree(policy, model)
+    rows[1] = prompts(3)[1]
+    assert answers() == first
+
+
 def test_batch_and_shard_size_do_not_change_the_sampled_responses(
     policy: Path, finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
@@ -213,10 +234,10 @@ def test_engine_and_sampling_arguments_are_handed_over_as_they_are(policy: Path)
     engine = vllm_arguments(policy, values, MODEL)
     assert (engine["model"], engine["max_num_seqs"], engine["max_model_len"]) == (str(policy), 7, 120)
     assert engine["dtype"] == "bfloat16", "the profile's engine arguments stand over those of the run"
-    assert sampling_arguments(values, [1.0, 1.0, 1.0, 0.7]) == [
-        {"n": 1, "temperature": 0.7, "top_p": 1.0, "max_tokens": 20, "min_p": 0.1},
-        {"n": 3, "temperature": 1.0, "top_p": 1.0, "max_tokens": 20, "min_p": 0.1},
-    ]
+    assert sampling_arguments(values, 0.7, [5]) == {
+        "n": 1, "temperature": 0.7, "top_p": 1.0, "max_tokens": 20, "min_p": 0.1, "stop_token_ids": [5],
+        "detokenize": False,
+    }  # fmt: skip
 
 
 def test_child_process_gives_the_same_rows(

@@ -95,37 +95,26 @@ def vllm_arguments(model: Model, settings: GenerationSettings, model_settings: M
     }
 
 
-def sampling_arguments(settings: GenerationSettings, temperatures: Sequence[float]) -> list[dict[str, Any]]:
-    """The arguments of `vllm.SamplingParams`, one request per distinct temperature, rising."""
-    return [
-        {**settings.sampling, "n": list(temperatures).count(temperature), "temperature": temperature}
-        for temperature in sorted(set(temperatures))
-    ]
+def sampling_arguments(settings: GenerationSettings, temperature: float, stops: Sequence[int]) -> dict[str, Any]:
+    """The exact arguments of `vllm.SamplingParams`, but for the seed: each response is a request of its own."""
+    run = {"n": 1, "temperature": temperature, "stop_token_ids": list(stops), "detokenize": False}
+    return {**settings.sampling, **run}
 
 
 def vllm_outputs(
     engine: Any, settings: GenerationSettings, stops: Sequence[int], request: Request, **more: Any
 ) -> list[list[Any]]:
-    """vLLM's own outputs per prompt and response, in the order of the temperatures; `more` are sampling arguments."""
+    """vLLM's own outputs per prompt and response; `more` are sampling arguments."""
     from vllm import SamplingParams
 
-    sampling = sampling_arguments(settings, request.temperatures)
-    fixed = {"stop_token_ids": list(stops), "detokenize": False, **more}
-    asked = [
-        # Ids, never text: vLLM would put a second BOS before it. It seeds the n responses seed, seed + 1, …
-        ({"prompt_token_ids": list(prompt)}, SamplingParams(**arguments, seed=seed + 2**20 * place, **fixed))
-        for prompt, seed in zip(request.prompts, request.seeds, strict=True)
-        for place, arguments in enumerate(sampling)
-    ]
-    outputs = iter(engine.generate(*map(list, zip(*asked, strict=True)), use_tqdm=False))
-    groups = []
-    for _ in request.prompts:
-        queues = {
-            arguments["temperature"]: iter(sorted(next(outputs).outputs, key=lambda response: int(response.index)))
-            for arguments in sampling
-        }
-        groups.append([next(queues[temperature]) for temperature in request.temperatures])
-    return groups
+    prompts, sampling = [], []
+    for prompt, seed in zip(request.prompts, request.seeds, strict=True):
+        for place, temperature in enumerate(request.temperatures):
+            prompts.append({"prompt_token_ids": list(prompt)})  # never text: vLLM would put a second BOS before it
+            arguments = sampling_arguments(settings, temperature, stops)
+            sampling.append(SamplingParams(**arguments, seed=seed + place, **more))
+    outputs = iter(engine.generate(prompts, sampling, use_tqdm=False))
+    return [[next(outputs).outputs[0] for _ in request.temperatures] for _ in request.prompts]
 
 
 def transformers_responses(

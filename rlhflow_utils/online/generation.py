@@ -53,14 +53,14 @@ class Prompts:
 
 
 class GenerationJob(Section):
-    """One generation run, complete and serialisable: what the child process reads."""
+    """The arguments of `generate`, serialisable: what the child process reads."""
 
     model: str
     prompts: str
-    out: str
-    seed: int
     settings: GenerationSettings
     model_settings: ModelSettings
+    out: str
+    seed: int
 
     def run(self) -> tuple[Dataset, Dropped]:
         """`generate`, here."""
@@ -123,8 +123,8 @@ def generate(
     kept, dropped = drop_long_prompts(prompts, tokenizer, settings.max_prompt_tokens)
     if not kept:
         raise ValueError("no prompt is within generation.max_prompt_tokens; raise it")
-    # Shards of another request are never mistaken for ours: the folder's name says what was asked.
-    asked = [path if path.exists() else str(path), settings, model_settings, seed, [row["prompt_id"] for row in kept]]
+    # Shards of another request are never mistaken for ours: the folder's name says what was asked, of which weights.
+    asked = [path if path.exists() else str(path), settings, model_settings, seed, kept]
     folder = out / f"shards-{hash_value(describe(asked))}"
     folder.mkdir(parents=True, exist_ok=True)
     shards = [kept[start : start + settings.shard_size] for start in range(0, len(kept), settings.shard_size)]
