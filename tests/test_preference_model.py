@@ -14,10 +14,10 @@ from rlhflow_utils.models.chat import encode_prompt, load_tokenizer, render
 from rlhflow_utils.models.forward import load_model
 from rlhflow_utils.models.preference_model import (
     Comparison,
+    answer_ids,
     chosen_first,
     format_comparison,
     knock_out,
-    label_ids,
     load_compare,
     preference_probability,
     rank_responses,
@@ -68,10 +68,11 @@ def test_question_is_written_as_in_the_paper() -> None:
 
 def test_labels_are_one_token_each(model: Path) -> None:
     tokenizer = load_tokenizer(model)
-    assert tokenizer.convert_ids_to_tokens(list(label_ids(tokenizer))) == ["A", "B"]
-    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "' ' + message['content']")
-    with pytest.raises(ValueError, match="the answer 'A' must be one token and an end of turn"):
-        label_ids(tokenizer)
+    opening, labels = answer_ids(tokenizer)
+    assert (opening, tokenizer.convert_ids_to_tokens(labels)) == ([], ["A", "B"])
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] * 2")
+    with pytest.raises(ValueError, match=r"'A' and 'B' must differ in one token, .* set model\.chat_template"):
+        answer_ids(tokenizer)
 
 
 def test_training_rows_put_the_loss_on_answer_and_end_of_turn_alone(model: Path) -> None:
@@ -82,13 +83,13 @@ def test_training_rows_put_the_loss_on_answer_and_end_of_turn_alone(model: Path)
         tokens = training_tokens(row, tokenizer, seed=3)
         first = chosen_first(3, f"demo:{row['row_id']}")
         question = format_comparison(DIALOGUE, *(("good", "bad") if first else ("bad", "good")))
-        label = label_ids(tokenizer)[0 if first else 1]
+        label = answer_ids(tokenizer)[1][0 if first else 1]
         assert tokens["input_ids"] == [*encode_prompt(question, tokenizer), label, tokenizer.eos_token_id]
         assert tokens["labels"][-2:] == [label, tokenizer.eos_token_id]
         assert set(tokens["labels"][:-2]) == {-100}
         assert tokens["input_ids"].count(tokenizer.bos_token_id) == 1
         answers.add(label)
-    assert answers == set(label_ids(tokenizer))
+    assert answers == set(answer_ids(tokenizer)[1])
 
 
 def test_order_is_a_fair_coin_that_depends_on_seed_and_row_alone(model: Path) -> None:

@@ -45,18 +45,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sft_loss_is_on_every_assistant_turn_and_its_end_alone(model: Path) -> None:
     tokenizer = load_tokenizer(model)
-    row = sft_tokens({"messages": CONVERSATION}, tokenizer, completion_only=True)
+    [row] = sft_tokens({"messages": CONVERSATION}, tokenizer, completion_only=True)
     kept = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
     assert [label for label in row["labels"] if label != IGNORED] == kept
     assert tokenizer.decode(kept) == "sat<|end|>with 12 dogs<|end|>"
-    whole = sft_tokens({"messages": CONVERSATION}, tokenizer, completion_only=False)
+    [whole] = sft_tokens({"messages": CONVERSATION}, tokenizer, completion_only=False)
     assert whole["labels"] == whole["input_ids"] == row["input_ids"]
 
 
 def test_every_row_has_exactly_one_bos(model: Path) -> None:
     tokenizer = load_tokenizer(model)
     pair = {"prompt": CONVERSATION[:3], "chosen": [CONVERSATION[3]], "rejected": [CONVERSATION[1]]}
-    sft = sft_tokens({"messages": CONVERSATION}, tokenizer, completion_only=True)
+    [sft] = sft_tokens({"messages": CONVERSATION}, tokenizer, completion_only=True)
     reward, dpo = reward_tokens(pair, tokenizer), dpo_tokens(pair, tokenizer)
     for ids in (sft["input_ids"], reward["chosen_ids"], reward["rejected_ids"], dpo["prompt_ids"] + dpo["chosen_ids"]):
         assert ids.count(tokenizer.bos_token_id) == 1
@@ -87,7 +87,7 @@ def test_rows_over_the_limit_are_dropped_and_counted(model: Path) -> None:
         [{"messages": [CONVERSATION[0], {"role": "assistant", "content": text}]} for text in texts]
     )
     kept, dropped = tokenise(rows, lambda row: sft_tokens(row, tokenizer, completion_only=True), max_length=30)
-    assert dropped == {"too_long": 1}
+    assert dropped == {"too_long": 1, "identical_tokens": 0}
     assert len(kept) == 2
     assert kept["length"] == [len(ids) for ids in kept["input_ids"]]
 

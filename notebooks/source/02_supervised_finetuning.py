@@ -129,7 +129,7 @@ figures.loss_curves({"SFT": log["history"]}, caption=run.caption)
 # %%
 assert demo[-1] < demo[0], "two rows are memorised"
 assert log["history"][-1]["loss"] < log["history"][0]["loss"], "the loss fell"
-packaged = [sft_tokens(row, tokenizer, completion_only=True) for row in rows.select(range(2))]
+packaged = [sft_tokens(row, tokenizer, completion_only=True)[0] for row in rows.select(range(2))]
 assert len(rows[0]["messages"]) > 2 or packaged[0] == examples[0], "the stage uses the mask that we built by hand"
 assert all(row["labels"][-1] in chat.stop_token_ids(tokenizer) for row in packaged), "the end of the turn is learnt"
 evaluation = {chat.prompt_key(row["prompt"]) for row in data.dataset("evaluation_prompts")}

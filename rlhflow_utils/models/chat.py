@@ -1,14 +1,18 @@
 """Every prompt and response is rendered and tokenised here: in training, generation, scoring and evaluation alike.
 
-They therefore agree on three things: exactly one BOS where the chat template has one; the same end-of-turn token in
-training, stopping and scoring; a padding token that is not the end-of-turn token (transformers pools a reward model's
-score at the last token that is not padding).
+They therefore agree on: one BOS at the start where the chat template has one; the same end-of-turn token in training,
+stopping and scoring; a padding token that no conversation holds (transformers pools a reward model's score at the last
+token that is not padding); text that spells a special token stays text; a system turn that the template does not take
+opens the first user turn.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -23,6 +27,12 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 IGNORED = -100  # label of tokens outside the loss
 PROBE: list[Message] = [{"role": "user", "content": "Hello."}]
+ANSWER: Message = {"role": "assistant", "content": "Hello."}
+SYSTEM: Message = {"role": "system", "content": "Be brief."}
+CUT = "\ufdd0"  # in a rendered text: the tokens on both sides are apart (a code point that Unicode keeps from texts)
+# Soft hyphen, marks of width zero (U+200B to U+200D, U+2060, U+FEFF, ...) and of direction: str.strip() leaves them.
+INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+LOG = logging.getLogger(__name__)
 
 
 def load_tokenizer(model: Model, settings: ModelSettings | None = None) -> PreTrainedTokenizerBase:
@@ -34,58 +44,102 @@ def load_tokenizer(model: Model, settings: ModelSettings | None = None) -> PreTr
     if settings and settings.chat_template:
         tokenizer.chat_template = settings.chat_template
     if settings and settings.pad_token:
+        if settings.pad_token not in tokenizer.get_vocab():
+            raise ValueError(f"{path}: model.pad_token {settings.pad_token!r} is not in the tokenizer's vocabulary")
         tokenizer.pad_token = settings.pad_token
+    elif tokenizer.chat_template and tokenizer.pad_token_id in (None, *stop_token_ids(tokenizer)):
+        tokenizer.pad_token = unused_token(tokenizer)
+        if tokenizer.pad_token:
+            _say_once(
+                f"{path}: pads with {tokenizer.pad_token}, since it has no padding token of its own (model.pad_token)"
+            )
     check_tokenizer(tokenizer, path)
     return tokenizer
+
+
+def unused_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A special token that no conversation holds: the template does not write it, and texts cannot."""
+    template, unknown = str(tokenizer.chat_template), tokenizer.unk_token
+    written = template + render([SYSTEM, *PROBE, ANSWER, *PROBE], tokenizer, add_generation_prompt=True)
+    special = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    free = [t for t in special if t not in (tokenizer.bos_token, tokenizer.eos_token, unknown) and t not in written]
+    for word in ("pad", "unused", "reserved", ""):
+        for token in free:
+            if word in token.lower():
+                return token
+    # Llama-2: nothing is unknown, since single bytes are in the vocabulary.
+    return unknown if unknown != tokenizer.eos_token and unknown not in tokenizer.tokenize("\x01 \U0010fffd") else None
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise ValueError, naming the fix, where a tokenizer would break a later stage."""
     if not tokenizer.chat_template:
         raise ValueError(f"{name}: the tokenizer has no chat template; set model.chat_template to a Jinja template")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if tokenizer.pad_token_id in (None, *stop_token_ids(tokenizer)):
         raise ValueError(
-            f"{name}: the padding token must exist and differ from EOS ({tokenizer.eos_token!r}); "
-            "set model.pad_token to an unused token of the vocabulary"
+            f"{name}: the padding token must exist and differ from EOS and the end of turn, but is "
+            f"{tokenizer.pad_token!r}; set model.pad_token to an unused token of the vocabulary"
         )
-    ids = encode_prompt(PROBE, tokenizer)
-    if tokenizer.bos_token_id is not None and ids.count(tokenizer.bos_token_id) > 1:
-        raise ValueError(f"{name}: the chat template writes BOS {ids.count(tokenizer.bos_token_id)} times, not once")
-    encode_response(PROBE, "Hello.", tokenizer)
+    if encode_prompt(PROBE, tokenizer)[:2] == [tokenizer.bos_token_id] * 2:
+        raise ValueError(
+            f"{name}: the chat template begins with BOS twice; set model.chat_template to one with one BOS"
+        )
+    encode_turn(PROBE, "Hello.", tokenizer)
+    if not _takes_system_turn(tokenizer, str(tokenizer.chat_template)):
+        _say_once(
+            f"{name}: the chat template takes no system turn; its text opens the first user turn (model.chat_template)"
+        )
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
     """The conversation as the text the model sees, special tokens included."""
-    keywords = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-    return str(tokenizer.apply_chat_template(list(messages), **keywords))
+    if messages and messages[0]["role"] == "system" and not _takes_system_turn(tokenizer, str(tokenizer.chat_template)):
+        opening, *rest = messages
+        texts = [opening["content"], *(message["content"] for message in rest[:1])]
+        messages = [{"role": "user", "content": "\n\n".join(texts)}, *rest[1:]]
+    return _apply_template(messages, tokenizer, add_generation_prompt)
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt, up to and including the generation prompt."""
-    return _encode(render(messages, tokenizer, add_generation_prompt=True), tokenizer)
+    return _encode(render(_cut_special(messages, tokenizer), tokenizer, add_generation_prompt=True), tokenizer)
 
 
-def encode_response(prompt: Sequence[Message], response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids that follow `encode_prompt(prompt)`: the response and its end-of-turn token.
+def encode_turn(
+    prompt: Sequence[Message], response: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """`encode_prompt(prompt)`, and the token ids that follow it: the response and its end-of-turn token.
 
-    The response is tokenised on its own: no merge reaches across the border, as when a model generates it.
+    They are the rendering's ids, unless a merge reaches across the border: then the response is tokenised on its own,
+    as when a model generates it.
     """
-    start = render(prompt, tokenizer, add_generation_prompt=True)
-    whole = render([*prompt, {"role": "assistant", "content": response}], tokenizer)
+    conversation = _cut_special([*prompt, {"role": "assistant", "content": response}], tokenizer)
+    start = render(conversation[:-1], tokenizer, add_generation_prompt=True)
+    whole = render(conversation, tokenizer)
     if not whole.startswith(start):
         raise ValueError(
             f"{tokenizer.name_or_path}: the chat template does not render a prompt as a prefix of the conversation; "
             "set model.chat_template to one that does"
         )
-    ids = _encode(whole[len(start) :].rstrip("\n"), tokenizer)
-    if not ids or ids[-1] not in stop_token_ids(tokenizer):
-        ids.append(stop_token_ids(tokenizer)[0])
-    return ids
+    stops, text = stop_token_ids(tokenizer), whole[len(start) :].rstrip()
+    if not text.endswith(tuple(tokenizer.convert_ids_to_tokens(stops))):
+        text = whole[len(start) :].rstrip("\n")
+    before, ids = _encode(start, tokenizer), _encode(start + text, tokenizer)
+    ids = ids[len(before) :] if ids[: len(before)] == before else _encode_inside(text, tokenizer)
+    if not ids or ids[-1] not in stops:
+        ids.append(stops[0])
+    return before, ids
+
+
+def encode_response(prompt: Sequence[Message], response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The second part of `encode_turn`."""
+    return encode_turn(prompt, response, tokenizer)[1]
 
 
 def encode_conversation(prompt: Sequence[Message], response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """`encode_prompt` followed by `encode_response`."""
-    return encode_prompt(prompt, tokenizer) + encode_response(prompt, response, tokenizer)
+    """Both parts of `encode_turn` in one list."""
+    before, ids = encode_turn(prompt, response, tokenizer)
+    return before + ids
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -95,22 +149,89 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 @lru_cache(maxsize=16)  # asked for every response; rendering costs more than encoding a short response
 def _stop_token_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[int, ...]:
-    whole = render([*PROBE, {"role": "assistant", "content": "Hello."}], tokenizer).rstrip("\n")
+    whole = render([*PROBE, ANSWER], tokenizer).rstrip()
     last, eos = _encode(whole, tokenizer)[-1], int(tokenizer.eos_token_id)
-    return tuple(dict.fromkeys([last if last in tokenizer.all_special_ids else eos, eos]))
+    # Not `all_special_ids`: Llama-3's <|eot_id|> has no name there.
+    return tuple(dict.fromkeys([last if last in tokenizer.added_tokens_decoder else eos, eos]))
+
+
+@lru_cache(maxsize=16)
+def _takes_system_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a system turn is neither refused nor left out, and stays where it is once an answer follows."""
+    try:
+        start = _apply_template([SYSTEM, *PROBE], tokenizer, add_generation_prompt=True)
+        return SYSTEM["content"] in start and _apply_template([SYSTEM, *PROBE, ANSWER], tokenizer).startswith(start)
+    except ValueError:
+        return False
 
 
 def decode_response(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """Text of generated ids, without special tokens."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    stops = stop_token_ids(tokenizer)
+    ids = [token for token in ids if token not in stops]  # an end of turn need not be marked as special
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def normal_text(text: str) -> str:
+    """A text as texts are compared: blind to Unicode's forms (NFKC), invisible marks, case and spacing."""
+    if not text.isascii():
+        text = INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+        text = unicodedata.normalize("NFKC", text.casefold())
+    return " ".join(text.casefold().split())
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
-    """A stable 16-digit hash of a prompt, blind to case and spacing; splits and deduplication go by it."""
-    normal = [[m["role"], " ".join(m["content"].split()).casefold()] for m in messages]
+    """A stable 16-digit hash of a prompt's roles and `normal_text`s; splits and deduplication go by it."""
+    normal = [[m["role"], normal_text(m["content"])] for m in messages]
     return hashlib.sha256(json.dumps(normal, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
+def _apply_template(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False
+) -> str:
+    from jinja2 import TemplateError
+
+    keywords = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), **keywords))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"{tokenizer.name_or_path}: the chat template refuses the turns [{roles}]: {error}; "
+            "set model.chat_template to one that takes them"
+        ) from error
+
+
+def _cut_special(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Message]:
+    """The messages with a `CUT` after the first letter of what spells a special token: a text cannot end its turn."""
+    pattern = _special_tokens(tokenizer)
+    return [
+        {**m, "content": pattern.sub(lambda found: found[0][0] + CUT + found[0][1:], m["content"])} for m in messages
+    ]
+
+
+@lru_cache(maxsize=16)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special |= {*tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer))}
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+
+
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    first, *rest = text.split(CUT)
     # The template has written BOS already: adding special tokens again would double it.
-    return [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids = [int(i) for i in tokenizer(first, add_special_tokens=False)["input_ids"]]
+    for part in rest:
+        ids += _encode_inside(part, tokenizer)
+    return ids
+
+
+def _encode_inside(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a text that does not begin a sequence: without the space that SentencePiece puts before a sequence."""
+    line, ids = _encode("\n", tokenizer), _encode("\n" + text, tokenizer)
+    return ids[len(line) :] if ids[: len(line)] == line else _encode(text, tokenizer)
+
+
+@lru_cache
+def _say_once(warning: str) -> None:
+    LOG.warning(warning)

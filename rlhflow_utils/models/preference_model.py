@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
-from rlhflow_utils.models.chat import IGNORED, Message, encode_prompt, encode_response, load_tokenizer, stop_token_ids
+from rlhflow_utils.models.chat import (
+    IGNORED,
+    Message,
+    encode_prompt,
+    encode_response,
+    encode_turn,
+    load_tokenizer,
+)
 from rlhflow_utils.models.forward import Model, TokenIds, in_batches, load_model, next_token_logits, reward_rows
 
 if TYPE_CHECKING:
@@ -36,30 +43,32 @@ def format_comparison(prompt: Sequence[Message], response_a: str, response_b: st
     return [{"role": "user", "content": f"[CONTEXT] {context} [RESPONSE A] {response_a} [RESPONSE B] {response_b}"}]
 
 
-def label_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of the answers ``A`` and ``B`` as they follow the generation prompt; each must be one token."""
+def answer_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What an answer opens with (Qwen3: an empty thought; mostly nothing), and the ids of ``A`` and ``B`` after it."""
     question = format_comparison([{"role": "user", "content": "Hello."}], "Hi.", "Go.")
-    answers = {label: encode_response(question, label, tokenizer) for label in "AB"}
-    for label, ids in answers.items():
-        if len(ids) != 2 or ids[1] not in stop_token_ids(tokenizer):
-            raise ValueError(
-                f"{tokenizer.name_or_path}: the answer {label!r} must be one token and an end of turn, but is {ids}; "
-                "use a chat template that writes nothing else into an assistant turn"
-            )
-    return [ids[0] for ids in answers.values()]
+    a, b = (encode_response(question, label, tokenizer) for label in "AB")
+    places = [place for place, (one, other) in enumerate(zip(a, b, strict=False)) if one != other]
+    if len(a) != len(b) or len(places) != 1:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: the answers 'A' and 'B' must differ in one token, but are {a} and {b}; set "
+            "model.chat_template to one that writes an answer as it is"
+        )
+    return a[: places[0]], [a[places[0]], b[places[0]]]
 
 
-def training_tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, list[int]]:
+def training_tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Any]:
     """A standard preference row as question and answer, with the loss on the answer and the end of turn alone.
 
-    The seed, `row_id` and `source` decide whether the chosen response stands at A.
+    The seed, `row_id` and `source` decide whether the chosen response stands at A. `identical`: the question reads
+    the same in both orders.
     """
     chosen, rejected = row["chosen"][-1]["content"], row["rejected"][-1]["content"]
     first = chosen_first(seed, f"{row['source']}:{row['row_id']}")
-    question = format_comparison(row["prompt"], *((chosen, rejected) if first else (rejected, chosen)))
-    prompt = encode_prompt(question, tokenizer)
-    answer = encode_response(question, "A" if first else "B", tokenizer)
-    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+    orders = [(chosen, rejected), (rejected, chosen)]
+    question, swapped = [format_comparison(row["prompt"], *order) for order in (orders if first else orders[::-1])]
+    prompt, answer = encode_turn(question, "A" if first else "B", tokenizer)
+    identical = prompt == encode_prompt(swapped, tokenizer)
+    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer, "identical": identical}
 
 
 def chosen_first(seed: int, row_id: str) -> bool:
@@ -80,16 +89,16 @@ def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None
     Both orders are averaged, (p(a, b) + 1 - p(b, a)) / 2, so that P(a ≻ b) + P(b ≻ a) = 1.
     """
     network, tokenizer = load_model(model, "causal", settings), load_tokenizer(model, settings)
-    labels = label_ids(tokenizer)
+    opening, labels = answer_ids(tokenizer)
 
     def forward(sequences: list[TokenIds]) -> torch.Tensor:
-        """P(A) against B, right after the generation prompt."""
+        """P(A) against B, right after the generation prompt and what every answer opens with."""
         logits = next_token_logits(network, sequences, int(tokenizer.pad_token_id))
         return logits[:, labels].float().softmax(-1)[:, 0]
 
     def compare(comparisons: Sequence[Comparison]) -> list[float]:
         both = [order for x, a, b in comparisons for order in (format_comparison(x, a, b), format_comparison(x, b, a))]
-        questions = [encode_prompt(question, tokenizer) for question in both]
+        questions = [encode_prompt(question, tokenizer) + opening for question in both]
         prompts = [x for x, _, _ in comparisons for _ in range(2)]
         p = in_batches(network, questions, batch_tokens, forward, "comparison", prompts)
         return [0.5 + (p[i] - p[i + 1]) / 2 for i in range(0, len(p), 2)]  # exactly 0.5 where both orders agree

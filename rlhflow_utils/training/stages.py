@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +11,14 @@ from rlhflow_utils.data.reading import Root, folder_of
 from rlhflow_utils.data.sources import load_texts
 from rlhflow_utils.guide import settings as sections
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
-from rlhflow_utils.models.chat import IGNORED, encode_prompt, encode_response, load_tokenizer
+from rlhflow_utils.models.chat import (
+    IGNORED,
+    encode_conversation,
+    encode_prompt,
+    encode_response,
+    encode_turn,
+    load_tokenizer,
+)
 from rlhflow_utils.models.forward import Model, model_path
 from rlhflow_utils.models.preference_model import training_tokens
 
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Launch = dict[str, Any] | None
-Tokens = Callable[..., dict[str, Any]]  # of a row
+Tokens = Callable[..., dict[str, Any] | list[dict[str, Any]]]  # of a row
 GROUP = 50  # batches sorted by length together: enough for little padding, few enough to stay random
 
 
@@ -105,38 +112,52 @@ def _train(
     )  # fmt: skip
     config: Any = trainer_config(job, launch)
     kept, dropped = tokenise(rows, partial(tokens, tokenizer=load_tokenizer(start, model)), config.max_length)
+    name, made = into.name.split("@")[0], len(kept) + sum(dropped.values())
     if not len(kept):
-        name = into.name.split("@")[0]
-        raise ValueError(f"{name}: none of {len(rows)} rows fits into trainer.max_length {config.max_length} tokens")
+        raise ValueError(
+            f"{name}: no row is left; dropped {dropped} (trainer.max_length is {config.max_length} tokens)"
+        )
+    if made > len(rows):
+        print(
+            f"{name}: {made} rows of {len(rows)} conversations, as the template shows past turns otherwise", flush=True
+        )
     if config.train_sampling_strategy == "sequential":
         kept = kept.select(length_order(kept["length"][:], settings.global_batch_size, seed))
     kept.save_to_disk(job.dataset)
     log = run_training(job, launch)
     losses = [entry["loss"] for entry in log["history"]]
     metrics = {"first_loss": losses[0], "last_loss": losses[-1], "training_seconds": log["seconds"]}
-    return Summary({"training_rows": Rows(len(rows), len(kept), dropped)}, {**metrics, "steps": log["steps"]})
+    return Summary({"training_rows": Rows(made, len(kept), dropped)}, {**metrics, "steps": log["steps"]})
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def sft_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, completion_only: bool) -> dict[str, Any]:
-    """SFT row: a conversation under `messages`, the loss on every assistant turn or on everything."""
-    ids, labels = list[int](), list[int]()
-    for index, message in enumerate(row["messages"]):
-        if message["role"] == "assistant":
-            prompt = encode_prompt(row["messages"][:index], tokenizer)
-            response = encode_response(row["messages"][:index], message["content"], tokenizer)
-            labels += [IGNORED] * (len(prompt) - len(labels)) + response
-            ids = prompt + response
-    return {"input_ids": ids, "labels": labels if completion_only else ids}
+def sft_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, completion_only: bool) -> list[dict[str, Any]]:
+    """SFT rows: a conversation under `messages`, the loss on every assistant turn or on everything.
+
+    Mostly one row. Where the template shows an answer otherwise once the conversation goes on (Qwen3 leaves its
+    thoughts out), every assistant turn is a row of its own, after the history as the model then sees it.
+    """
+    messages = row["messages"]
+    places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [encode_turn(messages[:place], messages[place]["content"], tokenizer) for place in places]
+    last = [*turns[-1][0], *turns[-1][1]]
+    whole = all(last[: len(prompt) + len(response)] == prompt + response for prompt, response in turns)
+    rows = []
+    for group in [turns] if whole else [[turn] for turn in turns]:
+        ids = [*group[-1][0], *group[-1][1]]
+        labels = [IGNORED] * len(ids)
+        for prompt, response in group:
+            labels[len(prompt) : len(prompt) + len(response)] = response
+        rows.append({"input_ids": ids, "labels": labels if completion_only else ids})
+    return rows
 
 
 def reward_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """BT row: the two whole conversations (eq. 4 compares r(x, a_w) with r(x, a_l))."""
-    prompt = encode_prompt(row["prompt"], tokenizer)
     return {
-        f"{side}_ids": prompt + encode_response(row["prompt"], row[side][-1]["content"], tokenizer)
+        f"{side}_ids": encode_conversation(row["prompt"], row[side][-1]["content"], tokenizer)
         for side in ("chosen", "rejected")
     }
 
@@ -151,16 +172,31 @@ def dpo_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[
 
 
 def tokenise(rows: Dataset, function: Tokens, max_length: int | None) -> tuple[Dataset, dict[str, int]]:
-    """Rows of a row function with their `length` (tokens of the longest sequence), and how many are `too_long`."""
+    """Rows of a row function with their `length` (tokens of the longest sequence), and how many are dropped, by reason.
 
-    def with_length(row: dict[str, Any]) -> dict[str, Any]:
-        tokens = function(row)
+    A pair whose sides are the same tokens teaches nothing: `identical_tokens`.
+    """
+
+    def with_fate(tokens: dict[str, Any]) -> dict[str, Any]:
         sides = [tokens[name] for name in ("input_ids", "chosen_ids", "rejected_ids") if name in tokens]
-        return {**tokens, "length": len(tokens.get("prompt_ids", [])) + max(map(len, sides))}
+        length = len(tokens.get("prompt_ids", [])) + max(map(len, sides))
+        for token, label in zip(tokens.get("input_ids", []), tokens.get("labels", []), strict=True):
+            if label not in (IGNORED, token):
+                raise ValueError(f"a training row has the label {label} at the token {token}; they must be equal")
+        same = tokens.get("identical", False) or (len(sides) == 2 and sides[0] == sides[1])
+        fate = "identical_tokens" if same else "too_long" if max_length and length > max_length else "kept"
+        return {**tokens, "length": length, "fate": fate}
 
-    mapped = rows.map(with_length, remove_columns=rows.column_names, load_from_cache_file=False)
-    kept = mapped.select([i for i, length in enumerate(mapped["length"][:]) if not max_length or length <= max_length])
-    return kept, {"too_long": len(mapped) - len(kept)}
+    def tokenised(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        made = [function(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
+        flat = [with_fate(each) for one in made for each in (one if isinstance(one, list) else [one])]
+        return {name: [each[name] for each in flat] for name in flat[0]}
+
+    mapped = rows.map(tokenised, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
+    fates = mapped["fate"][:]
+    kept = mapped.select([place for place, fate in enumerate(fates) if fate == "kept"])
+    dropped = {reason: fates.count(reason) for reason in ("too_long", "identical_tokens")}
+    return kept.select_columns([name for name in kept.column_names if name not in ("fate", "identical")]), dropped
 
 
 def length_order(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
