@@ -23,7 +23,6 @@ from test_sources import CASES, settings
 from rlhflow_utils.data import sources
 from rlhflow_utils.data.filters import (
     DROPPED,
-    ZERO_WIDTH,
     NgramIndex,
     conversation_failure,
     first_failure,
@@ -35,6 +34,7 @@ from rlhflow_utils.data.mixtures import candidates
 from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError, load_rows
 from rlhflow_utils.data.sources import CONVERTERS, convert
 from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.models.chat import INVISIBLE, normal_text
 
 hypothesis_settings.register_profile(
     "data", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -126,7 +126,7 @@ def test_a_spoiled_row_is_refused_by_name_or_gives_records_that_the_rules_can_ju
     for record in records:
         if judged(record) is None and isinstance(record, Candidate):
             texts = record.contents()
-            assert all(isinstance(text, str) and ZERO_WIDTH.sub("", text).strip() for text in texts)
+            assert all(isinstance(text, str) and INVISIBLE.sub("", text).strip() for text in texts)
             "".join(texts).encode()
             assert record.prompt[-1]["role"] == "user"
             assert record.chosen.split() != record.rejected.split()
@@ -187,7 +187,7 @@ def test_a_pair_and_its_mirror_have_each_others_hashes(key: str, chosen: str, re
     hashes = pair_hashes(key, chosen, rejected)
     assert pair_hashes(key, rejected, chosen) == hashes[::-1]
     assert pair_hashes(key, chosen + space, space + rejected) == hashes
-    assert (hashes[0] == hashes[1]) == (chosen.split() == rejected.split())
+    assert (hashes[0] == hashes[1]) == (normal_text(chosen) == normal_text(rejected))
 
 
 @hypothesis_settings(DATA, max_examples=100)

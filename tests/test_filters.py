@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from rlhflow_utils.data.filters import (
     RULES,
     Deduplicator,
+    HeldOut,
     conversation_failure,
     first_failure,
     first_turn_key,
@@ -16,8 +18,9 @@ from rlhflow_utils.data.filters import (
     pair_hashes,
     prompt_failure,
 )
+from rlhflow_utils.data.mixtures import split_of
 from rlhflow_utils.data.reading import Candidate, Conversation
-from rlhflow_utils.guide.settings import FilterSettings
+from rlhflow_utils.guide.settings import DecontaminationSettings, FilterSettings, PartitionSettings
 from rlhflow_utils.models.chat import prompt_key
 
 USER, AGAIN = {"role": "user", "content": "Q"}, {"role": "user", "content": "Q2"}
@@ -50,6 +53,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("empty_turn", {"prompt": [{"role": "system", "content": " "}, USER]}),
     ("zero_width", {"rejected": "\u200b"}),
     ("zero_width", {"chosen": " \ufeff\u200d\n"}),
+    ("zero_width", {"chosen": "\u200e\u2066"}),  # marks of direction
     ("broken_alternation", {"prompt": [USER, AGAIN]}),
     ("broken_alternation", {"prompt": [USER, REPLY]}),
     ("broken_alternation", {"prompt": [REPLY, USER]}),
@@ -142,12 +146,12 @@ def failures(pairs: list[tuple[str, str, str]], limit: int | None = None) -> lis
 
 
 def test_duplicates_straight_and_swapped() -> None:
-    pairs = [("Q", "a", "b"), ("Q", "a", "b"), ("Q", "b", "a"), ("q ", " a", "b\n"), ("Q2", "a", "b"), ("Q", "a", "c")]
+    pairs = [("Q", "a", "b"), ("Q", "a", "b"), ("Q", "b", "a"), ("q ", " A", "b\n"), ("Q2", "a", "b"), ("Q", "a", "c")]
     assert failures(pairs) == [None, "duplicate_pair", "swapped_duplicate", "duplicate_pair", None, None]
 
 
 def test_texts_do_not_run_into_each_other() -> None:
-    assert failures([("Q", "ab", "c"), ("Q", "a", "bc"), ("Q", "A", "bc")]) == [None, None, None]
+    assert failures([("Q", "ab", "c"), ("Q", "a", "bc"), ("Q", "a b", "c")]) == [None, None, None]
 
 
 def test_only_kept_pairs_count_towards_the_limit() -> None:
@@ -164,6 +168,38 @@ def test_prompts_and_conversations() -> None:
     assert conversation_failure(Conversation("f:0", [USER, {"role": "assistant", "content": ""}])) == "empty_turn"
     assert conversation_failure(Conversation("f:0", [])) == "broken_alternation"
     assert conversation_failure(Conversation("f:0", [USER, REPLY], evidence="labelled_bad")) == "labelled_bad"
+
+
+# Spellings of one prompt: composed and decomposed, full width, with a zero-width space, a byte order mark, a mark of
+# direction, a soft hyphen, in capitals, with other white space.
+SPELLINGS = [
+    *(unicodedata.normalize(form, "Où est le café 3 ?") for form in ("NFC", "NFD", "NFKD")),
+    "Où est le café ３ ?", "Où est le ca\u200bfé 3 ?", "Où est le café 3 ?\ufeff", "\u202aOù est le café 3 ?\u202c",
+    "Où est le ca\u00adfé 3 ?", "OÙ EST LE CAFÉ 3 ?", " Où  est le\u00a0café 3\u202f?\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_one_prompt_in_other_spellings_is_one_prompt_everywhere(spelling: str) -> None:
+    def user(text: str) -> list[Any]:
+        return [{"role": "user", "content": text}]
+
+    shares = PartitionSettings(test=0.2, sft=0.2, prompts=0.2, judge=0.2)
+    assert prompt_key(user(spelling)) == prompt_key(user(SPELLINGS[0]))
+    assert split_of(first_turn_key(user(spelling)), shares) == split_of(first_turn_key(user(SPELLINGS[0])), shares)
+    assert failures([(SPELLINGS[0], "Café", "b"), (spelling, unicodedata.normalize("NFD", "Café"), "b")]) == [
+        None, "duplicate_pair"
+    ]  # fmt: skip
+    held_out = HeldOut(DecontaminationSettings(ngram=4, min_overlap=0.5, sources=[]))
+    held_out.add([("e", user(SPELLINGS[0])), ("long", user(f"{SPELLINGS[0]} et où est le thé de la reine"))])
+    assert held_out.contamination("pairs", "S", "r", user(spelling)) == "evaluation_overlap"
+    repeated = user(f"{spelling} Et où est le thé de la dame")
+    assert held_out.contamination("pairs", "S", "r", repeated) == "ngram_overlap"
+
+
+def test_prompts_that_differ_in_a_letter_a_digit_or_an_accent_are_two() -> None:
+    texts = ["café 3", "cafe 3", "café 4", "cafés 3", "café 3 + 1", "café 3 - 1"]
+    assert len({prompt_key([{"role": "user", "content": text}]) for text in texts}) == len(texts)
 
 
 def test_the_opening_is_the_first_user_turn() -> None:

@@ -19,13 +19,11 @@ import yaml
 
 from rlhflow_utils.data.reading import Candidate, Conversation
 from rlhflow_utils.guide.settings import DecontaminationSettings, FilterSettings
-from rlhflow_utils.models.chat import Message, prompt_key
+from rlhflow_utils.models.chat import INVISIBLE, Message, normal_text, prompt_key
 
 DROPPED = "dropped: "  # how the fate of a dropped row begins
 # What each rule on one pair drops, and its basis, in the order of `first_failure`.
 RULES: dict[str, str] = yaml.safe_load((Path(__file__).parent / "rules.yaml").read_text(encoding="utf-8"))
-# U+200B..U+200D, U+2060 and U+FEFF take no space on the page and survive str.strip().
-ZERO_WIDTH = re.compile("[\u200b-\u200d\u2060\ufeff]")
 ROLE_TAG = re.compile(r"\b(?:Human|Assistant):|^[ \t]*User:", re.MULTILINE)
 PLACEHOLDER = re.compile(r"<\s*no\s*(?:in|out)put\s*>", re.IGNORECASE)  # left by self-instruct; found by the audit
 SHORT_WORDS = frozenset({"no", "ok", "hi"})
@@ -50,7 +48,7 @@ def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str
         return "role_tag_in_turn"
     # The first words differ almost always, and are fast to see.
     starts_alike = pair.chosen.split(None, 1)[:1] == pair.rejected.split(None, 1)[:1]
-    if starts_alike and _normal(pair.chosen) == _normal(pair.rejected):
+    if starts_alike and pair.chosen.split() == pair.rejected.split():
         return "identical_responses"
     if pair.evidence == "no_label":
         return "no_label"
@@ -75,7 +73,7 @@ def structural_failure(contents: Sequence[Any], prompts: Iterable[list[Message]]
         return "non_string_content"
     if not all(text.strip() for text in contents):
         return "empty_turn"
-    if not all(text.isascii() or ZERO_WIDTH.sub("", text).strip() for text in contents):
+    if not all(text.isascii() or INVISIBLE.sub("", text).strip() for text in contents):
         return "zero_width"
     return None if all(map(alternates, prompts)) else "broken_alternation"
 
@@ -128,13 +126,9 @@ def is_too_long(tokens: tuple[int, int, int], settings: FilterSettings) -> bool:
 # --- rules that remember ------------------------------------------------------------------------------------------
 
 
-def _normal(text: str) -> str:
-    return " ".join(text.split())
-
-
 def pair_hashes(key: str, chosen: str, rejected: str) -> tuple[bytes, bytes]:
-    """64-bit hashes of a pair as it stands and with its answers exchanged; white space in answers does not count."""
-    one, other = _normal(chosen), _normal(rejected)
+    """64-bit hashes of a pair as it stands and with its answers exchanged; of answers, the `normal_text` counts."""
+    one, other = normal_text(chosen), normal_text(rejected)
     straight, swapped = "\0".join((key, one, other)), "\0".join((key, other, one))
     return (hashlib.blake2b(straight.encode(), digest_size=8).digest(),
             hashlib.blake2b(swapped.encode(), digest_size=8).digest())  # fmt: skip
@@ -263,5 +257,5 @@ class HeldOut:
 
 
 def words_of(text: str) -> list[str]:
-    """Words of a text: runs of letters, digits and underscores, and single operators, case folded."""
-    return WORD.findall(text.casefold())
+    """Words of a text's `normal_text`: runs of letters, digits and underscores, and single operators."""
+    return WORD.findall(normal_text(text))

@@ -24,7 +24,7 @@ from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, Root, Ro
 from rlhflow_utils.data.sources import convert, native_rows, read
 from rlhflow_utils.guide.settings import DataSettings, FilterSettings, ModelSettings, PartitionSettings, SourceSettings
 from rlhflow_utils.guide.stage import Rows, Summary, seed_for, stage, write_json
-from rlhflow_utils.models.chat import prompt_key
+from rlhflow_utils.models.chat import normal_text, prompt_key
 from rlhflow_utils.models.forward import Model
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def sft_rows(settings: DataSettings, root: Root, pairs: Iterable[Row], held_out:
         if reason is None:
             reason = held_out.contamination("sft", source, record.row_id, messages[:-1])
         if reason is None and is_pair:
-            identity = (prompt_key(messages[:-1]), messages[-1]["content"])
+            identity = (prompt_key(messages[:-1]), normal_text(messages[-1]["content"]))
             reason = "repeated_answer" if identity in seen else None
             seen.add(identity)
         yield {"messages": [] if reason else messages, "source": source, "row_id": record.row_id,
