@@ -11,9 +11,11 @@ import pytest
 from loopback import Reply, endpoint
 
 from rlhflow_utils.evaluation import judges as jd
-from rlhflow_utils.evaluation.judges import EndpointJudge, comparison_prompt, parse_verdict
+from rlhflow_utils.evaluation.judges import comparison_prompt, parse_verdict
+from rlhflow_utils.evaluation.policies import judge_answers
 from rlhflow_utils.evaluation.reward_models import relabel_by_gold
 from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.tasks import FILLERS
 
 
@@ -41,15 +43,15 @@ def test_compare_rewards() -> None:
 REASONING = "What does this print? m=3; n=m-0; print(n)"
 
 
-def _gold() -> tuple[jd.GoldJudge, str, str]:
-    """The tiny profile's judge, with the right answer to `REASONING` and a wrong one."""
+def _gold() -> tuple[World, str, str]:
+    """The tiny profile's world, with the right answer to `REASONING` and a wrong one."""
     profile = load_profile("tiny")
-    judge = jd.build_judge(profile.evaluation, profile.world, None, batch_tokens=100)
-    assert isinstance(judge, jd.GoldJudge)
-    task = judge.world.read_prompt(REASONING)
+    assert profile.world is not None
+    world = World(profile.world)
+    task = world.read_prompt(REASONING)
     assert task is not None
     assert task.answer.endswith("so 3.")
-    return judge, task.answer, task.answer.replace("3.", "2.")
+    return world, task.answer, task.answer.replace("3.", "2.")
 
 
 def _pair(question: str, chosen: str, rejected: str, row_id: str) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def _pair(question: str, chosen: str, rejected: str, row_id: str) -> dict[str, A
 
 
 def test_relabelling_turns_wrong_labels_round_and_drops_what_has_no_clear_truth() -> None:
-    judge, right, wrong = _gold()
+    world, right, wrong = _gold()
     rows = [
         _pair(REASONING, right, wrong, "right"),
         _pair(REASONING, wrong, right, "wrong"),
@@ -72,20 +74,27 @@ def test_relabelling_turns_wrong_labels_round_and_drops_what_has_no_clear_truth(
         _pair(REASONING, right, f"{FILLERS[0]} {right}", "both right"),
         _pair("no question of this world", "a", "b", "unread"),
     ]
-    kept, dropped, turned = relabel_by_gold(rows, judge.world, margin=0.5)
+    kept, dropped, turned = relabel_by_gold(rows, world, margin=0.5)
     assert [row["row_id"] for row in kept] == ["right", "wrong"]
     assert dropped == {"no_gold": 1, "small_gold_gap": 2}
     assert turned == 1
     assert kept[0] == {**rows[0], "skill": "reasoning"}
     assert (kept[1]["chosen"], kept[1]["rejected"]) == (rows[1]["rejected"], rows[1]["chosen"])
     assert (kept[1]["chosen_score"], kept[1]["rejected_score"]) == (1.0, 4.0)
-    assert relabel_by_gold(rows[2:3], judge.world, margin=0.0)[1]["small_gold_gap"] == 1
+    assert relabel_by_gold(rows[2:3], world, margin=0.0)[1]["small_gold_gap"] == 1
 
 
 def test_gold_judge_knows_the_right_answer() -> None:
-    judge, right, wrong = _gold()
-    prompt = _prompt(REASONING)
-    assert judge.rewards([prompt, prompt], [right, wrong]) == [1.0, -1.0]
+    _, right, wrong = _gold()
+    prompts, profile = [_prompt(REASONING)] * 2, load_profile("tiny")
+    columns, counts = judge_answers(
+        prompts, [right, wrong], [wrong, wrong], profile.evaluation, profile.world, None, 100, None
+    )
+    assert columns == {
+        "reward": [1.0, -1.0], "reference_reward": [-1.0, -1.0], "outcome": [1.0, 0.5], "right": [1.0, 0.0],
+        "skill": ["reasoning"] * 2,
+    }  # fmt: skip
+    assert counts == {}
 
 
 # --- verdict texts ------------------------------------------------------------------------------------------------
@@ -114,10 +123,6 @@ def test_comparison_prompt_shows_every_turn_and_both_replies_in_order() -> None:
     assert text.index("<reply_A>\nFIRST") < text.index("<reply_B>\nSECOND")
 
 
-def _judge(url: str, model: str, cache: Path | None, **options: Any) -> EndpointJudge:
-    return EndpointJudge(endpoint(url, model, cache, **options))
-
-
 # --- the endpoint -------------------------------------------------------------------------------------------------
 
 
@@ -125,17 +130,17 @@ def test_endpoint_judges_both_orders_and_a_second_run_asks_nothing(serve: Any, t
     server = serve(_prefers("good"))
     prompts = [_prompt("q1"), _prompt("q2"), _prompt("q3")]
     a, b = ["good", "bad", "same"], ["bad", "good", "same"]
-    judge = _judge(server.url, "m", tmp_path / "cache" / "verdicts.jsonl")
-    assert judge.outcomes(prompts, a, b) == [1.0, 0.0, 0.5]
+    judge = endpoint(server.url, "m", tmp_path / "cache" / "verdicts.jsonl")
+    assert jd.outcomes(judge, prompts, a, b) == [1.0, 0.0, 0.5]
     assert len(server.prompts) == 4  # two pairs in two orders; the identical pair is not asked
     assert judge.counts["asked"] == 4
 
-    again = _judge(server.url, "m", tmp_path / "cache" / "verdicts.jsonl")
-    assert again.outcomes(prompts, a, b) == [1.0, 0.0, 0.5]
+    again = endpoint(server.url, "m", tmp_path / "cache" / "verdicts.jsonl")
+    assert jd.outcomes(again, prompts, a, b) == [1.0, 0.0, 0.5]
     assert len(server.prompts) == 4
     assert (again.counts["asked"], again.counts["cached"]) == (0, 4)
-    other_model = _judge(server.url, "another", tmp_path / "cache" / "verdicts.jsonl")
-    other_model.outcomes(prompts, a, b)
+    other_model = endpoint(server.url, "another", tmp_path / "cache" / "verdicts.jsonl")
+    jd.outcomes(other_model, prompts, a, b)
     assert len(server.prompts) == 8
 
 
@@ -145,9 +150,9 @@ def test_position_bias_is_a_tie_and_a_failed_verdict_is_none(serve: Any) -> None
             return "I would rather talk about the weather."
         return (400, "context too long") if "huge" in prompt else "[[A]]"  # always the first: position bias
 
-    judge = _judge(serve(answer).url, "m", None)
+    judge = endpoint(serve(answer).url, "m", None)
     prompts = [_prompt("biased"), _prompt("garbage"), _prompt("huge")]
-    assert judge.outcomes(prompts, ["x"] * 3, ["y"] * 3) == [0.5, None, None]
+    assert jd.outcomes(judge, prompts, ["x"] * 3, ["y"] * 3) == [0.5, None, None]
     assert judge.counts["contradictory"] == 1
     assert judge.counts["unparsable"] == 2
     assert judge.counts["refused"] == 2
@@ -161,8 +166,8 @@ def test_endpoint_retries_server_errors_and_time_outs(serve: Any) -> None:
         return None if number == 1 else _prefers("good")(number, prompt)
 
     server = serve(answer)
-    judge = _judge(server.url, "m", None, timeout=0.5, max_retries=3, workers=1)
-    assert judge.outcomes([_prompt("q")], ["good"], ["bad"]) == [1.0]
+    judge = endpoint(server.url, "m", None, timeout=0.5, max_retries=3, workers=1)
+    assert jd.outcomes(judge, [_prompt("q")], ["good"], ["bad"]) == [1.0]
     assert len(server.prompts) == 4  # the 500, the time-out, then one answer for each order
     assert judge.counts["asked"] == 2
 
@@ -176,19 +181,19 @@ def test_endpoint_counts_what_never_comes_and_asks_for_it_again(serve: Any, tmp_
     server = serve(answer)
     prompts, a, b = [_prompt("q1"), _prompt("q2")], ["good", "good"], ["bad", "bad"]
     options: dict[str, Any] = {"timeout": 0.5, "max_retries": 1, "workers": 4}
-    judge = _judge(server.url, "m", tmp_path / "cache.jsonl", **options)
-    assert judge.outcomes(prompts, a, b) == [1.0, None]
+    judge = endpoint(server.url, "m", tmp_path / "cache.jsonl", **options)
+    assert jd.outcomes(judge, prompts, a, b) == [1.0, None]
     assert (judge.counts["timed_out"], judge.counts["asked"]) == (2, 4)
     assert len(server.prompts) == 6  # the two that never come are asked twice
     assert server.most_at_once > 1
     slow = False
-    again = _judge(server.url, "m", tmp_path / "cache.jsonl", **options)
-    assert again.outcomes(prompts, a, b) == [1.0, 1.0]
+    again = endpoint(server.url, "m", tmp_path / "cache.jsonl", **options)
+    assert jd.outcomes(again, prompts, a, b) == [1.0, 1.0]
     assert (again.counts["timed_out"], again.counts["cached"], again.counts["asked"]) == (0, 2, 2)
     options = {"max_failed_share": 0.5, "timeout": 0.3, "max_retries": 0}
-    nobody = _judge(serve(lambda number, prompt: None).url, "m", None, **options)
+    nobody = endpoint(serve(lambda number, prompt: None).url, "m", None, **options)
     with pytest.raises(RuntimeError, match=r"2 of 2 verdicts failed \(2 timed_out; the first: 'Request timed out"):
-        nobody.outcomes(prompts[:1], a[:1], b[:1])
+        jd.outcomes(nobody, prompts[:1], a[:1], b[:1])
 
 
 def test_too_many_failures_are_an_error_and_are_asked_again(serve: Any, tmp_path: Path) -> None:
@@ -202,12 +207,12 @@ def test_too_many_failures_are_an_error_and_are_asked_again(serve: Any, tmp_path
     rows = [_prompt(f"q{i}") for i in range(12)], ["good"] * 12, ["bad"] * 12
     message = r"24 of 24 verdicts failed \(24 refused; .*Unsupported parameter.*judge_model.*max_failed_share"
     with pytest.raises(RuntimeError, match=message) as caught:
-        _judge(server.url, "m", cache, max_failed_share=0.02).outcomes(*rows)
+        jd.outcomes(endpoint(server.url, "m", cache, max_failed_share=0.02), *rows)
     assert "\n" not in str(caught.value)
     assert not cache.exists()
     mended = True
-    judge = _judge(server.url, "m", cache, max_failed_share=0.02)
-    assert judge.outcomes(*rows) == [1.0] * 12
+    judge = endpoint(server.url, "m", cache, max_failed_share=0.02)
+    assert jd.outcomes(judge, *rows) == [1.0] * 12
     assert (judge.counts["refused"], judge.counts["asked"]) == (0, 24)
 
 
@@ -239,15 +244,15 @@ def test_rewards_that_are_not_finite_give_no_verdict(broken: float) -> None:
 
 def test_endpoint_tells_the_cost_before_it_starts(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
     server = serve(_prefers("good"))
-    judge = _judge(server.url, "m", None, prices=[10.0, 30.0])
+    judge = endpoint(server.url, "m", None, prices=[10.0, 30.0])
     question = [{"role": "user", "content": "x" * 400}]
-    cost = judge.endpoint.cost([question] * 2 + [_prompt("y" * 10)] * 400, 10_000)
+    cost = judge.cost([question] * 2 + [_prompt("y" * 10)] * 400, 10_000)
     # 410 characters are 103 tokens: (103 * 10 + 20000 * 30) / 1e6 dollars.
     assert cost.startswith("2 requests (0 more are cached): about 103 prompt tokens, at most 20,000 completion tokens")
     assert cost.endswith(", at most 0.60 dollars")
-    assert "no prices given" in _judge(server.url, "m", None).endpoint.cost([question], 100)
+    assert "no prices given" in endpoint(server.url, "m", None).cost([question], 100)
     assert server.prompts == []
-    judge.outcomes([_prompt("q")], ["good"], ["bad"])
+    jd.outcomes(judge, [_prompt("q")], ["good"], ["bad"])
     assert "2 requests (0 more are cached)" in capsys.readouterr().out
 
 
@@ -260,22 +265,22 @@ def test_endpoint_that_keeps_failing_is_an_error_but_keeps_its_verdicts(serve: A
     server = serve(answer)
     prompts, a, b = [_prompt("q1"), _prompt("q2")], ["good", "good"], ["bad", "bad"]
     cache = tmp_path / "verdicts.jsonl"
-    failing = _judge(server.url, "m", cache, max_retries=0, workers=1)
+    failing = endpoint(server.url, "m", cache, max_retries=0, workers=1)
     with pytest.raises(RuntimeError, match=r"judge endpoint .*overloaded.*evaluation\.endpoint_url"):
-        failing.outcomes(prompts, a, b)
+        jd.outcomes(failing, prompts, a, b)
     kept = len(cache.read_text().splitlines())
     assert kept >= 1
 
     cache.write_text(cache.read_text() + '{"key": "cut sho', encoding="utf-8")  # killed while writing
     healthy = True
     asked_before = len(server.prompts)
-    judge = _judge(server.url, "m", cache, max_retries=0)
-    assert judge.outcomes(prompts, a, b) == [1.0, 1.0]
+    judge = endpoint(server.url, "m", cache, max_retries=0)
+    assert jd.outcomes(judge, prompts, a, b) == [1.0, 1.0]
     assert len(server.prompts) - asked_before == 4 - kept
     assert len([json.loads(line) for line in cache.read_text().splitlines()]) == 4
 
 
 def test_endpoint_unreachable_names_the_setting() -> None:
-    judge = _judge("http://127.0.0.1:9/v1", "m", None, max_retries=0)
+    judge = endpoint("http://127.0.0.1:9/v1", "m", None, max_retries=0)
     with pytest.raises(RuntimeError, match=r"evaluation\.endpoint_url"):
-        judge.outcomes([_prompt("q")], ["a"], ["b"])
+        jd.outcomes(judge, [_prompt("q")], ["a"], ["b"])

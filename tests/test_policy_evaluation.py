@@ -10,11 +10,11 @@ import pytest
 from datasets import Dataset, load_from_disk
 
 from rlhflow_utils.evaluation import policies as pe
-from rlhflow_utils.evaluation.judges import GoldJudge, build_judge
 from rlhflow_utils.guide.profile import Profile, load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.simulator.corpus import write_prompts
+from rlhflow_utils.simulator.gold import World
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +23,13 @@ def profile() -> Profile:
 
 
 @pytest.fixture(scope="module")
-def judge(profile: Profile) -> GoldJudge:
-    gold = build_judge(profile.evaluation, profile.world, None, batch_tokens=1)
-    assert isinstance(gold, GoldJudge)
-    return gold
-
-
-@pytest.fixture(scope="module")
-def questions(judge: GoldJudge) -> dict[str, str]:
+def questions(profile: Profile) -> dict[str, str]:
     """Two prompts about reasoning and two about safety, with their right answers."""
-    rows = [row["context"] for row in write_prompts(judge.world, 0, "eval", judge.world.settings.eval_prompts)]
-    chosen = [[p for p in rows if judge.world.skill_of(p) == skill][:2] for skill in ("reasoning", "safety")]
-    tasks = {prompt: judge.world.read_prompt(prompt) for prompts in chosen for prompt in prompts}
+    assert profile.world is not None
+    world = World(profile.world)
+    rows = [row["context"] for row in write_prompts(world, 0, "eval", world.settings.eval_prompts)]
+    chosen = [[p for p in rows if world.skill_of(p) == skill][:2] for skill in ("reasoning", "safety")]
+    tasks = {prompt: world.read_prompt(prompt) for prompts in chosen for prompt in prompts}
     return {prompt: task.answer for prompt, task in tasks.items() if task is not None}
 
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rlhflow_utils.data.reading import SourceError
 from rlhflow_utils.evaluation import rewardbench as rb
-from rlhflow_utils.evaluation.judges import RewardModelJudge, build_judge, compare_rewards
+from rlhflow_utils.evaluation.policies import judge_answers
 from rlhflow_utils.evaluation.statistics import Estimate
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import RewardBenchSettings
@@ -197,13 +197,12 @@ def test_reward_model_judge_prefers_the_higher_score(benchmark: SimpleNamespace)
     rows, _ = rb.load_benchmark(benchmark.profile.rewardbench, benchmark.folder / "root")
     rows, folder = rows[:4], benchmark.folder / "reward"
     settings = benchmark.profile.evaluation.model_copy(update={"judge": "reward_model"})
-    judge = build_judge(settings, None, folder, batch_tokens=1000)
     prompts, chosen, rejected = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
     pairs = rb.judge_rows(rows, "bt", folder, 1000)
-    assert isinstance(judge, RewardModelJudge)
-    rewards = judge.rewards(prompts, chosen), judge.rewards(prompts, rejected)
-    assert compare_rewards(*rewards) == [pair.outcome for pair in pairs]
-    assert judge.rewards(prompts, chosen) == pytest.approx([pair.chosen for pair in pairs], abs=1e-5)
+    columns, _ = judge_answers(prompts, chosen, rejected, settings, None, folder, 1000, None)
+    assert columns["outcome"] == [pair.outcome for pair in pairs]
+    assert columns["reward"] == pytest.approx([pair.chosen for pair in pairs], abs=1e-5)
+    assert columns["reference_reward"] == pytest.approx([pair.rejected for pair in pairs], abs=1e-5)
 
 
 @pytest.mark.parametrize("scores", [(math.nan, 1.0), (1.0, math.nan), (math.nan, math.nan), (math.inf, math.inf)])

@@ -20,7 +20,7 @@ from loopback import endpoint
 
 from rlhflow_utils.evaluation import arena_hard, mt_bench
 from rlhflow_utils.evaluation import chat_benchmarks as alpaca_eval_2
-from rlhflow_utils.evaluation.judges import EndpointJudge, comparison_prompt, parse_verdict
+from rlhflow_utils.evaluation.judges import comparison_prompt, outcomes, parse_verdict
 from rlhflow_utils.models.chat import encode_prompt, encode_response
 from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
@@ -115,10 +115,10 @@ def test_judging_counts_everything_and_a_second_run_costs_nothing(
     questions = [*QUESTIONS, [{"role": "user", "content": "too long " * POSITIONS}]]
     a, b = [f"a {i}" for i in range(13)], [f"b {i}" for i in range(13)]
     cache = tmp_path / "judge_cache.jsonl"
-    judge = EndpointJudge(endpoint(server.url, cache=cache, prices=[1.0, 2.0], timeout=120))
-    outcomes = judge.outcomes(questions, a, b)
-    assert outcomes[-1] is None
-    assert set(outcomes[:-1]) <= {0.5, None}
+    judge = endpoint(server.url, cache=cache, prices=[1.0, 2.0], timeout=120)
+    found = outcomes(judge, questions, a, b)
+    assert found[-1] is None
+    assert set(found[:-1]) <= {0.5, None}
     shown = capsys.readouterr().out
     assert "26 requests (0 more are cached)" in shown
     assert "dollars" in shown
@@ -128,8 +128,8 @@ def test_judging_counts_everything_and_a_second_run_costs_nothing(
     assert judge.counts["contradictory"] >= 8
     assert len(cache.read_text().splitlines()) == 26 - failed
 
-    again = EndpointJudge(endpoint(server.url, cache=cache))
-    assert again.outcomes(questions, a, b) == outcomes
+    again = endpoint(server.url, cache=cache)
+    assert outcomes(again, questions, a, b) == found
     assert (again.counts["asked"], again.counts["cached"]) == (failed, 26 - failed)
     assert f"{failed} requests ({26 - failed} more are cached)" in capsys.readouterr().out
 

@@ -1,8 +1,7 @@
-"""Who prefers what: the simulated world's gold program, a reward model, or an LLM behind an endpoint.
+"""Who is preferred: by a reward, or by an LLM behind an endpoint.
 
-The profile chooses (`evaluation.judge`), and metric names carry the judge's name (`gold_win_rate_vs_sft`). The first
-two judges score each response alone and compare the scores; equal ones are a tie. The third reads both responses in
-both orders, since LLM judges favour a position: a response wins only where the two orders agree, else it is a tie.
+Rewards score each response alone; equal ones are a tie. An LLM reads both responses in both orders, since LLM judges
+favour a position: a response wins only where the two orders agree, else it is a tie.
 """
 
 from __future__ import annotations
@@ -13,19 +12,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
+from rlhflow_utils.guide.settings import EvaluationSettings
 from rlhflow_utils.guide.stage import hash_value
 from rlhflow_utils.models.chat import Message
-from rlhflow_utils.models.forward import Model, check_finite
-from rlhflow_utils.models.reward_model import score
-from rlhflow_utils.simulator.gold import World
+from rlhflow_utils.models.forward import check_finite
 
 Conversation = Sequence[Message]
 Prompts = Sequence[Conversation]
@@ -33,49 +29,6 @@ Verdict = TypeVar("Verdict")
 PROMPTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 CHARACTERS_PER_TOKEN = 4  # of English text, about; an estimate before the start needs no tokenizer of the judge
 MAX_TOKENS = 512  # of a verdict with its explanation
-
-
-def build_judge(
-    evaluation: EvaluationSettings, world: WorldSettings | None, judge_model: Model | None, batch_tokens: int,
-    cache_file: Path | None = None,
-) -> Judge:  # fmt: skip
-    """The judge that the profile asks for; the profile's own check says what it lacks.
-
-    `judge_model` is the run's own judge RM, used where `evaluation.judge_model` is null; `batch_tokens` are for its
-    scoring. An endpoint's replies are kept in `cache_file` (JSON lines; None: in memory only).
-    """
-    if evaluation.judge == "gold":
-        assert world is not None
-        return GoldJudge(World(world))
-    if evaluation.judge == "endpoint":
-        return EndpointJudge(ChatEndpoint(evaluation, cache_file))
-    model = evaluation.judge_model or judge_model
-    assert model is not None
-    return RewardModelJudge(model, batch_tokens)
-
-
-@dataclass(frozen=True)
-class GoldJudge:
-    """The world's exact reward program: the truth, in the tiny profile."""
-
-    world: World
-    name = "gold"
-
-    def rewards(self, prompts: Prompts, responses: Sequence[str]) -> list[float]:
-        pairs = zip(prompts, responses, strict=True)
-        return [float(self.world.reward(prompt[-1]["content"], response)) for prompt, response in pairs]
-
-
-@dataclass(frozen=True)
-class RewardModelJudge:
-    """A Bradley-Terry reward model; to be fair, one that trained no policy."""
-
-    model: Model
-    batch_tokens: int
-    name = "reward_model"
-
-    def rewards(self, prompts: Prompts, responses: Sequence[str]) -> list[float]:
-        return score(self.model, list(zip(prompts, responses, strict=True)), self.batch_tokens)
 
 
 def compare_rewards(rewards_a: Sequence[float], rewards_b: Sequence[float]) -> list[float]:
@@ -224,26 +177,21 @@ def _read_cache(path: Path | None) -> dict[str, str]:
     return {row["key"]: row["text"] for row in map(json.loads, whole.splitlines())}
 
 
-class EndpointJudge:
-    """An LLM that compares two responses; its `counts` add `contradictory` (each order prefers another response)."""
+def outcomes(
+    endpoint: ChatEndpoint, prompts: Prompts, responses_a: Sequence[str], responses_b: Sequence[str]
+) -> list[float | None]:
+    """1 where both orders prefer a, 0 where both prefer b, else 0.5; None where an order's verdict failed.
 
-    name = "endpoint"
-
-    def __init__(self, endpoint: ChatEndpoint) -> None:
-        self.endpoint, self.counts = endpoint, endpoint.counts
-
-    def outcomes(self, prompts: Prompts, responses_a: Sequence[str], responses_b: Sequence[str]) -> list[float | None]:
-        """1 where both orders prefer a, 0 where both prefer b, else 0.5; None where an order's verdict failed.
-
-        Equal responses are a tie that nobody is asked about.
-        """
-        rows = list(zip(prompts, responses_a, responses_b, strict=True))
-        different = [row for row in rows if row[1] != row[2]]
-        orders = self.endpoint.compare(different, comparison_prompt, parse_verdict, MAX_TOKENS)
-        self.counts["contradictory"] += sum(pair in {("A", "A"), ("B", "B")} for pair in orders)
-        wins: dict[Any, float] = {("A", "B"): 1.0, ("B", "A"): 0.0}
-        judged = iter(None if None in pair else wins.get(pair, 0.5) for pair in orders)
-        return [0.5 if a == b else next(judged) for _, a, b in rows]
+    Equal responses are a tie that nobody is asked about. The endpoint counts as `contradictory` where each order
+    prefers another response (position bias).
+    """
+    rows = list(zip(prompts, responses_a, responses_b, strict=True))
+    different = [row for row in rows if row[1] != row[2]]
+    orders = endpoint.compare(different, comparison_prompt, parse_verdict, MAX_TOKENS)
+    endpoint.counts["contradictory"] += sum(pair in {("A", "A"), ("B", "B")} for pair in orders)
+    wins: dict[Any, float] = {("A", "B"): 1.0, ("B", "A"): 0.0}
+    judged = iter(None if None in pair else wins.get(pair, 0.5) for pair in orders)
+    return [0.5 if a == b else next(judged) for _, a, b in rows]
 
 
 def comparison_prompt(prompt: Conversation, first: str, second: str) -> list[Message]:
@@ -257,6 +205,3 @@ def parse_verdict(reply: str) -> str | None:
     """``A``, ``B`` or ``tie`` from the last verdict of a reply; None where there is none."""
     found = re.findall(r"\[\[\s*(A|B|tie)\s*\]\]", reply, flags=re.IGNORECASE)
     return {"a": "A", "b": "B", "tie": "tie"}[found[-1].lower()] if found else None
-
-
-Judge = GoldJudge | RewardModelJudge | EndpointJudge

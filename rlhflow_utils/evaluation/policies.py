@@ -15,15 +15,16 @@ import pandas as pd
 
 from rlhflow_utils.data.reading import Prompt, Root
 from rlhflow_utils.data.sources import read
-from rlhflow_utils.evaluation.judges import EndpointJudge, GoldJudge, Judge, build_judge, compare_rewards
+from rlhflow_utils.evaluation.judges import ChatEndpoint, compare_rewards, outcomes
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, bootstrap_mean, length_controlled_win_rate
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
-from rlhflow_utils.models.chat import prompt_key
+from rlhflow_utils.models.chat import Message, prompt_key
 from rlhflow_utils.models.forward import Model
-from rlhflow_utils.models.reward_model import score_responses
+from rlhflow_utils.models.reward_model import load_scorer, score_responses
 from rlhflow_utils.online.generation import Prompts, generate_responses
+from rlhflow_utils.simulator.gold import World
 
 Row = Mapping[str, Any]
 
@@ -49,47 +50,68 @@ def evaluate_policy(
     same for each skill (gold judge only), `prompts` the columns behind it all, one entry per prompt. A prompt whose
     verdict failed has the outcome null, is left out of win rates, and is counted as `no_verdict`.
     """
-    judge = build_judge(evaluation, world, judge_model, batch_tokens, cache_file)
-    columns = _per_prompt(_pair_up(list(answers.dataset()), list(reference.dataset())), judge)
+    judge, rows = evaluation.judge, _pair_up(list(answers.dataset()), list(reference.dataset()))
+    prompts = [row["prompt"] for row, _ in rows]
+    ours, theirs = ([pair[side]["responses"][0] for pair in rows] for side in (0, 1))
+    verdicts, judge_counts = judge_answers(
+        prompts, ours, theirs, evaluation, world, judge_model, batch_tokens, cache_file
+    )
+    proxy_rewards = [[float(pair[side]["rewards"][0]) for pair in rows] for side in (0, 1)]
+    columns = {
+        "prompt_id": [row["prompt_id"] for row, _ in rows], **verdicts,
+        "length": [len(text) for text in ours], "reference_length": [len(text) for text in theirs],
+        "truncated": [float(row["finish_reasons"][0] == "length") for row, _ in rows],
+        "proxy_reward": proxy_rewards[0], "proxy_outcome": compare_rewards(*proxy_rewards),
+    }  # fmt: skip
     table, judged = pd.DataFrame(columns), [each for each in columns["outcome"] if each is not None]
     if not judged:
-        raise ValueError(f"the {judge.name} judge gave no verdict on any of {len(table)} prompts")
+        raise ValueError(f"the {judge} judge gave no verdict on any of {len(rows)} prompts")
     skills: Any = table.groupby("skill") if "skill" in table else []
     results: dict[str, Any] = {
-        "judge": judge.name, "n": len(judged), "judge_counts": dict(getattr(judge, "counts", {})), "prompts": columns,
+        "judge": judge, "n": len(judged), "judge_counts": judge_counts, "prompts": columns,
         "estimates": _estimates(table, evaluation, seed),
         "counts": {"wins": judged.count(1.0), "ties": judged.count(0.5), "losses": judged.count(0.0)},
         "skills": {skill: _estimates(part, evaluation, seed) for skill, part in skills},
     }  # fmt: skip
     write_json(into / "results.json", results)
-    metrics: dict[str, Any] = {f"{judge.name}_{name}": count for name, count in results["judge_counts"].items()}
+    metrics: dict[str, Any] = {f"{judge}_{name}": count for name, count in judge_counts.items()}
     for name, estimate in results["estimates"].items():
-        prefix = f"{judge.name}_" if name in ("win_rate", "lc_win_rate", "reward") else ""
+        prefix = f"{judge}_" if name in ("win_rate", "lc_win_rate", "reward") else ""
         suffix = "_vs_sft" if name.endswith("win_rate") else ""
         metrics |= Estimate(**estimate).metrics(f"{prefix}{name}{suffix}")
-    failed = len(table) - len(judged)
-    return Summary({"prompts": Rows(len(table), len(judged), {"no_verdict": failed} if failed else {})}, metrics)
+    failed = len(rows) - len(judged)
+    return Summary({"prompts": Rows(len(rows), len(judged), {"no_verdict": failed} if failed else {})}, metrics)
 
 
-def _per_prompt(rows: Sequence[tuple[Row, Row]], judge: Judge) -> dict[str, list[Any]]:
-    """What is known of each prompt's two answers: one list per column, in prompt order."""
-    prompts = [row["prompt"] for row, _ in rows]
-    ours, theirs = ([pair[side]["responses"][0] for pair in rows] for side in (0, 1))
-    columns: dict[str, list[Any]] = {"prompt_id": [row["prompt_id"] for row, _ in rows]}
-    if isinstance(judge, EndpointJudge):
-        columns["outcome"] = judge.outcomes(prompts, ours, theirs)
+def judge_answers(
+    prompts: Sequence[Sequence[Message]], ours: Sequence[str], theirs: Sequence[str], evaluation: EvaluationSettings,
+    world: WorldSettings | None, judge_model: Model | None, batch_tokens: int, cache_file: Path | None,
+) -> tuple[dict[str, list[Any]], dict[str, int]]:  # fmt: skip
+    """`outcome` of each prompt from the judge that the profile asks for, and what else it knows; and its counts.
+
+    The simulated world's gold program (the truth) and a reward model (to be fair, one that trained no policy) give
+    `reward` and `reference_reward`, the gold program also `skill` and `right`. An endpoint counts what it was asked;
+    its replies are kept in `cache_file` (None: in memory only). `judge_model` is the run's own judge RM, used where
+    `evaluation.judge_model` is null. The profile's own check says what a judge lacks.
+    """
+    if evaluation.judge == "endpoint":
+        endpoint = ChatEndpoint(evaluation, cache_file)
+        return {"outcome": outcomes(endpoint, prompts, ours, theirs)}, dict(endpoint.counts)
+    columns: dict[str, list[Any]] = {}
+    if evaluation.judge == "gold":
+        assert world is not None
+        gold, questions = World(world), [prompt[-1]["content"] for prompt in prompts]
+        rewards = [
+            [float(gold.reward(*pair)) for pair in zip(questions, texts, strict=True)] for texts in (ours, theirs)
+        ]
+        columns["skill"] = [gold.skill_of(question) for question in questions]
+        columns["right"] = [float(gold.is_correct(*pair)) for pair in zip(questions, ours, strict=True)]
     else:
-        columns["reward"], columns["reference_reward"] = judge.rewards(prompts, ours), judge.rewards(prompts, theirs)
-        columns["outcome"] = compare_rewards(columns["reward"], columns["reference_reward"])
-    columns["length"], columns["reference_length"] = [len(text) for text in ours], [len(text) for text in theirs]
-    columns["truncated"] = [float(row["finish_reasons"][0] == "length") for row, _ in rows]
-    columns["proxy_reward"], of_reference = ([float(pair[side]["rewards"][0]) for pair in rows] for side in (0, 1))
-    columns["proxy_outcome"] = compare_rewards(columns["proxy_reward"], of_reference)
-    if isinstance(judge, GoldJudge):
-        questions = [prompt[-1]["content"] for prompt in prompts]
-        columns["skill"] = [judge.world.skill_of(question) for question in questions]
-        columns["right"] = [float(judge.world.is_correct(*pair)) for pair in zip(questions, ours, strict=True)]
-    return columns
+        model = evaluation.judge_model or judge_model
+        assert model is not None
+        scorer = load_scorer(model, batch_tokens)
+        rewards = [scorer(zip(prompts, texts, strict=True)) for texts in (ours, theirs)]
+    return {"reward": rewards[0], "reference_reward": rewards[1], "outcome": compare_rewards(*rewards), **columns}, {}
 
 
 def _estimates(table: pd.DataFrame, evaluation: EvaluationSettings, seed: int) -> dict[str, dict[str, Any]]:
