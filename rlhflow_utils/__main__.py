@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.guide.chapters import Guide
-from rlhflow_utils.guide.profile import load_profile, parse_override
+from rlhflow_utils.guide.profile import Profile, load_profile, parse_override
+from rlhflow_utils.guide.run import prepare_hub, quiet_libraries, shortened
+from rlhflow_utils.guide.stage import PACKAGE_FOLDER, PROJECT, relative
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """Key -> value of texts that hold KEY=VALUE once or more: a pair goes up to a space before the next `key=`.
+
+    So a value may hold spaces; where it holds a ` key=` too, it must be quoted.
+    """
+    found = []
+    for text in filter(str.strip, texts):
+        words = re.finditer(r"""(?:"[^"]*"|'[^']*'|\S)+""", text)
+        starts = [word.start() for word in words if re.match(r"[\w.]+=", word[0])]
+        bounds = [0, *starts[1:], len(text)]
+        found += [parse_override(text[start:end].strip()) for start, end in pairwise(bounds)]
+    return dict(found)
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of `--set`, and that of `--data-root` where the command has it."""
-    overrides = dict(parse_override(text) for text in options.set)
+    """The values of `--set`, and that of `--data-root` where the command has it, as seen from the project."""
+    overrides = _pairs(options.set)
     if getattr(options, "data_root", None):
-        overrides["data.root"] = options.data_root
+        overrides["data.root"] = relative(Path(options.data_root))
     return overrides
 
 
+def _prepare_hub(profile: Profile) -> None:
+    """Look for the models and data of a profile that are neither local nor built by the guide."""
+    models = filter(None, (profile.model.base, profile.model.reward_base))
+    prepare_hub(models, data=profile.world is None and not profile.data.root, folder=PROJECT)
+
+
 def _run(options: argparse.Namespace) -> None:
-    overrides, parameters = _overrides(options), dict(parse_override(text) for text in options.parameter)
+    overrides, parameters = _overrides(options), _pairs(options.parameter)
     run_dir = options.run_dir or f"runs/{options.profile}"
     guide = Guide(options.profile, run_dir, options.seed, overrides, options.chapters, parameters)
     if guide.stale():  # a field that TRL or vLLM does not know fails here, before any chapter has run
         from rlhflow_utils.training.check import check_configs
 
+        _prepare_hub(guide.profile)
         check_configs(guide.profile)
     guide.run()
 
@@ -34,8 +61,9 @@ def _run(options: argparse.Namespace) -> None:
 def _claims(options: argparse.Namespace) -> None:
     from rlhflow_utils.claims.run import run_claims
 
-    only = options.only.split(",") if options.only else None
-    run_claims(options.profile, options.seeds, only, _overrides(options), options.run_dir, workers=options.workers)
+    only, overrides = options.only.split(",") if options.only else None, _overrides(options)
+    _prepare_hub(load_profile(options.profile, overrides))
+    run_claims(options.profile, options.seeds, only, overrides, options.run_dir, workers=options.workers)
 
 
 def _base(options: argparse.Namespace) -> None:
@@ -54,13 +82,17 @@ def _check(options: argparse.Namespace) -> None:
 def _data(options: argparse.Namespace) -> None:
     from rlhflow_utils.data.cards import run_data
 
-    run_data(options.profile, options.out, _overrides(options), options.published)
+    overrides = _overrides(options)
+    _prepare_hub(load_profile(options.profile, overrides))
+    out = str(Path(options.out).absolute()) if options.out else None
+    run_data(options.profile, out, overrides, options.published)
 
 
 def _push_data(options: argparse.Namespace) -> None:
     from rlhflow_utils.data.cards import push_mixture
     from rlhflow_utils.guide.settings import HubSettings
 
+    prepare_hub([], data=True)
     settings = HubSettings(push=True, namespace=options.namespace, private=not options.public)
     print(push_mixture(Path(options.folder), options.mixture, settings))
 
@@ -68,6 +100,7 @@ def _push_data(options: argparse.Namespace) -> None:
 def _pin(_: argparse.Namespace) -> None:
     from rlhflow_utils.data.cards import pin
 
+    prepare_hub([], data=True)
     pin()
 
 
@@ -75,6 +108,7 @@ def _chat(options: argparse.Namespace) -> None:
     from rlhflow_utils.evaluation.chat_benchmarks import run_benchmark
 
     profile, out = load_profile(options.profile, _overrides(options)), Path(options.out)
+    prepare_hub([options.model])
     results = run_benchmark(options.benchmark, profile, options.model, Path(options.questions), out, options.limit)
     for name in ("score", "win_rate", "lc_win_rate"):
         if name in results:
@@ -85,10 +119,11 @@ def _chat(options: argparse.Namespace) -> None:
 
 def _academic(options: argparse.Namespace) -> None:
     from rlhflow_utils.evaluation.academic import evaluate_academic
-    from rlhflow_utils.guide.stage import PROJECT, write_json
+    from rlhflow_utils.guide.stage import write_json
 
     profile = load_profile(options.profile, _overrides(options))
     root = PROJECT / profile.data.root if profile.data.root else None
+    prepare_hub([options.model], data=root is None)
     limit, confidence = options.limit, profile.evaluation.confidence
     dtype, seed = profile.model.dtype, profile.seed
     results = evaluate_academic(options.model, root, limit=limit, dtype=dtype, confidence=confidence, seed=seed)
@@ -108,10 +143,15 @@ def _notebooks(options: argparse.Namespace) -> None:
         publish_results(options.run_dir)
 
 
+FIXES = {  # what a system may refuse
+    errno.ENOSPC: "free some space, or write to another disk",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file is where a folder is needed: choose another name"),
+}
 Options = dict[str, dict[str, Any]]
 PROFILE: Options = {
     "--profile": {"required": True, "help": "name in profiles/ or a YAML file"},
-    "--set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "override a profile value"},
+    "--set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "override profile values"},
 }
 TINY = PROFILE | {"--profile": {"default": "tiny", "help": "name in profiles/ or a YAML file (default: tiny)"}}
 ROOT: Options = {"--data-root": {"help": "folder of local data files (sets data.root)"}}
@@ -163,7 +203,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, Options]] =
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and run; errors that a user can mend end in one line and exit status 1."""
+    """Parse the command line and run. A failure ends in one line and exit status 1, Ctrl-C in 130."""
     parser = argparse.ArgumentParser(prog="rlhflow_utils", description=__doc__)
     commands = parser.add_subparsers(required=True)
     for name, (command, text, its_options) in COMMANDS.items():
@@ -171,13 +211,31 @@ def main(arguments: list[str] | None = None) -> int:
         subparser.set_defaults(command=command)
         for option, settings in its_options.items():
             subparser.add_argument(option, **settings)
+        subparser.add_argument("--traceback", action="store_true", help="show where in the code a failure happened")
     options = parser.parse_args(arguments)
+    quiet_libraries()
     try:
         options.command(options)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:  # of the package's own, each in one line
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from what is finished", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.traceback:
+            traceback.print_exc()
+        print(f"error: {_explained(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _explained(error: Exception) -> str:
+    """A failure in one line: what the package raises says what, where and the fix; a library's error is told them."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if PACKAGE_FOLDER in Path(frame.filename).parents]
+    if ours[-1] is frames[-1] and (ours[-1].line or "").startswith("raise"):
+        return shortened(str(error))
+    where = f"{Path(ours[-1].filename).relative_to(PROJECT)}, line {ours[-1].lineno}"
+    fix = FIXES.get(getattr(error, "errno", None) or 0, "add --traceback to see the rest")
+    return f"{shortened(f'{type(error).__name__}: {error}')} ({where}; {fix})"
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import nbformat
@@ -259,6 +261,38 @@ def test_a_repeated_run_needs_no_heavy_import(guide: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_two_runs_at_once_do_not_meet(guide: Path) -> None:
+    """Kernels have sockets and keys of their own, outside the project and the home folder, which may be read-only."""
+    _chapter(guide, "01_x", "import time; time.sleep(1)", STAGE, "run.finish()")
+    (guide / "file").touch()
+    before = sorted(PROJECT.iterdir())
+    code = (
+        "import sys; from pathlib import Path; from rlhflow_utils.guide import chapters\n"
+        "chapters.NOTEBOOKS = Path(sys.argv[1]) / 'notebooks'\n"
+        "chapters.Guide('tiny', sys.argv[2]).run()"
+    )
+    environment = {**os.environ, "JUPYTER_RUNTIME_DIR": f"{guide}/file/cannot-be-made"}
+    commands = [[sys.executable, "-c", code, str(guide), str(guide / name)] for name in ("run", "other")]
+    runs = [
+        subprocess.Popen(each, cwd=PROJECT, stdout=PIPE, stderr=PIPE, text=True, env=environment) for each in commands
+    ]
+    for each, name in zip(runs, ("run", "other"), strict=True):
+        output, errors = each.communicate()
+        assert (each.returncode, errors) == (0, "")
+        assert output.splitlines()[-1].endswith("Chapter 12 makes the report."), "no report is named that is not there"
+        assert (guide / name / "value" / "value.txt").read_text() == "3"
+    assert sorted(PROJECT.iterdir()) == before
+
+
+def test_a_kernel_that_dies_is_one_line_and_leaves_its_last_words(guide: Path) -> None:
+    _chapter(guide, "01_x", "import os; os.write(2, b'out of memory')", "os._exit(9)")
+    with pytest.raises(
+        ChapterError, match=r"^chapter 01_x: Kernel died \(the kernel's last words are in .*01_x.log\)$"
+    ):
+        _run(guide)
+    assert "out of memory" in (guide / "run" / "notebooks" / "01_x.log").read_text()
 
 
 def test_a_chapter_must_finish(guide: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, enable_caching
 
 from rlhflow_utils.guide import stage as core
 from rlhflow_utils.guide.profile import Profile, load_profile
@@ -64,6 +65,13 @@ def fail(*, into: Path) -> Summary:
     """Fails half-way."""
     (into / "shard-0").write_text("done")
     raise RuntimeError("the disk is full")
+
+
+@stage
+def write_rows(*, into: Path) -> Summary:
+    """Three rows as a `datasets` folder."""
+    Dataset.from_dict({"number": [1, 2, 3]}).save_to_disk(into / "data")
+    return Summary()
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +142,18 @@ def test_a_missing_stage_names_the_way_to_make_it(run: Run) -> None:
 def test_a_missing_input_is_named(run: Run) -> None:
     with pytest.raises(FileNotFoundError, match=r"input .*nowhere does not exist"):
         copy_number(Path("/nowhere"), into=run / "copy")
+
+
+def test_a_finished_folder_stays_as_it_is_when_its_rows_are_mapped_and_filtered(run: Run) -> None:
+    """`datasets` writes the results of `map` and `filter` beside the rows, unless told not to."""
+    enable_caching()
+    rows = write_rows(into=run / "rows")
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in rows.path.rglob("*")}
+    key = hash_path(rows.path)
+    data = rows.dataset().map(lambda row: {"twice": 2 * row["number"]}).filter(lambda row: row["number"] > 1)
+    assert data.shuffle(seed=0).sort("number")["twice"] == [4, 6]
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in rows.path.rglob("*")} == before
+    assert hash_path(rows.path) == key
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------

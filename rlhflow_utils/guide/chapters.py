@@ -9,17 +9,20 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import os
 import re
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.guide import stage, tables
 from rlhflow_utils.guide.profile import load_profile
-from rlhflow_utils.guide.run import Run, locked, quiet_libraries
+from rlhflow_utils.guide.run import Run, locked, quiet_libraries, shortened
 from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import PROJECT, STAGE_LINE, read_artifact, read_json, write_json
 
@@ -61,6 +64,8 @@ class Guide:
         self.values: dict[str, Any] = {**given, **(parameters or {})}
         self.folder, self.chapters = PROJECT / run_dir, find_chapters(only)
         self.hash_of = cache(stage.hash_path)
+        for chapter in self.chapters:
+            check_parameters(chapter, self.values)
 
     def run(self) -> None:
         """Execute what is not current and write `summary.json` and `report.html` into the run folder.
@@ -74,7 +79,6 @@ class Guide:
             print(f"Guide on profile {self.profile.name}: {count} chapters, run folder {where}", flush=True)
             for number, chapter in enumerate(self.chapters, 1):
                 position = f"[{number:2d}/{count}] {chapter.stem}"
-                check_parameters(chapter, self.values)
                 if self.is_current(chapter):
                     print(f"{position}: unchanged, skipped", flush=True)
                 else:
@@ -83,8 +87,8 @@ class Guide:
             write_summary(self.folder)
             from rlhflow_utils.guide.publishing import write_report
 
-            write_report(self.folder)
-            print(f"Finished in {time.time() - started:.0f} s. Open {where}/report.html", flush=True)
+            page = f"Open {where}/report.html" if write_report(self.folder) else "Chapter 12 makes the report."
+            print(f"Finished in {time.time() - started:.0f} s. {page}", flush=True)
 
     def stale(self) -> list[str]:
         """Names of the chapters that are not current; running them may make later ones stale, too."""
@@ -134,15 +138,22 @@ class Guide:
 
 
 def execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
-    """Run a notebook with these parameters in a kernel of its own, or raise ChapterError."""
+    """Run a notebook with these parameters in a kernel of its own, or raise ChapterError.
+
+    What the kernel and its children write to stderr, beside the notebook's own, is kept in a file beside `output`.
+    """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    # No TCP port, which any local user could read; sockets of its own, since two runs would choose the same names.
-    with tempfile.TemporaryDirectory(prefix="rlhflow-") as sockets:
-        private = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+    log = output.with_suffix(".log")
+    # No TCP port, which any local user could read. A folder for its sockets and keys: two runs would choose the same
+    # names, and neither the project nor the home folder need be writable.
+    with tempfile.TemporaryDirectory(prefix="rlhflow-") as own, _stderr_into(log):
+        files = {"transport": "ipc", "ip": f"{own}/kernel", "connection_file": f"{own}/kernel.json"}
+        private = Config({"KernelManager": files})
         try:
             papermill.execute_notebook(
                 str(notebook), str(output), parameters=values, kernel_name="python3", cwd=str(PROJECT),
@@ -150,9 +161,26 @@ def execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
                 config=private, start_timeout=KERNEL_SECONDS,
             )  # fmt: skip
         except PapermillExecutionError as error:
-            what = f"{error.ename}: {' '.join(str(error.evalue).split())[:600]}"
+            what = shortened(f"{error.ename}: {error.evalue}")
             kept = f"the notebook up to there: {stage.relative(output)}"
             raise ChapterError(f"chapter {notebook.stem}, cell {error.exec_count}: {what} ({kept})") from None
+        except (DeadKernelError, RuntimeError) as error:  # killed, for want of memory perhaps, or not even started
+            last = f"the kernel's last words are in {stage.relative(log)}"
+            raise ChapterError(f"chapter {notebook.stem}: {error} ({last})") from error
+
+
+@contextmanager
+def _stderr_into(log: Path) -> Iterator[None]:
+    """Let child processes that are started here write their stderr into a file."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def find_chapters(only: Sequence[str] | None = None) -> list[Path]:

@@ -121,8 +121,11 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example dpo.trainer.beta=0.2")
-    parsed = yaml.safe_load(value)
-    if isinstance(parsed, str):
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if parsed == value.strip():  # not quoted
         with suppress(ValueError):  # a plain string stays one
             parsed = float(parsed)
     return key, parsed

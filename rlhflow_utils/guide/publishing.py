@@ -32,17 +32,20 @@ td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem} a.anchor-link{display:n
 """
 
 
-def write_report(folder: Path) -> None:
-    """Export the last chapter as one self-contained page, unless the page is newer."""
+def write_report(folder: Path) -> bool:
+    """Export the last chapter as one self-contained page, unless the page is newer; False where it has not run yet."""
     executed, page = folder / "notebooks" / "12_reproduction_report.ipynb", folder / "report.html"
-    if not executed.is_file() or (page.is_file() and page.stat().st_mtime > executed.stat().st_mtime):
-        return
+    if not executed.is_file():
+        return False
+    if page.is_file() and page.stat().st_mtime > executed.stat().st_mtime:
+        return True
     from nbconvert import HTMLExporter  # slow to import
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)
     body, _ = exporter.from_notebook_node(clean(nbformat.read(executed, as_version=4)))
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>RLHF Workflow</title><style>{STYLE}</style>"
     page.write_text(f"{head}<main>{body}</main></html>", encoding="utf-8")
+    return True
 
 
 def sync() -> None:

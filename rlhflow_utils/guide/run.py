@@ -6,21 +6,29 @@ import ctypes
 import fcntl
 import logging
 import os
+import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
+from threading import Thread
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import BY_KEY, PROJECT, Artifact, read_artifact, relative, write_json
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+HUB_SECONDS = 5  # a hub that has not answered by then is out of reach
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+LONGEST_MESSAGE = 1000  # characters
 
 
 class Run:
@@ -133,11 +141,60 @@ def quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "TRL_EXPERIMENTAL_SILENCE": "1",
-        "TQDM_DISABLE": "1",
+        "TQDM_DISABLE": "1", "HF_HUB_VERBOSITY": "error",
     }.items():  # fmt: skip
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|accelerate|datasets|multiprocess)\..*")
     logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def prepare_hub(models: Iterable[str], data: bool = False, folder: Path = Path()) -> None:
+    """Look for models that are not in `folder`, and for `data`, on the hub, before a command starts.
+
+    Where the hub does not answer, the libraries are told to work offline, with what their cache holds: each of them
+    would ask again and again, for minutes. FileNotFoundError for a model that is then nowhere.
+    """
+    names = [name for name in models if not (folder / name).is_dir()]
+    for name in names:
+        if not HUB_ID.fullmatch(name) or ("/" in name and (folder / name).parent.is_dir()):
+            raise FileNotFoundError(f"model {name}: no such folder, and no hub id (owner/name); check the path")
+    if not (names or data) or _hub_answers():
+        return
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in names:
+        files = (try_to_load_from_cache(name, file) for file in ("config.json", "adapter_config.json"))
+        if not any(isinstance(file, str) for file in files):
+            fix = "give a folder, or go online"
+            raise FileNotFoundError(f"model {name}: no such folder, not in the cache, and {HUB} is out of reach: {fix}")
+
+
+def _hub_answers() -> bool:
+    """Whether the hub answers in time, if only with a refusal; False where the user has chosen to work offline."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        return False
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            with urlopen(Request(HUB, method="HEAD"), timeout=HUB_SECONDS):
+                answers.append(True)
+        except OSError as error:  # a certificate that is not trusted is an answer, too: httpx may know it
+            answers.append(isinstance(error, HTTPError) or "CERTIFICATE" in str(error))
+
+    asking = Thread(target=ask, daemon=True)  # looking up a name has no timeout of its own
+    asking.start()
+    asking.join(HUB_SECONDS)
+    return any(answers)
+
+
+def shortened(text: str) -> str:
+    """A message as one line. One that is too long keeps the first 80 characters of what it quotes."""
+    line = " ".join(text.split())
+    if len(line) > LONGEST_MESSAGE:
+        line = re.sub(r"""(['"])((?:(?!\1).){80})(?:(?!\1).)+\1""", r"\1\2…\1", line)
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 1]}…"
 
 
 def run_module(module: str, *arguments: str) -> None:

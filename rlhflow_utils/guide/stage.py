@@ -89,8 +89,9 @@ class Artifact:
 
     def dataset(self, name: str = "data") -> Any:
         """A `datasets.Dataset` of the folder."""
-        from datasets import load_from_disk
+        from datasets import disable_caching, load_from_disk
 
+        disable_caching()  # or else `map` and `filter` would write their results into this finished folder
         return load_from_disk(str(self.path / name))
 
 

@@ -1,0 +1,223 @@
+"""The command line: failures in one line with the fix, a hub out of reach, values that hold spaces, Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlhflow_utils import __main__ as command_line
+from rlhflow_utils.guide.profile import parse_override
+from rlhflow_utils.guide.run import LONGEST_MESSAGE, prepare_hub, shortened
+from rlhflow_utils.guide.stage import PROJECT
+
+
+def _error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a failing command says on stderr: one line."""
+    assert command_line.main([*arguments]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+# --- one line -----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_system_refuses_names_where_and_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    line = _error(capsys, "data", "--out", str(file), "--set", "model.base=null")
+    assert line.startswith(
+        f"error: FileExistsError: [Errno 17] File exists: '{file}' (rlhflow_utils/guide/run.py, line "
+    )
+    assert line.endswith("; a file is where a folder is needed: choose another name)")
+
+
+def test_an_error_that_nobody_foresaw_says_where_and_how_to_see_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command_line, "relative", lambda path: {}[path])  # as a fault of ours would
+    arguments = ["data", "--data-root", "rows"]
+    line = _error(capsys, *arguments)
+    assert line.startswith("error: KeyError: PosixPath('rows') (rlhflow_utils/__main__.py, line ")
+    assert line.endswith("; add --traceback to see the rest)")
+    assert command_line.main([*arguments, "--traceback"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last)")
+    assert shown.splitlines()[-1] == line
+
+
+def test_a_mistyped_override_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = _error(capsys, "data", "--set", "generation.temperatures=[1.0, 0.7")
+    assert line.startswith("error: override 'generation.temperatures=[1.0, 0.7': not valid YAML: expected ',' or ']'")
+    assert "expected KEY=VALUE" in _error(capsys, "data", "--set", "dpo.trainer.beta")
+
+
+@pytest.mark.parametrize("command", ["chat", "academic"])
+def test_a_mistyped_model_is_one_line(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    for model in (f"{tmp_path}/run/modle", "runs/tiny/nowhere/model"):
+        arguments = ["--profile", "tiny", "--model", model, "--out", str(tmp_path / "out")]
+        more = ["--benchmark", "mt_bench", "--questions", str(tmp_path)] if command == "chat" else []
+        line = _error(capsys, command, *arguments, *more)
+        assert line == f"error: model {model}: no such folder, and no hub id (owner/name); check the path"
+
+
+def test_a_long_message_keeps_the_first_80_characters_of_what_it_quotes() -> None:
+    assert shortened("row 3:\n  field 'x'") == "row 3: field 'x'"
+    message = shortened(f"rows.jsonl, row 3: field prompt is \"{'long ' * 1000}\": write a 'list'")
+    assert message == f"rows.jsonl, row 3: field prompt is \"{'long ' * 16}…\": write a 'list'"
+    assert len(shortened("x" * 5000)) == LONGEST_MESSAGE
+
+
+# --- the hub ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent_hub() -> Iterator[str]:
+    """The address of a hub that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def _online(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process that may ask the hub."""
+    kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=PROJECT, env={**kept, **environment}, capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+def test_a_hub_out_of_reach_is_one_line_within_seconds(silent_hub: str, tmp_path: Path) -> None:
+    started = time.time()
+    code = "import sys; from rlhflow_utils.__main__ import main; sys.exit(main(['data', '--profile', 'gemma-2b']))"
+    found = _online(code, HF_ENDPOINT=silent_hub, HF_HUB_CACHE=str(tmp_path))
+    assert found.returncode == 1
+    assert found.stderr == (
+        f"error: model google/gemma-2b-it: no such folder, not in the cache, and {silent_hub} is out of reach: "
+        "give a folder, or go online\n"
+    )
+    assert time.time() - started < 25, "5 s for the hub, the rest for imports on a loaded machine"
+
+
+def test_what_the_cache_holds_is_used_without_the_hub(silent_hub: str, tmp_path: Path) -> None:
+    folder = tmp_path / "models--owner--name"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    code = "from rlhflow_utils.guide.run import prepare_hub; prepare_hub(['owner/name'])\n"
+    code += "from huggingface_hub.constants import HF_HUB_OFFLINE; print(HF_HUB_OFFLINE)"
+    found = _online(code, HF_ENDPOINT=silent_hub, HF_HUB_CACHE=str(tmp_path))
+    assert found.stdout == "True\n", found.stderr
+
+
+def test_the_hub_is_not_asked_for_what_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhflow_utils.guide.run._hub_answers", lambda: pytest.fail("asked the hub"))
+    (tmp_path / "model").mkdir()
+    prepare_hub([str(tmp_path / "model")])
+    prepare_hub(["model"], folder=tmp_path)
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("dpo.trainer.beta=0.2 seed=1", {"dpo.trainer.beta": 0.2, "seed": 1}),
+        ("a.b=my judge c=2", {"a.b": "my judge", "c": 2}),
+        ("a.b='my  judge; $x=1' c=\"x y=1\"", {"a.b": "my  judge; $x=1", "c": "x y=1"}),
+        ("a=[1.0, 0.7] b={c: 1, d: 2}", {"a": [1.0, 0.7], "b": {"c": 1, "d": 2}}),
+        ("a=\"007\" b='1e-7' c=007x d=5e-7", {"a": "007", "b": "1e-7", "c": "007x", "d": 5e-7}),
+        ("", {}),
+    ],
+)
+def test_set_takes_one_or_several_values_with_spaces(text: str, values: dict[str, object]) -> None:
+    assert command_line._pairs([text]) == values
+
+
+def test_a_quoted_value_stays_text() -> None:
+    assert parse_override('evaluation.judge_model="007"') == ("evaluation.judge_model", "007")
+    assert parse_override("sft.trainer.learning_rate=5e-7") == ("sft.trainer.learning_rate", 5e-7)
+
+
+def test_paths_on_the_command_line_are_seen_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my rows").mkdir()
+    monkeypatch.chdir(tmp_path)
+    overrides = command_line._overrides(argparse.Namespace(set=[], data_root="my rows"))
+    assert (PROJECT / overrides["data.root"]).resolve() == (tmp_path / "my rows").resolve()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_hands_on_values_as_they_were_typed(tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nfor argument; do echo "argument: $argument"; done\n')
+    python.chmod(0o755)
+    (tmp_path / "venv" / ".ready-dev").touch()
+    typed = {"DATA_ROOT": 'my "rows"; $HOME', "SET": "a.b=\"my judge\" c='x; $y' d=`id`", "RUN_DIR": "runs/a b"}
+    values = [f"{name}={value}" for name, value in typed.items()]
+    for command in (["make", *values], ["env", *values, "make"]):
+        called = [*command, "-s", "guide", f"VENV={tmp_path / 'venv'}", "PROFILE=slices"]
+        found = subprocess.run(called, cwd=PROJECT, capture_output=True, text=True, check=True)
+        arguments = [line.removeprefix("argument: ") for line in found.stdout.splitlines()]
+        given = dict(zip(arguments[3::2], arguments[4::2], strict=True))
+        assert given == {
+            "--profile": "slices", "--run-dir": "runs/a b", "--data-root": typed["DATA_ROOT"], "--set": typed["SET"]
+        }  # fmt: skip
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_ends_a_run_in_one_line_and_its_kernel_too(tmp_path: Path) -> None:
+    arguments = ["run", "--run-dir", str(tmp_path / "run"), "--chapters", "12"]
+    code = f"import sys; from rlhflow_utils.guide import chapters; from rlhflow_utils.__main__ import main\n{SLOW}"
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), *arguments], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert started.stdout is not None
+    for line in started.stdout:
+        if "▸ kernel" in line:
+            kernel = int(line.split()[-1])
+            break
+    os.killpg(started.pid, signal.SIGINT)
+    _, errors = started.communicate()
+    assert (started.returncode, errors) == (130, "stopped: the same command goes on from what is finished\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
+
+
+SLOW = """
+import json, pathlib
+from rlhflow_utils.guide.publishing import METADATA
+folder = pathlib.Path(sys.argv.pop(1)) / "notebooks"
+folder.mkdir()
+texts = [
+    'PROFILE = "tiny"\\nRUN_DIR = "runs/tiny"\\nSEED = 0\\nOVERRIDES = {}',
+    'import os, time\\nprint("▸ kernel", os.getpid())\\ntime.sleep(60)',
+]
+cell = {"cell_type": "code", "execution_count": None, "outputs": [], "metadata": {}}
+cells = [{**cell, "id": f"cell-{i}", "source": text} for i, text in enumerate(texts)]
+cells[0]["metadata"] = {"tags": ["parameters"]}
+notebook = {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
+(folder / "12_slow.ipynb").write_text(json.dumps(notebook))
+chapters.NOTEBOOKS = folder
+chapters.Guide.stale = lambda guide: []  # so that no profile is checked first
+sys.exit(main(sys.argv[1:]))
+"""
