@@ -278,9 +278,13 @@ def test_two_runs_at_once_do_not_meet(guide: Path) -> None:
     runs = [
         subprocess.Popen(each, cwd=PROJECT, stdout=PIPE, stderr=PIPE, text=True, env=environment) for each in commands
     ]
-    for each, name in zip(runs, ("run", "other"), strict=True):
-        output, errors = each.communicate()
-        assert (each.returncode, errors) == (0, "")
+    try:
+        said = [each.communicate(timeout=200) for each in runs]
+    finally:
+        for each in runs:
+            each.kill()
+    assert [(each.returncode, errors) for each, (_, errors) in zip(runs, said, strict=True)] == [(0, "")] * 2
+    for (output, _), name in zip(said, ("run", "other"), strict=True):
         assert output.splitlines()[-1].endswith("Chapter 12 makes the report."), "no report is named that is not there"
         assert (guide / name / "value" / "value.txt").read_text() == "3"
     assert sorted(PROJECT.iterdir()) == before
