@@ -20,6 +20,8 @@ from rlhflow_utils.evaluation import arena_hard as ah
 from rlhflow_utils.evaluation import mt_bench as mt
 from rlhflow_utils.online.generation import generate
 
+QUESTIONS, ARENA = "mt-bench/question.jsonl", "arena-hard/question.jsonl"
+ALPACA = "alpaca_eval/alpaca_eval_gpt4_baseline.json"
 JUDGMENTS = "model_judgment_gemini-1.5-pro-api-0514_phi-3-medium-4k-instruct.jsonl"
 
 
@@ -348,20 +350,41 @@ def test_a_model_trained_anew_and_an_edited_question_are_answered_and_judged_ane
 @pytest.mark.parametrize(
     ("benchmark", "file", "text", "message"),
     [
+        ("mt_bench", QUESTIONS, '{"question_id": 1}', "row 1 .*'category' is missing.*fetch the file again"),
         (
             "mt_bench",
-            "mt-bench/question.jsonl",
-            '{"question_id": 1}',
-            "row 1 .*no field 'category'.*fetch the file again",
+            QUESTIONS,
+            '{"question_id": 1, "category": "stem", "turns": ["a"]}',
+            "row 1 .*'turns' must hold two",
         ),
-        ("mt_bench", "mt-bench/question.jsonl", '{"question_id": 1, "category": "stem", "turns": ["a"]}', "two turns"),
+        (
+            "mt_bench",
+            QUESTIONS,
+            '{"question_id": 1, "category": "stem", "turns": ["a", null]}',
+            "'turns.1' must be a str",
+        ),
+        (
+            "mt_bench",
+            QUESTIONS,
+            '{"question_id": 1, "category": "math", "turns": ["a", "b"]}',
+            "question 1 has no reference answers",
+        ),
+        (
+            "mt_bench",
+            "mt-bench/reference_answer_gpt-4.jsonl",
+            '{"question_id": 1, "choices": []}',
+            "'choices.0.turns' is",
+        ),
+        ("arena_hard", ARENA, '{"uid": "a", "prompt": "p"}\n{"uid": "b", "pro', "breaks after 1 rows: .*string"),
+        ("arena_hard", ARENA, '{"uid": "a", "prompt": ["p"]}', "row 1 .*'prompt' must be a str, found list"),
         (
             "arena_hard",
-            "arena-hard/question.jsonl",
-            '{"uid": "a", "prompt": "p"}\n{"uid": "b", "pro',
-            "breaks after 1 rows: .*string",
+            ARENA,
+            '{"question_id": "a", "turns": [{"content": null}]}',
+            "row 1 .*'turns.0.content' must be a",
         ),
-        ("alpaca_eval", "alpaca_eval/alpaca_eval_gpt4_baseline.json", '[{"instruction": "i"}]', "no field 'output'"),
+        ("alpaca_eval", ALPACA, '[{"instruction": "i"}]', "row 1 .*'output' is missing"),
+        ("alpaca_eval", ALPACA, '[{"instruction": "i", "output": ["a"], "generator": "g"}]', "'output' must be a str"),
     ],
 )
 def test_a_malformed_file_ends_in_one_line(
@@ -378,3 +401,14 @@ def test_a_malformed_file_ends_in_one_line(
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert re.search(f"^error: .*{file}: .*{message}", printed), printed
+
+
+def test_marks_and_blank_lines_of_editors_change_no_question(data_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_root / "mt-bench", tmp_path / "mt-bench")
+    (tmp_path / "arena-hard").mkdir()
+    shutil.copy(data_root / ARENA, tmp_path / ARENA)
+    for file in (QUESTIONS, ARENA):
+        content = (tmp_path / file).read_bytes().replace(b"\n", b"\r\n\r\n", 5)
+        (tmp_path / file).write_bytes(b"\xef\xbb\xbf" + content + b"\n\n")
+    assert mt.read_questions(tmp_path / "mt-bench") == mt.read_questions(data_root / "mt-bench")
+    assert ah.read_questions(tmp_path / ARENA) == ah.read_questions(data_root / ARENA)

@@ -98,9 +98,11 @@ class Text:
 
 
 def get(row: Row, path: str, kind: type = object) -> Any:
-    """The value at a dotted path such as ``info.post``, of a `kind` (null is an empty list), or FieldError."""
+    """The value at a dotted path (``info.post``, ``turns.0``), of a `kind` (null is an empty list), or FieldError."""
     node: Any = row
     for part in path.split("."):
+        if isinstance(node, list):
+            node = {str(place): item for place, item in enumerate(node)}
         if not isinstance(node, dict) or part not in node:
             there = sorted(node) if isinstance(node, dict) else type(node).__name__
             raise FieldError(f"field {path!r} is missing (found: {there}); it was renamed, or the schema is another")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from rlhflow_utils.data.reading import read_rows
+from rlhflow_utils.data.reading import get, read_rows
 from rlhflow_utils.evaluation.judges import ChatEndpoint
 from rlhflow_utils.evaluation.statistics import bootstrap_mean
 from rlhflow_utils.models.chat import Message
@@ -62,15 +62,15 @@ def read_questions(path: Path) -> dict[str, str]:
 
     def question(row: dict[str, Any]) -> tuple[str, str]:
         if "uid" in row:
-            return str(row["uid"]), str(row["prompt"])
-        return str(row["question_id"]), str(row["turns"][0]["content"])
+            return get(row, "uid", str), get(row, "prompt", str)
+        return get(row, "question_id", str), get(row, "turns.0.content", str)
 
     return dict(read_rows(path, question))
 
 
 def read_answers(path: Path) -> dict[str, str]:
     """Question id -> a model's answer, from a ``model_answer`` file."""
-    return dict(read_rows(path, lambda row: (row["question_id"], row["choices"][0]["turns"][0]["content"])))
+    return dict(read_rows(path, lambda row: (get(row, "question_id", str), get(row, "choices.0.turns.0.content", str))))
 
 
 def comparison_prompt(prompt: str, answer_a: str, answer_b: str) -> list[Message]:

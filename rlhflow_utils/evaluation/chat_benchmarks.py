@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from rlhflow_utils.data.reading import read_rows, user_turn
+from rlhflow_utils.data.reading import get, read_rows, user_turn
 from rlhflow_utils.evaluation import arena_hard, mt_bench
 from rlhflow_utils.evaluation.judges import ChatEndpoint, Failure
 from rlhflow_utils.evaluation.statistics import bootstrap_mean, length_controlled_win_rate
@@ -96,7 +96,7 @@ class _Benchmark:
 
             file = Path(hf_hub_download("tatsu-lab/alpaca_eval", file.name, repo_type="dataset"))
         names = ("instruction", "output", "generator")
-        reference = read_rows(file, lambda row: {name: row[name] for name in names})[: self.limit]
+        reference = read_rows(file, lambda row: {name: get(row, name, str) for name in names})[: self.limit]
         answers = self.answer({str(i): user_turn(row["instruction"]) for i, row in enumerate(reference)})
         theirs = [reference[int(key)] for key in answers]
         outputs = [{"instruction": row["instruction"], "output": answer, "generator": "policy"}

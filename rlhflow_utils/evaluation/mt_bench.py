@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from rlhflow_utils.data.reading import read_rows
+from rlhflow_utils.data.reading import FieldError, get, get_label, read_rows
 from rlhflow_utils.evaluation.judges import ChatEndpoint
 from rlhflow_utils.evaluation.statistics import bootstrap_mean
 from rlhflow_utils.models.chat import Message
@@ -43,25 +43,30 @@ def read_questions(folder: Path) -> list[Question]:
 
     The `reference` fields inside ``question.jsonl`` are not used: they are hints for people, as in FastChat.
     """
-    references_file = folder / "reference_answer_gpt-4.jsonl"
-    answers = dict(read_rows(references_file, lambda row: (row["question_id"], row["choices"][0]["turns"])))
+
+    def two_texts(row: dict[str, Any], path: str) -> list[str]:
+        if len(get(row, path, list)) != 2:
+            raise FieldError(f"field {path!r} must hold two turns")
+        return [get(row, f"{path}.{turn}", str) for turn in (0, 1)]
 
     def question(row: dict[str, Any]) -> Question:
-        identifier, category = row["question_id"], row["category"]
+        identifier, category = get(row, "question_id", int), get_label(row, "category", list(TEMPERATURES))
         references = answers.get(identifier) if category in REFERENCE_CATEGORIES else None
-        lacks = category in REFERENCE_CATEGORIES and (references is None or len(references) != 2)
-        if len(row["turns"]) != 2 or category not in TEMPERATURES or lacks:
-            raise ValueError(
-                f"question {identifier}: needs two turns, one of the categories {sorted(TEMPERATURES)} and, "
-                f"in {sorted(REFERENCE_CATEGORIES)}, two reference answers"
-            )
-        return Question(identifier, category, row["turns"], references)
+        if category in REFERENCE_CATEGORIES and references is None:
+            raise FieldError(f"question {identifier} has no reference answers in reference_answer_gpt-4.jsonl")
+        return Question(identifier, category, two_texts(row, "turns"), references)
 
+    def reference(row: dict[str, Any]) -> tuple[int, list[str]]:
+        return get(row, "question_id", int), two_texts(row, "choices.0.turns")
+
+    answers = dict(read_rows(folder / "reference_answer_gpt-4.jsonl", reference))
     return read_rows(folder / "question.jsonl", question)
 
 
 def read_judge_prompts(path: Path) -> JudgePrompts:
-    return dict(read_rows(path, lambda row: (row["name"], (row["system_prompt"], row["prompt_template"]))))
+    names = ("name", "system_prompt", "prompt_template")
+    rows = read_rows(path, lambda row: [get(row, name, str) for name in names])
+    return {name: (system, template) for name, system, template in rows}
 
 
 def answer_questions(
