@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,26 @@ def test_best_against_worst_with_everything_a_dpo_row_needs() -> None:
         "source": "demo",
         "row_id": "p0",
     }
+
+
+@pytest.mark.parametrize("strategy", ["best_vs_worst", "best_vs_random", "random"])
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite_is_named_wherever_it_stands(strategy: Any, broken: float, tmp_path: Path) -> None:
+    texts = ["a", "bb", "ccc"]
+    for place in range(3):
+        rewards = [1.0, 0.5, 0.0]
+        rewards[place] = broken
+        with pytest.raises(ValueError, match=rf"prompt p0, response {place}: the score is {broken}"):
+            build_pair(row(texts, rewards), strategy, 0.01, seed=0)
+    with pytest.raises(ValueError, match="prompt p0, response 0"):
+        build_pair(row(["a", "a"], [broken, broken]), strategy, 0.0, seed=0)  # nor is it called identical
+    rows = [row(texts, [1.0, 0.5, 0.0], "p1"), row(texts, [broken, 1.0, 0.5], "p2")]
+    settings = PairBuildingSettings(
+        ranker="reward_model", tournament="round_robin", strategy=strategy, length_penalty=0.0
+    )
+    with pytest.raises(ValueError, match="prompt p2, response 0"):
+        build_preference_pairs(artifact(tmp_path / "scores", "data", rows), settings, 0, into=tmp_path / "pairs")
+    assert not (tmp_path / "pairs").exists()
 
 
 def test_the_penalised_order_is_not_undone_by_the_raw_reward() -> None:

@@ -140,6 +140,8 @@ def test_pearson_per_prompt_by_hand_and_undefined_rows() -> None:
         st.mean_pearson([np.nan], 10, 0.9, 0)
     with pytest.raises(ValueError, match="shape"):
         st.pearson_per_prompt([1, 2], [1, 2])
+    with pytest.raises(ValueError, match=r"prompt 1: .*nan.* must be finite"):
+        st.pearson_per_prompt([[1, 2], [1, 2]], [[1, 2], [1, np.nan]])
 
 
 def test_pearson_of_nearly_equal_large_rewards_is_not_called_constant() -> None:

@@ -116,6 +116,8 @@ def pearson_per_prompt(lengths: ArrayLike, rewards: ArrayLike) -> Floats:
     x, y = np.asarray(lengths, dtype=float), np.asarray(rewards, dtype=float)
     if x.ndim != 2 or x.shape != y.shape:
         raise ValueError(f"lengths {x.shape} and rewards {y.shape} must both have the shape (prompts, responses)")
+    if len(broken := np.flatnonzero(~np.isfinite(x + y).all(axis=1))):
+        raise ValueError(f"prompt {broken[0]}: its lengths {x[broken[0]]} and rewards {y[broken[0]]} must be finite")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constant rows
         return np.asarray(stats.pearsonr(x, y, axis=1).statistic)

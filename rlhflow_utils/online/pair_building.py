@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage
+from rlhflow_utils.models.forward import check_finite
 
 if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import PairBuildingSettings
@@ -59,6 +60,7 @@ def build_pair(row: Row, strategy: Strategy, length_penalty: float, seed: int) -
         raise ValueError(f"prompt {row['prompt_id']}: {counts} must be equally many; score the same K as was generated")
     if counts["responses"] < 2:
         raise ValueError(f"prompt {row['prompt_id']}: a pair needs two responses; raise generation.sampling.n to 2")
+    check_finite(row["rewards"], (f"prompt {row['prompt_id']}, response {i}" for i in range(counts["rewards"])))
     rewards, texts = penalised_rewards(row["rewards"], row["responses"], length_penalty), row["responses"]
     if len(set(texts)) == 1:
         return "identical_responses"
