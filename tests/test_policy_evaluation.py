@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, load_from_disk
+from tiny_models import save_policy, save_reward_model
 
 from rlhflow_utils.evaluation import policies as pe
 from rlhflow_utils.guide.profile import Profile, load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.stage import Artifact
+from rlhflow_utils.models.reward_model import score
 from rlhflow_utils.simulator.corpus import write_prompts
 from rlhflow_utils.simulator.gold import World
 
@@ -183,6 +185,26 @@ def test_a_prompt_without_a_verdict_is_counted_and_in_no_win_rate(
         _evaluate(tmp_path, judged_profile(0.02), ours, theirs, "strict")
     with pytest.raises(ValueError, match="no verdict on any of 1 prompts"):
         _evaluate(tmp_path, judged_profile(1.0), ours[3:], theirs[3:], "none")
+
+
+def test_a_judge_trained_anew_into_the_same_folder_judges_anew(questions: dict[str, str], tmp_path: Path) -> None:
+    changes = {"evaluation.judge": "reward_model", "evaluation.judge_model": str(tmp_path / "judge")}
+    profile = load_profile("tiny", {**changes, "evaluation.bootstrap_samples": 20})
+    run, policy, found = Run("10_policy_evaluation", profile, tmp_path / "run"), save_policy(tmp_path / "policy"), []
+    ours, theirs = (_artifact(tmp_path / str(i), _rows(questions, right)) for i, right in enumerate((OURS, THEIRS)))
+    for seed in (0, 1):
+        save_reward_model(tmp_path / "judge", policy, seed)
+        done = pe.evaluate_policy(
+            ours, theirs, profile.evaluation, None, run.judge_model(), 1000, 0,
+            cache_file=tmp_path / "cache.jsonl", into=tmp_path / "evaluation",
+        )  # fmt: skip
+        found.append(done.read_json("results.json")["prompts"]["reward"])
+        assert found[-1] == pytest.approx(score(tmp_path / "judge", _conversations(questions, OURS), 1000), abs=1e-5)
+    assert found[0] != found[1]
+
+
+def _conversations(questions: dict[str, str], right: list[bool]) -> list[Any]:
+    return [(row["prompt"], row["responses"][0]) for row in _rows(questions, right)]
 
 
 def _tests(folder: Path, tests: dict[str, str]) -> Path:

@@ -91,8 +91,8 @@ def judge_answers(
 
     The simulated world's gold program (the truth) and a reward model (to be fair, one that trained no policy) give
     `reward` and `reference_reward`, the gold program also `skill` and `right`. An endpoint counts what it was asked;
-    its replies are kept in `cache_file` (None: in memory only). `judge_model` is the run's own judge RM, used where
-    `evaluation.judge_model` is null. The profile's own check says what a judge lacks.
+    its replies are kept in `cache_file` (None: in memory only). `judge_model` is the RM (`run.judge_model()`).
+    The profile's own check says what a judge lacks.
     """
     if evaluation.judge == "endpoint":
         endpoint = ChatEndpoint(evaluation, cache_file)
@@ -107,7 +107,7 @@ def judge_answers(
         columns["skill"] = [gold.skill_of(question) for question in questions]
         columns["right"] = [float(gold.is_correct(*pair)) for pair in zip(questions, ours, strict=True)]
     else:
-        model = evaluation.judge_model or judge_model
+        model = judge_model or evaluation.judge_model
         assert model is not None
         scorer = load_scorer(model, batch_tokens)
         rewards = [scorer(zip(prompts, texts, strict=True)) for texts in (ours, theirs)]

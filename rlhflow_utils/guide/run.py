@@ -96,10 +96,12 @@ class Run:
         """What the RM and the PM start from: the instruct model (paper 2.2, footnote), or else the run's SFT model."""
         return _folder_or_id(self.profile.model.reward_base) or self["sft"]
 
-    def judge_model(self) -> Artifact | None:
-        """The judge RM that chapter 03 trained on pairs held apart; None where another judge decides."""
+    def judge_model(self) -> Artifact | Path | str | None:
+        """The judge RM: the profile's, else chapter 03's, trained on pairs held apart; None where no RM judges."""
         settings = self.profile.evaluation
-        return self["bt_judge"] if settings.judge == "reward_model" and not settings.judge_model else None
+        if settings.judge != "reward_model":
+            return None
+        return _folder_or_id(settings.judge_model) or self["bt_judge"]
 
     def finish(self) -> None:
         """Record that the chapter ran through, with the stages it used: the runner's ground for skipping it."""
