@@ -72,6 +72,13 @@ def test_a_mistyped_model_is_one_line(command: str, tmp_path: Path, capsys: pyte
         assert line == f"error: model {model}: no such folder, and no hub id (owner/name); check the path"
 
 
+def test_results_that_could_not_be_written_fail_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["academic", "--profile", "tiny", "--model", "model", "--out"]
+    assert "is a folder: give the name of a JSON file in it" in _error(capsys, *arguments, str(tmp_path))
+    assert "a file is where a folder is needed" in _error(capsys, *arguments, str(tmp_path / "file" / "out.json"))
+
+
 def test_a_long_message_keeps_the_first_80_characters_of_what_it_quotes() -> None:
     assert shortened("row 3:\n  field 'x'") == "row 3: field 'x'"
     message = shortened(f"rows.jsonl, row 3: field prompt is \"{'long ' * 1000}\": write a 'list'")
