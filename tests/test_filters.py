@@ -16,7 +16,7 @@ from rlhflow_utils.data.filters import (
     first_turn_key,
     is_too_long,
     pair_hashes,
-    prompt_failure,
+    structural_failure,
 )
 from rlhflow_utils.data.mixtures import split_of
 from rlhflow_utils.data.reading import Candidate, Conversation
@@ -26,6 +26,7 @@ from rlhflow_utils.models.chat import prompt_key
 USER, AGAIN = {"role": "user", "content": "Q"}, {"role": "user", "content": "Q2"}
 REPLY = {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "Be brief."}
+TOOL = {"role": "tool", "content": "12"}
 
 
 def settings(**changes: Any) -> FilterSettings:
@@ -42,6 +43,9 @@ def pair(**changes: Any) -> Candidate:
 
 BAD: list[tuple[str, dict[str, Any]]] = [
     ("no_pair", {"evidence": "no_pair", "chosen": "", "rejected": ""}),
+    ("unknown_role", {"prompt": [USER, {**REPLY, "content": None}, TOOL]}),
+    ("unknown_role", {"rejected_prompt": [USER, TOOL]}),
+    ("unknown_role", {"evidence": "unknown_role"}),
     ("non_string_content", {"rejected": True}),
     ("non_string_content", {"chosen": None}),
     ("non_string_content", {"chosen": ["a"]}),
@@ -160,9 +164,12 @@ def test_only_kept_pairs_count_towards_the_limit() -> None:
 
 
 def test_prompts_and_conversations() -> None:
-    assert prompt_failure([SYSTEM, USER]) is None
-    assert prompt_failure([USER, REPLY]) == "broken_alternation"
-    assert prompt_failure([{"role": "user", "content": "\u200b"}]) == "zero_width"
+    assert structural_failure([[SYSTEM, USER]]) is None
+    assert structural_failure([[USER, REPLY]]) == "broken_alternation"
+    assert structural_failure([[{"role": "user", "content": "\u200b"}]]) == "zero_width"
+    assert structural_failure([[USER, TOOL]]) == "unknown_role"
+    assert conversation_failure(Conversation("f:0", [USER, {**REPLY, "content": None}, TOOL, REPLY])) == "unknown_role"
+    assert conversation_failure(Conversation("f:0", [USER, TOOL])) == "unknown_role"
     assert conversation_failure(Conversation("f:0", [USER, REPLY])) is None
     assert conversation_failure(Conversation("f:0", [USER, REPLY, AGAIN])) == "broken_alternation"
     assert conversation_failure(Conversation("f:0", [USER, {"role": "assistant", "content": ""}])) == "empty_turn"

@@ -14,9 +14,10 @@ import pytest
 from rlhflow_utils.data.filters import DROPPED, first_turn_key
 from rlhflow_utils.data.mixtures import SPLITS, build_preference_data, candidates, split_of
 from rlhflow_utils.data.overview import PAPER_TABLE1, funnel, table1
-from rlhflow_utils.data.reading import SourceError
+from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError
+from rlhflow_utils.data.sources import read
 from rlhflow_utils.guide.profile import load_profile
-from rlhflow_utils.guide.settings import DataSettings, PartitionSettings, Profile
+from rlhflow_utils.guide.settings import DataSettings, PartitionSettings, Profile, SourceSettings
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.chat import prompt_key
 from rlhflow_utils.simulator.world import write_world
@@ -153,6 +154,41 @@ def test_rows_are_accounted_for_from_file_to_folder(built: Artifact) -> None:
     assert (
         '""' in {first.prompt_excerpt, first.chosen_excerpt, first.rejected_excerpt} or "\\n" in first.rejected_excerpt
     )
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_what_was_written_is_read_back_as_the_same_rows(built: Artifact, tmp_path: Path, suffix: str) -> None:
+    def exported(name: str, schema: str) -> SourceSettings:
+        rows = built.dataset(name)
+        rows.to_json(tmp_path / f"{name}.jsonl") if suffix == "jsonl" else rows.to_parquet(tmp_path / f"{name}.parquet")
+        return SourceSettings.model_validate({"name": name, "schema": schema, "files": [f"{name}.{suffix}"]})
+
+    for name in ("mix1", "test", "offline"):
+        rows = built.dataset(name).to_list()
+        pairs = list(read(exported(name, "rlhflow_standard"), tmp_path, Candidate))
+        assert [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs] == [
+            (row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows
+        ]
+        assert [(pair.chosen_score, pair.rejected_score) for pair in pairs] == [
+            (row["chosen_score"], row["rejected_score"]) for row in rows
+        ]
+        assert {pair.evidence for pair in pairs} == {None}
+    conversations = read(exported("sft", "sft_messages"), tmp_path, Conversation)
+    assert [each.messages for each in conversations] == built.dataset("sft")["messages"][:]
+    prompts = read(exported("prompts", "instructions"), tmp_path, Prompt)
+    assert [each.prompt for each in prompts] == built.dataset("prompts")["prompt"][:]
+
+
+def test_an_exported_mixture_passes_the_filters_whole(tiny: Profile, built: Artifact, tmp_path: Path) -> None:
+    built.dataset("mix1").to_json(tmp_path / "mine.jsonl")
+    mine = SourceSettings.model_validate({"name": "mine", "schema": "rlhflow_standard", "files": ["mine.jsonl"]})
+    data = tiny.data.model_copy(update={"preference_sources": [mine], "offline_source": None})
+    again = list(candidates(data, tmp_path, None, tiny.model))
+    kept = [row for row in again if not row["fate"].startswith(DROPPED)]
+    twins = Counter(row["fate"] for row in again if row["fate"].startswith(DROPPED))
+    assert set(twins) <= {f"{DROPPED}duplicate_pair", f"{DROPPED}swapped_duplicate"}  # one pair in two sources
+    assert len(kept) + twins.total() == len(built.dataset("mix1"))
+    assert len(kept) > len(again) // 2
 
 
 def test_how_often_the_chosen_answer_is_longer(built: Artifact) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from rlhflow_utils.data.filters import first_failure
 from rlhflow_utils.data.reading import Candidate, Conversation, Prompt, SourceError, get, load_rows, read_rows
 from rlhflow_utils.data.sources import (
     CONVERTERS,
@@ -20,6 +21,7 @@ from rlhflow_utils.data.sources import (
     native_rows,
     read,
 )
+from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import SourceSettings
 
 USER = [{"role": "user", "content": "Q"}]
@@ -142,6 +144,83 @@ def test_each_pair_schema_has_a_hand_written_row() -> None:
     assert set(CONVERTERS) - {schema for schema, _, _ in CASES} == without  # these have tests of their own below
 
 
+# The forms of one pair that TRL, OpenAI, Gemma and sharegpt write; what is empty or in parts says the same as without.
+GOOD, POOR = [*DIALOGUE, answer("good")], [*DIALOGUE, answer("poor")]
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("rlhflow_standard", {"chosen": GOOD, "rejected": POOR}),
+    ("rlhflow_standard", {"prompt": DIALOGUE, "chosen": GOOD[3:], "rejected": POOR[3:]}),
+    ("rlhflow_standard", {"prompt": "Q", "chosen": GOOD[1:], "rejected": POOR[1:]}),
+    ("rlhflow_standard", {"prompt": DIALOGUE, "chosen": "good", "rejected": "poor"}),
+    ("rlhflow_standard", {"prompt": "Q", "chosen": GOOD, "rejected": POOR}),
+    ("rlhflow_standard", {"chosen": [{"role": "system", "content": " "}, *GOOD],
+                          "rejected": [{"role": "system", "content": None}, *POOR]}),
+    ("rlhflow_standard", {"chosen": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in GOOD],
+                          "rejected": POOR}),
+    ("rlhflow_standard", {"prompt": [{**t, "role": t["role"].replace("assistant", "model")} for t in DIALOGUE],
+                          "chosen": [{"role": "model", "content": "good"}], "rejected": POOR[3:]}),
+    ("rlhflow_standard", {"chosen": [*SHAREGPT, {"from": "gpt", "value": "good"}],
+                          "rejected": [*SHAREGPT, {"from": "gpt", "value": "poor"}]}),
+    ("llama_factory_dpo", {"conversations": [{"from": "system", "value": ""}, *SHAREGPT],
+                           "chosen": {"from": "gpt", "value": "good"}, "rejected": {"from": "gpt", "value": "poor"}}),
+    ("orca", {**ORCA, "system": " ", "input": DIALOGUE, "chosen": "good", "rejected": "poor"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "row"), FORMS)
+def test_every_form_of_a_pair_is_the_same_pair(schema: str, row: dict[str, Any]) -> None:
+    (pair,) = convert(settings(schema), "f:0", row)
+    assert isinstance(pair, Candidate)
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.evidence) == (DIALOGUE, "good", "poor", None)
+    assert pair.rejected_prompt == pair.prompt
+
+
+def test_a_prompt_of_the_system_alone_is_followed_by_the_users_turn() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    row = {"prompt": [system], "chosen": [*USER, answer("a")], "rejected": [*USER, answer("b")]}
+    (pair,) = convert(settings("rlhflow_standard"), "f:0", row)
+    assert isinstance(pair, Candidate)
+    assert pair.prompt == pair.rejected_prompt == [system, *USER]
+
+
+def test_developer_is_openais_name_of_the_system() -> None:
+    turns = [{"role": "developer", "content": "Be brief."}, *USER]
+    row = {"chosen": [*turns, answer("a")], "rejected": [*turns, answer("b")]}
+    (pair,) = convert(settings("rlhflow_standard"), "f:0", row)
+    assert pair.prompt[0] == {"role": "system", "content": "Be brief."}
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather"}}]}
+ODD: list[tuple[str, dict[str, Any], str]] = [
+    ("rlhflow_standard", {"chosen": [*USER, CALL, {"role": "tool", "content": "12"}, answer("It is 12")],
+                          "rejected": [*USER, answer("poor")]}, "unknown_role"),
+    ("rlhflow_standard", {"chosen": [*USER, {"role": "function", "content": "12"}, answer("It is 12")],
+                          "rejected": [*USER, answer("poor")]}, "unknown_role"),
+    ("rlhflow_standard", {"chosen": [*USER, {"role": "tool", "content": "12"}], "rejected": POOR}, "unknown_role"),
+    ("llama_factory_dpo", {"conversations": [*SHAREGPT, {"from": "observation", "value": "12"}],
+                           "chosen": {"value": "good"}, "rejected": {"value": "poor"}}, "unknown_role"),
+    ("rlhflow_standard", {"chosen": [*USER, {"role": "assistant", "tool_calls": []}], "rejected": [*USER, answer("b")]},
+     "non_string_content"),
+    ("rlhflow_standard", {"chosen": [*USER, answer(None)], "rejected": [*USER, answer("b")]}, "non_string_content"),
+    ("rlhflow_standard", {"chosen": [*USER, answer([{"type": "image"}])], "rejected": POOR}, "non_string_content"),
+    ("pandalm", {**PANDA, "annotator3": None}, "no_label"),
+    ("shp", {**SHP, "labels": None}, "no_label"),
+    ("pku_safe_rlhf", {**PKU, "is_response_0_safe": None}, "no_label"),
+    ("summarize_from_feedback", {**SUMMARY, "choice": None}, "no_label"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "row", "reason"), ODD)
+def test_an_odd_row_is_counted_and_its_neighbours_stay(
+    tmp_path: Path, schema: str, row: dict[str, Any], reason: str
+) -> None:
+    good = next(native for name, native, _ in CASES if name == schema)
+    lines = "".join(json.dumps(native) + "\n" for native in (good, row, good))
+    (tmp_path / "f.jsonl").write_text(lines, encoding="utf-8")
+    filters = load_profile("slices").data.filters.model_copy(update={"min_response_characters": 1})
+    pairs = read(settings(schema, ["f.jsonl"]), tmp_path, Candidate)
+    assert [first_failure(pair, filters, "S") for pair in pairs] == [None, reason, None]
+
+
 def test_fine_grained_gives_six_comparisons_in_the_files_order() -> None:
     row = {"question": "Q", "passages": [["T", "s"]], "preference": [0, 1, 2, 1, 2, 1],
            **{f"prediction {i}": f"p{i}" for i in range(1, 5)}}  # fmt: skip
@@ -219,7 +298,7 @@ def test_every_missing_field_is_named(schema: str) -> None:
         ("shp", {**SHP, "labels": True}, "labels"),
         ("pandalm", {**PANDA, "annotator2": "1"}, "annotator2"),
         ("code_ultrafeedback", {**CODE, "annotations": []}, "annotations"),
-        ("rlhflow_standard", {"chosen": [{"role": "tool", "content": "x"}], "rejected": []}, "chosen"),
+        ("rlhflow_standard", {"chosen": [{"role": "user", "text": "x"}], "rejected": []}, "chosen"),
     ],
 )
 def test_a_field_with_an_impossible_value_is_named(schema: str, row: dict[str, Any], field: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from rlhflow_utils.data.reading import Candidate, Conversation
+from rlhflow_utils.data.reading import KNOWN_ROLES, Candidate, Conversation
 from rlhflow_utils.guide.settings import DecontaminationSettings, FilterSettings
 from rlhflow_utils.models.chat import INVISIBLE, Message, normal_text, prompt_key
 
@@ -35,14 +35,14 @@ SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no file can
 
 def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str | None:
     """Name of the first of the `RULES` that the pair fails, or None; `source` is the name of the pair's source."""
-    if pair.evidence == "no_pair":
-        return "no_pair"
-    contexts = [pair.prompt] if pair.rejected_prompt is None else [pair.prompt, pair.rejected_prompt]
-    if reason := structural_failure(pair.contents(), contexts):
+    if pair.evidence in ("no_pair", "unknown_role"):
+        return pair.evidence
+    contexts = pair.contexts()
+    if reason := structural_failure(contexts, [pair.chosen, pair.rejected]):
         return reason
     if pair.evidence == "broken_alternation":
         return "broken_alternation"
-    if contexts[0] != contexts[-1]:
+    if len(contexts) > 1:
         return "unequal_context"
     if any(map(has_role_tag, pair.contents() if pair.transcript else [pair.chosen, pair.rejected])):
         return "role_tag_in_turn"
@@ -67,8 +67,12 @@ def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str
     return "meaningless" if is_meaningless(pair.chosen, shortest) or is_meaningless(pair.rejected, shortest) else None
 
 
-def structural_failure(contents: Sequence[Any], prompts: Iterable[list[Message]]) -> str | None:
-    """The rules that every kind of row must pass, on the contents of all its turns and on the roles of its prompts."""
+def structural_failure(prompts: Sequence[list[Message]], answers: Sequence[Any] = ()) -> str | None:
+    """The rules that rows of every kind must pass, on their prompts (of a pair perhaps two) and their answers."""
+    turns = [turn for prompt in prompts for turn in prompt]
+    if any(turn["role"] not in KNOWN_ROLES for turn in turns):
+        return "unknown_role"
+    contents: list[Any] = [*(turn["content"] for turn in turns), *answers]
     if not all(isinstance(text, str) and (text.isascii() or not SURROGATE.search(text)) for text in contents):
         return "non_string_content"
     if not all(text.strip() for text in contents):
@@ -78,17 +82,15 @@ def structural_failure(contents: Sequence[Any], prompts: Iterable[list[Message]]
     return None if all(map(alternates, prompts)) else "broken_alternation"
 
 
-def prompt_failure(prompt: list[Message], answers: Sequence[Any] = ()) -> str | None:
-    """The structural rules on a prompt, and perhaps answers to it."""
-    return structural_failure([*(message["content"] for message in prompt), *answers], [prompt])
-
-
 def conversation_failure(conversation: Conversation) -> str | None:
     """The structural rules on a conversation to imitate, which must end in an assistant turn."""
     messages = conversation.messages
-    if conversation.evidence or not messages or messages[-1]["role"] != "assistant":
+    if conversation.evidence or not messages:
         return conversation.evidence or "broken_alternation"
-    return prompt_failure(messages[:-1], [messages[-1]["content"]])
+    last = messages[-1]
+    if last["role"] != "assistant":
+        return "broken_alternation" if last["role"] in KNOWN_ROLES else "unknown_role"
+    return structural_failure([messages[:-1]], [last["content"]])
 
 
 def alternates(prompt: list[Message]) -> bool:

@@ -238,7 +238,7 @@ def prompt_rows(prompts: Iterable[tuple[str, Prompt]]) -> Iterator[Row]:
     """Rows of prompts; dropped are the structural reasons of `filters` and ``repeated_prompt``."""
     seen: set[str] = set()
     for source, record in prompts:
-        reason = filters.prompt_failure(record.prompt)
+        reason = filters.structural_failure([record.prompt])
         key = "" if reason else prompt_key(record.prompt)
         reason = reason or ("repeated_prompt" if key in seen else None)
         seen.add(key)

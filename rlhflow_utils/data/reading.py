@@ -20,7 +20,12 @@ from rlhflow_utils.models.chat import Message
 LOG = logging.getLogger(__name__)
 Row = dict[str, Any]
 Root = Artifact | Path | None  # where local files lie: the simulated world, a folder, or None for the hub
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+# Names of the three roles, sharegpt's, Gemma's and OpenAI's among them. Turns of others (tools) are for the filters.
+ROLES = {
+    "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant",
+    "system": "system", "developer": "system",
+}  # fmt: skip
+KNOWN_ROLES = set(ROLES.values())
 
 
 class FieldError(ValueError):
@@ -50,12 +55,14 @@ class Candidate:
     transcript: bool = False  # the turns were cut out of one string: a role tag inside a turn is a suspect cut
     subset: str | None = None  # of a benchmark
 
+    def contexts(self) -> list[list[Message]]:
+        """The prompt, and after it the rejected answer's own where that is another."""
+        rejected = self.prompt if self.rejected_prompt is None else self.rejected_prompt
+        return [self.prompt] if rejected == self.prompt else [self.prompt, rejected]
+
     def contents(self) -> list[Any]:
-        """Every turn's content; a second context that equals the first is not repeated."""
-        turns = self.prompt
-        if self.rejected_prompt is not None and self.rejected_prompt != self.prompt:
-            turns = turns + self.rejected_prompt
-        return [*[message["content"] for message in turns], self.chosen, self.rejected]
+        """Every turn's content, the two answers last."""
+        return [*(turn["content"] for turns in self.contexts() for turn in turns), self.chosen, self.rejected]
 
 
 @dataclass(slots=True)
@@ -115,7 +122,7 @@ def get(row: Row, path: str, kind: type = object) -> Any:
 
 
 def get_label(row: Row, path: str, allowed: Sequence[Any]) -> Any:
-    """A label that must be one of a few values (``True`` is not 1 here)."""
+    """A label that must be one of a few values (``True`` is not 1 here; None among them: it may be null)."""
     value = get(row, path)
     if not any(type(item) is type(value) and item == value for item in allowed):
         raise FieldError(f"field {path!r} must be one of {list(allowed)}, found {value!r}")
@@ -127,20 +134,37 @@ def user_turn(content: Any) -> list[Message]:
     return [{"role": "user", "content": content}]
 
 
+def system_turn(content: Any) -> list[Message]:
+    """A system turn; none where it says nothing."""
+    is_empty = content is None or (isinstance(content, str) and not content.strip())
+    return [] if is_empty else [{"role": "system", "content": content}]
+
+
 def get_turns(row: Row, path: str) -> list[Message]:
-    """A list of turns, ``role`` and ``content`` or sharegpt's ``from`` and ``value``, with the roles of `ROLES`."""
-    turns = []
-    for turn in get(row, path, list):
-        for role_key, content_key in (("role", "content"), ("from", "value")):
-            if isinstance(turn, dict) and role_key in turn and content_key in turn:
-                break
-        else:
-            raise FieldError(f"field {path!r} must hold turns with a role and a content, found {str(turn)[:80]!r}")
-        role = ROLES.get(str(turn[role_key]))
-        if role is None:
-            raise FieldError(f"field {path!r} has the unknown role {turn[role_key]!r}; known: {sorted(ROLES)}")
-        turns.append({"role": role, "content": turn[content_key]})
+    """A list of turns, ``role`` and ``content`` or sharegpt's ``from`` and ``value``.
+
+    Roles get the names of `ROLES`; others stay as they are, as does content that is no text. Empty system turns go.
+    """
+    native = get(row, path, list)
+    is_sharegpt = all(isinstance(turn, dict) and "from" in turn for turn in native)
+    role_key, content_key = ("from", "value") if is_sharegpt else ("role", "content")
+    have_roles = all(isinstance(turn, dict) and role_key in turn for turn in native)
+    if native and not (have_roles and any(content_key in turn for turn in native)):
+        raise FieldError(f"field {path!r} must hold turns with a role and a content, found {str(native)[:80]!r}")
+    turns: list[Message] = []
+    for turn in native:
+        role, content = str(turn[role_key]), joined_parts(turn.get(content_key))
+        role = ROLES.get(role, role)
+        turns += system_turn(content) if role == "system" else [{"role": role, "content": content}]
     return turns
+
+
+def joined_parts(content: Any) -> Any:
+    """Content given as parts, ``{"type": "text", "text": ...}``, as one text, as chat templates write it."""
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text", "") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    is_text = texts and len(texts) == len(parts) and all(isinstance(text, str) for text in texts)
+    return "".join(texts) if is_text else content
 
 
 def get_prompt(row: Row, path: str) -> list[Message]:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from rlhflow_utils.data.reading import (
+    KNOWN_ROLES,
     Candidate,
     Conversation,
     FieldError,
@@ -38,6 +39,7 @@ from rlhflow_utils.data.reading import (
     get_prompt,
     get_turns,
     load_rows,
+    system_turn,
     user_turn,
 )
 from rlhflow_utils.guide.settings import SourceSettings
@@ -114,18 +116,25 @@ def _dialogue(row: Row, prompt: str, answer: str) -> list[Message]:
     if not isinstance(get(row, answer), list):
         return [*get_prompt(row, prompt), {"role": "assistant", "content": get(row, answer)}]
     turns = get_turns(row, answer)
-    is_whole = prompt not in row or (turns and turns[0]["role"] != "assistant")
-    return turns if is_whole else get_prompt(row, prompt) + turns
+    if prompt not in row:
+        return turns
+    context = get_prompt(row, prompt)
+    if isinstance(row[prompt], list):
+        repeats_prompt = turns[: len(context)] == context
+    else:
+        repeats_prompt = bool(turns) and turns[0]["role"] != "assistant"  # UltraFeedback's: the first user turn
+    return turns if repeats_prompt else context + turns
 
 
 def _from_dialogues(row_id: str, chosen: list[Message], rejected: list[Message], transcript: bool = False) -> Candidate:
     """A pair given as two whole dialogues: the last turns are the answers, what precedes them the contexts."""
     if not chosen or not rejected:
         return Candidate(row_id, chosen[:-1], "", "", evidence="no_pair", transcript=transcript)
-    ends_well = chosen[-1]["role"] == rejected[-1]["role"] == "assistant"
+    ends = {chosen[-1]["role"], rejected[-1]["role"]}
+    evidence = None if ends == {"assistant"} else "broken_alternation" if ends <= KNOWN_ROLES else "unknown_role"
     return Candidate(
         row_id, chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], rejected_prompt=rejected[:-1],
-        evidence=None if ends_well else "broken_alternation", transcript=transcript,
+        evidence=evidence, transcript=transcript,
     )  # fmt: skip
 
 
@@ -179,21 +188,22 @@ def fine_grained_rlhf(row_id: str, row: Row) -> list[Candidate]:
         raise FieldError(f"field 'preference' must hold 6 comparisons, found {len(preferences)}")
     pairs = []
     for verdict, (i, j) in zip(preferences, COMPARISONS, strict=True):
-        get_label({"preference": verdict}, "preference", (0, 1, 2))
+        get_label({"preference": verdict}, "preference", (0, 1, 2, None))
         winner, loser = (j, i) if verdict == 2 else (i, j)
         texts = get(row, f"prediction {winner + 1}"), get(row, f"prediction {loser + 1}")
-        evidence = "tie" if verdict == 0 else None
+        evidence = "no_label" if verdict is None else "tie" if verdict == 0 else None
         pairs.append(Candidate(f"{row_id}#{i + 1}v{j + 1}", prompt, *texts, evidence=evidence))
     return pairs
 
 
 def shp(row_id: str, row: Row) -> Candidate:
     """stanfordnlp/SHP: two Reddit comments on one post, scored by votes; ``labels`` 1 means A is preferred."""
-    winner, loser = "AB" if get_label(row, "labels", (0, 1)) == 1 else "BA"
+    label = get_label(row, "labels", (0, 1, None))
+    winner, loser = "AB" if label == 1 else "BA"
     pair = _pair(row_id, row, "history", f"human_ref_{winner}", f"human_ref_{loser}")
     pair.chosen_score, pair.rejected_score = number(get(row, f"score_{winner}")), number(get(row, f"score_{loser}"))
     pair.score_ratio = number(get(row, "score_ratio"))
-    pair.evidence = "no_label" if pair.score_ratio is None else None
+    pair.evidence = "no_label" if label is None or pair.score_ratio is None else None
     return pair
 
 
@@ -204,9 +214,12 @@ def pku_safe_rlhf(row_id: str, row: Row) -> Candidate:
     is chosen, however helpful the other; a safety label against the flags is a contradiction. Where the flags are
     equal, the two labels must agree on the better answer, else the row contradicts itself.
     """
-    safe = [get_label(row, f"is_response_{i}_safe", (True, False)) for i in (0, 1)]
-    better = get_label(row, "better_response_id", (0, 1))
-    safer = get_label(row, "safer_response_id", (0, 1))
+    safe = [get_label(row, f"is_response_{i}_safe", (True, False, None)) for i in (0, 1)]
+    better, safer = (get_label(row, f"{name}_response_id", (0, 1, None)) for name in ("better", "safer"))
+    if None in (*safe, better, safer):
+        pair = _pair(row_id, row, "prompt", "response_0", "response_1")
+        pair.evidence = "no_label"
+        return pair
     winner = better if safe[0] == safe[1] else safe.index(True)
     pair = _pair(row_id, row, "prompt", f"response_{winner}", f"response_{1 - winner}")
     pair.evidence = None if safer == winner else "contradicted_label"
@@ -220,8 +233,7 @@ def orca(row_id: str, row: Row) -> Candidate:
     A status of "tie" beside two different ratings is a contradiction.
     """
     pair = _pair(row_id, row, "input")
-    system = [{"role": "system", "content": get(row, "system")}] if get(row, "system") else []
-    pair.prompt = pair.rejected_prompt = system + pair.prompt
+    pair.prompt = pair.rejected_prompt = system_turn(get(row, "system")) + pair.prompt
     ratings = [number(value) for value in get(row, "rating", list)]
     known = sorted(value for value in ratings if value is not None)
     _rated(pair, *(known[::-1] if len(known) == len(ratings) == 2 else (None, None)))
@@ -232,13 +244,14 @@ def orca(row_id: str, row: Row) -> Candidate:
 
 def summarize_from_feedback(row_id: str, row: Row) -> Candidate:
     """openai/summarize_from_feedback (comparisons): two summaries of a post, in the prompt format of Stiennon et al."""
-    summaries, choice = get(row, "summaries", list), get_label(row, "choice", (0, 1))
+    summaries, choice = get(row, "summaries", list), get_label(row, "choice", (0, 1, None))
     if len(summaries) != 2:
         raise FieldError(f"field 'summaries' must hold 2 summaries, found {len(summaries)}")
     texts = [get(summary, "text") for summary in summaries]
     subreddit, title, post = (get(row, f"info.{name}") for name in ("subreddit", "title", "post"))
     prompt = joined("", ["SUBREDDIT: r/", subreddit, "\nTITLE: ", title, "\nPOST: ", post, "\nTL;DR:"])
-    return Candidate(row_id, user_turn(prompt), texts[choice], texts[1 - choice])
+    better, worse = (texts[1], texts[0]) if choice == 1 else (texts[0], texts[1])
+    return Candidate(row_id, user_turn(prompt), better, worse, evidence="no_label" if choice is None else None)
 
 
 def ultrafeedback_binarized(row_id: str, row: Row) -> Candidate:
@@ -255,13 +268,13 @@ def rlhflow_standard(row_id: str, row: Row) -> Candidate:
 
 def pandalm(row_id: str, row: Row) -> Candidate:
     """PandaLM's test set: three annotators say 1, 2 or 0 (tie); the majority decides, without one it is a tie."""
-    votes = [get_label(row, f"annotator{i}", (0, 1, 2)) for i in (1, 2, 3)]
+    votes = [get_label(row, f"annotator{i}", (0, 1, 2, None)) for i in (1, 2, 3)]
     verdict = next((vote for vote in (1, 2) if votes.count(vote) > 1), 0)
     winner = verdict or 1
     pair = _pair(row_id, row, "instruction", f"response{winner}", f"response{3 - winner}")
     if context := get(row, "input"):
         pair.prompt = pair.rejected_prompt = user_turn(joined("\n\n", [get(row, "instruction"), context]))
-    pair.evidence = None if verdict else "tie"
+    pair.evidence = "no_label" if None in votes else None if verdict else "tie"
     return pair
 
 
@@ -373,8 +386,8 @@ def xstest(row_id: str, row: Row) -> Candidate:
 
 def llama_factory_kto(row_id: str, row: Row) -> Conversation:
     """LLaMA-Factory's unpaired labels: a conversation labelled true is one to imitate, the others are counted out."""
-    good = get_label(row, "label", (True, False))
-    return Conversation(row_id, get_turns(row, "messages"), evidence=None if good else "labelled_bad")
+    evidence = {True: None, False: "labelled_bad", None: "no_label"}[get_label(row, "label", (True, False, None))]
+    return Conversation(row_id, get_turns(row, "messages"), evidence)
 
 
 def exact_match(row_id: str, row: Row) -> Prompt:
