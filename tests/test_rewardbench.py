@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -26,9 +26,8 @@ def _estimate(value: float, n: int = 50) -> Estimate:
     return Estimate(value, max(0.0, value - 0.1), min(1.0, value + 0.1), n)
 
 
-def _pairs(subset: str, right: int, wrong: int, ties: int = 0) -> list[rb.PairResult]:
-    scores = [(2.0, 1.0)] * right + [(1.0, 2.0)] * wrong + [(1.0, 1.0)] * ties
-    return [rb.PairResult(f"{subset}:{index}", subset, 10, *pair) for index, pair in enumerate(scores)]
+def _pairs(subset: str, right: int, wrong: int, ties: int = 0) -> pd.DataFrame:
+    return pd.DataFrame({"subset": subset, "outcome": [1.0] * right + [0.0] * wrong + [0.5] * ties})
 
 
 def test_sections_hold_the_benchmark_s_subsets_and_row_counts() -> None:
@@ -77,7 +76,7 @@ def test_unknown_subsets_are_refused() -> None:
 
 
 def test_ties_count_nothing_or_half() -> None:
-    pairs = [*_pairs("hep-go", 6, 2, ties=2), *_pairs("hep-js", 4, 0)]
+    pairs = pd.concat([_pairs("hep-go", 6, 2, ties=2), _pairs("hep-js", 4, 0)])
     summary = rb.summarise(pairs, confidence=0.95)
     assert summary["ties"] == 2
     assert summary["n"] == 14
@@ -188,9 +187,7 @@ def test_results_do_not_depend_on_the_batch(benchmark: SimpleNamespace, method: 
     judge = benchmark.folder / model
     kept, _ = rb.drop_long_rows(rows, method, judge)
     alone, together = rb.judge_rows(kept, method, judge, 1), rb.judge_rows(kept, method, judge, 100_000)
-    for one, other in zip(alone, together, strict=True):
-        assert one[:3] == other[:3]
-        assert one[3:] == pytest.approx(other[3:], abs=1e-5)
+    pd.testing.assert_frame_equal(alone, together, rtol=0, atol=1e-5)
 
 
 def test_reward_model_judge_prefers_the_higher_score(benchmark: SimpleNamespace) -> None:
@@ -200,15 +197,9 @@ def test_reward_model_judge_prefers_the_higher_score(benchmark: SimpleNamespace)
     prompts, chosen, rejected = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
     pairs = rb.judge_rows(rows, "bt", folder, 1000)
     columns, _ = judge_answers(prompts, chosen, rejected, settings, None, folder, 1000, None)
-    assert columns["outcome"] == [pair.outcome for pair in pairs]
-    assert columns["reward"] == pytest.approx([pair.chosen for pair in pairs], abs=1e-5)
-    assert columns["reference_reward"] == pytest.approx([pair.rejected for pair in pairs], abs=1e-5)
-
-
-@pytest.mark.parametrize("scores", [(math.nan, 1.0), (1.0, math.nan), (math.nan, math.nan), (math.inf, math.inf)])
-def test_scores_that_are_not_finite_have_no_accuracy(scores: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="the score is"):
-        rb.summarise([rb.PairResult("a", "hep-cpp", 10, *scores)], 0.95)
+    assert columns["outcome"] == pairs["outcome"].tolist()
+    assert columns["reward"] == pytest.approx(pairs["chosen"].tolist(), abs=1e-5)
+    assert columns["reference_reward"] == pytest.approx(pairs["rejected"].tolist(), abs=1e-5)
 
 
 def test_answers_that_are_no_texts_are_named_or_counted(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ and one half with the paper's authors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import pandas as pd
 import yaml
 
 from rlhflow_utils.data.reading import Candidate, Root, SourceError
@@ -38,32 +38,16 @@ WEIGHTS = {subset: weight for subsets in SECTIONS.values() for subset, weight in
 WEIGHTS_MAY_2024 = {**WEIGHTS, **_DATA["may_2024"]}
 
 
-class PairResult(NamedTuple):
-    """What a judge said about one pair."""
-
-    row_id: str
-    subset: str
-    prompt_length: int  # in characters, of all turns
-    chosen: float  # its reward (bt), or P(chosen preferred) and below the complement (pm, prompting)
-    rejected: float
-
-    @property
-    def outcome(self) -> float:
-        """1 where chosen is preferred, 0.5 for a tie, 0 where rejected is."""
-        return compare_rewards([self.chosen], [self.rejected])[0]
-
-
 @stage
 def evaluate_rewardbench(
     judge: Model, method: Method, settings: RewardBenchSettings, root: Root, batch_tokens: int, model: ModelSettings,
     confidence: float, *, into: Path,
 ) -> Summary:  # fmt: skip
-    """One model's scores: `results.json` (`summarise`) and `pairs.jsonl`, a `PairResult` with its outcome a line."""
+    """One model's scores: `results.json` (`summarise`) and `pairs.jsonl`, a row of `judge_rows` a line."""
     rows, without_pair = load_benchmark(settings, root)
     kept, too_long = drop_long_rows(rows, method, judge, model)
     pairs = judge_rows(kept, method, judge, batch_tokens, model)
-    lines = [json.dumps({**pair._asdict(), "outcome": pair.outcome}) + "\n" for pair in pairs]
-    (into / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    pairs.to_json(into / "pairs.jsonl", orient="records", lines=True, double_precision=15)
     results = {"method": method, **summarise(pairs, confidence)}
     write_json(into / "results.json", results)
     counts = Rows(len(rows) + without_pair, len(pairs), {"no_pair": without_pair, "too_long": too_long})
@@ -118,15 +102,20 @@ def drop_long_rows(
 
 def judge_rows(
     rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None
-) -> list[PairResult]:
-    """What a judge says about each row; see `score_pairs`."""
+) -> pd.DataFrame:
+    """What a judge says about each row.
+
+    `row_id`, `subset`, `prompt_length` (characters of all turns), `chosen` and `rejected` (see `score_pairs`), and
+    `outcome`: 1 where chosen is preferred, 0.5 for a tie, 0 where rejected is.
+    """
     texts = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
-    scores = score_pairs(judge, method, texts, batch_tokens, model)
-    return [PairResult(row["row_id"], row["subset"], sum(len(turn["content"]) for turn in row["prompt"]), *pair)
-            for row, pair in zip(rows, scores, strict=True)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["row_id", "subset"])
+    table["prompt_length"] = [sum(len(turn["content"]) for turn in prompt) for prompt, _, _ in texts]
+    table[["chosen", "rejected"]] = score_pairs(judge, method, texts, batch_tokens, model)
+    return table.assign(outcome=compare_rewards(table["chosen"].tolist(), table["rejected"].tolist()))
 
 
-def summarise(pairs: Sequence[PairResult], confidence: float) -> dict[str, Any]:
+def summarise(pairs: pd.DataFrame, confidence: float) -> dict[str, Any]:
     """Sections and subsets of one model, under both conventions of ties and both weightings."""
     strict, half = (subset_accuracies(pairs, tie, confidence) for tie in (0.0, 0.5))
     tables: dict[str, Mapping[str, Estimate | None]] = {
@@ -134,17 +123,16 @@ def summarise(pairs: Sequence[PairResult], confidence: float) -> dict[str, Any]:
         "sections_weights_may_2024": section_scores(strict, WEIGHTS_MAY_2024), "subsets": strict,
     }  # fmt: skip
     return {
-        "n": len(pairs), "ties": sum(pair.outcome == 0.5 for pair in pairs), "confidence": confidence,
+        "n": len(pairs), "ties": int((pairs["outcome"] == 0.5).sum()), "confidence": confidence,
         **{name: {key: found and asdict(found) for key, found in table.items()} for name, table in tables.items()},
         "missing_subsets": {name: left for name, each in SECTIONS.items() if (left := sorted({*each} - {*strict}))},
     }  # fmt: skip
 
 
-def subset_accuracies(pairs: Sequence[PairResult], tie: float, confidence: float) -> dict[str, Estimate]:
+def subset_accuracies(pairs: pd.DataFrame, tie: float, confidence: float) -> dict[str, Estimate]:
     """Accuracy of each subset with Wilson's interval; `tie` is what a tie counts, 0 (Allen AI) or 0.5 (the authors)."""
-    correct = [(pair.subset, tie if pair.outcome == 0.5 else pair.outcome) for pair in pairs]
-    subsets = dict.fromkeys(subset for subset, _ in correct)
-    return {each: accuracy([value for subset, value in correct if subset == each], confidence) for each in subsets}
+    correct = pairs["outcome"].replace(0.5, tie).groupby(pairs["subset"], sort=False)
+    return {str(subset): accuracy(values, confidence) for subset, values in correct}
 
 
 def section_scores(accuracies: Mapping[str, Estimate], weights: Mapping[str, int] = WEIGHTS) -> Scores:
