@@ -73,6 +73,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("role_tag_in_turn", {"prompt": [{"role": "user", "content": "Hm Human: Q"}], "transcript": True}),
     ("identical_responses", {"rejected": "good"}),
     ("identical_responses", {"rejected": " good\n"}),
+    ("identical_responses", {"rejected": "go\u200bod"}),
+    ("identical_responses", {"chosen": "caf\u00e9", "rejected": "cafe\u0301"}),
     ("no_label", {"evidence": "no_label"}),
     ("contradicted_label", {"chosen_score": 1.0, "rejected_score": 2.0}),
     ("contradicted_label", {"evidence": "contradicted_label"}),
@@ -103,6 +105,7 @@ GOOD: list[dict[str, Any]] = [
     {"chosen": "是"},
     {"chosen": "zero\u200bwidth inside"},
     {"chosen": "Good"},  # case counts as a difference
+    {"chosen": "10²", "rejected": "102"},
 ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -46,9 +47,7 @@ def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str
         return "unequal_context"
     if any(map(has_role_tag, pair.contents() if pair.transcript else [pair.chosen, pair.rejected])):
         return "role_tag_in_turn"
-    # The first words differ almost always, and are fast to see.
-    starts_alike = pair.chosen.split(None, 1)[:1] == pair.rejected.split(None, 1)[:1]
-    if starts_alike and pair.chosen.split() == pair.rejected.split():
+    if look_alike(pair.chosen, pair.rejected):
         return "identical_responses"
     if pair.evidence == "no_label":
         return "no_label"
@@ -105,6 +104,14 @@ def has_role_tag(turn: str) -> bool:
     """Whether a role tag is typed inside a turn."""
     # The plain search first: it is many times faster, and almost all turns have no tag at all.
     return any(tag in turn for tag in ("Human:", "Assistant:", "User:")) and ROLE_TAG.search(turn) is not None
+
+
+def look_alike(one: str, other: str) -> bool:
+    """Whether two answers are the same on the page, but for white space."""
+    if not (one.isascii() and other.isascii()):
+        one, other = (INVISIBLE.sub("", unicodedata.normalize("NFC", text)) for text in (one, other))
+    # The first words differ almost always, and are fast to see.
+    return one.split(None, 1)[:1] == other.split(None, 1)[:1] and one.split() == other.split()
 
 
 def is_meaningless(answer: str, shortest: int) -> bool:
