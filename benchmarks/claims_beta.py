@@ -1,4 +1,4 @@
-"""Win rate of one DPO iteration with each loss, by β, on a development seed: how the β of claim o was chosen.
+"""LC win rate of one DPO iteration with each loss, by β, on a development seed: how the β of claim o was chosen.
 
 No test seed of the claims may serve here. The stages go to `runs/claims_beta`; the table goes to
 `results/claims_beta.json`; nothing is written back to `claims/designs.yaml`. ::
@@ -36,17 +36,17 @@ def main() -> None:
     table: dict[str, dict[str, Any]] = {}
     with locked(folder):
         run = Run("11_ablations", seed_profile(designs, "tiny", {}, seed_number), folder, by_key=True)
-        seed = prepare(run, designs.settings.max_steps)
+        seed = prepare(run, designs.settings)
         for loss, betas in CANDIDATES.items():
             for beta in betas:
                 overrides = {"dpo.trainer.loss_type": [loss], "dpo.trainer.beta": beta}
-                rate = measure(seed, Variant(what=f"{loss}, β = {beta:g}", overrides=overrides))["win_rate@1"]
+                rate = measure(seed, Variant(what=f"{loss}, β = {beta:g}", overrides=overrides))["lc_win_rate@1"]
                 estimate = {"value": rate.value, "ci_low": rate.ci_low, "ci_high": rate.ci_high}
                 table.setdefault(loss, {})[f"{beta:g}"] = estimate
                 print(f"{loss}, β = {beta:g}: {rate.value:.3f} ({rate.ci_low:.3f} … {rate.ci_high:.3f})", flush=True)
     best = {loss: max(rates, key=lambda beta: rates[beta]["value"]) for loss, rates in table.items()}
     command = f"python benchmarks/claims_beta.py --seed {seed_number}"
-    result = {"seed": seed_number, "win_rate": table, "best": best, "command": command}
+    result = {"seed": seed_number, "lc_win_rate": table, "best": best, "command": command}
     write_json(PROJECT / "results" / "claims_beta.json", result)
 
 

@@ -7,40 +7,38 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from rlhflow_utils.claims.designs import (
-    DESIGNS,
-    Claim,
-    Comparison,
-    Designs,
-    load_designs,
-    seed_profile,
-    with_annotators,
-)
+from rlhflow_utils.claims.designs import DESIGNS, Claim, Comparison, Designs, load_designs, seed_profile
 from rlhflow_utils.claims.run import plan, profile_arguments
-from rlhflow_utils.claims.tables import claim_curves, claim_forest, claim_sizes, comparisons_table, variants_table
+from rlhflow_utils.claims.tables import (
+    claim_curves,
+    claim_forest,
+    claim_sizes,
+    comparisons_table,
+    variants_table,
+    worlds_table,
+)
 from rlhflow_utils.claims.verdicts import (
     OVER_PROMPTS,
     OVER_SEEDS,
     RESULTS,
-    Effect,
     Measure,
     claim_record,
-    claim_verdict,
     claims_table,
     comparison_verdict,
     measure_effect,
     read_records,
     seed_difference,
     signed,
+    smallest_detectable_effect,
     verdict_text,
-    weakest_effect,
 )
 from rlhflow_utils.evaluation.statistics import Estimate, t_interval
 from rlhflow_utils.guide.profile import ConfigError, load_profile, variant
-from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.guide.stage import PROJECT, write_json
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +52,6 @@ def _compare(**changes: Any) -> Comparison:
 
 def _measure(value: float, half: float = 0.0, units: tuple[float, ...] | None = None) -> Measure:
     return Measure(value, value - half, value + half, 100, units)
-
-
-def _effect(verdict: str, low: float = 0.1, high: float = 0.3, kind: str = "greater") -> Effect:
-    comparison = _compare(name=f"{verdict} {low}", kind=kind)
-    return Effect(comparison, Estimate((low + high) / 2, low, high, 3), OVER_SEEDS, verdict, {})
 
 
 # --- intervals ----------------------------------------------------------------------------------------------------
@@ -75,6 +68,22 @@ def test_t_interval_by_hand() -> None:
 def test_t_interval_of_one_seed_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least two seeds"):
         t_interval([1.0], 0.95)
+
+
+def test_smallest_detectable_effect_by_hand() -> None:
+    """Standard deviation 2 over n = 3: (t(0.975, 2) + t(0.8, 2)) · 2 / √3 = (4.3027 + 1.0607) · 1.1547 (tables)."""
+    assert smallest_detectable_effect([2.0, 4.0, 6.0], 0.95) == pytest.approx(5.3634 * 2 / math.sqrt(3), abs=1e-3)
+    eight = [1.0, -1.0] * 4  # standard deviation √(8/7); t(0.975, 7) = 2.3646, t(0.8, 7) = 0.8960
+    assert smallest_detectable_effect(eight, 0.95) == pytest.approx(3.2606 * math.sqrt(8 / 7 / 8), abs=1e-3)
+
+
+def test_a_true_effect_of_that_size_is_found_in_four_of_five_repetitions() -> None:
+    """Eight seeds around the effect that their spread of 1 can detect: about 80 % of the t intervals exclude zero."""
+    rng = np.random.default_rng(0)
+    effect = (2.3646 + 0.8960) / math.sqrt(8)
+    draws = rng.normal(effect, 1, (2000, 8))
+    found = [t_interval(list(values), 0.95).ci_low > 0 for values in draws]
+    assert 0.74 < sum(found) / 2000 < 0.84
 
 
 def test_three_seeds_are_paired_seed_by_seed() -> None:
@@ -143,61 +152,91 @@ def test_verdict_of_one_comparison(kind: str, low: float, high: float, verdict: 
     assert comparison_verdict(comparison, Estimate((low + high) / 2, low, high, 5)) == verdict
 
 
-def test_a_claim_is_supported_when_all_its_comparisons_are() -> None:
-    good, bad, unclear = _effect("supported"), _effect("not supported", -0.3, -0.1), _effect("inconclusive", -0.1, 0.1)
-    shown = _effect("inconclusive", -0.9, -0.5, "descriptive")
-    assert claim_verdict([good, good, shown]) == "supported"
-    assert claim_verdict([good, unclear]) == "inconclusive"
-    assert claim_verdict([good, unclear, bad]) == "not supported"
-    assert claim_verdict([good], precondition=unclear) == "not testable here"
-    assert claim_verdict([bad], precondition=good) == "not supported"
+def test_the_verdict_is_that_of_the_comparison_that_decides() -> None:
+    """By hand, over three seeds: `a` is above 0.5 by 0.1, 0.2 and 0.3: 0.2 ± 4.3027 · 0.1 / √3, −0.048 … 0.448.
 
-
-def test_the_weakest_comparison_is_the_one_furthest_from_being_supported() -> None:
-    good, close = _effect("supported", 0.2, 0.3), _effect("supported", 0.01, 0.3)
-    unclear, shown = _effect("inconclusive", -0.1, 0.1), _effect("inconclusive", -0.9, -0.5, "descriptive")
-    assert weakest_effect([good, close, shown]) is close
-    assert weakest_effect([good, unclear, close]) is unclear
+    `b` is above `a` by 0.1 in every seed, and `c` below: neither of them changes the verdict.
+    """
+    measures = [{"a": 0.6, "b": 0.7, "c": 0.1}, {"a": 0.7, "b": 0.8, "c": 0.2}, {"a": 0.8, "b": 0.9, "c": 0.3}]
+    seeds = {
+        str(seed): {name: {"m": _measure(value)} for name, value in found.items()}
+        for seed, found in enumerate(measures)
+    }
+    comparisons: list[dict[str, Any]] = [
+        {"name": "c − a", "metric": "m", "better": "c", "worse": "a"},
+        {"name": "a − half", "metric": "m", "better": "a", "against": 0.5},
+        {"name": "b − a", "metric": "m", "better": "b", "worse": "a"},
+    ]
+    verdicts = {}
+    for deciding in comparisons:
+        parts = [{**part, "decides": part is deciding} for part in comparisons]
+        stated = dict.fromkeys(("title", "section", "hypothesis", "design", "control"), "")
+        claim = Claim.model_validate({**stated, "variants": ["a", "b", "c"], "comparisons": parts})
+        record = claim_record(claim, seeds, {}, load_profile("tiny").evaluation)
+        verdicts[record["deciding"]] = record["verdict"]
+        assert [part["verdict"] for part in record["comparisons"]] == ["not supported", "inconclusive", "supported"]
+        if record["deciding"] == "a − half":
+            assert record["ci_low"] == pytest.approx(0.2 - 0.2484, abs=1e-4)
+            assert record["smallest_detectable_effect"] == pytest.approx(5.3634 * 0.1 / math.sqrt(3), abs=1e-4)
+            assert record["seeds"] == 3
+    assert verdicts == {"c − a": "not supported", "a − half": "inconclusive", "b − a": "supported"}
 
 
 # --- designs ------------------------------------------------------------------------------------------------------
 
 
 def test_every_claim_is_designed(designs: Designs) -> None:
-    assert [name for name in designs.claims if len(name) == 1] == list("abcdefghijklmno")
-    assert {name for name, claim in designs.claims.items() if claim.all_seeds} == {*"abcdefgh", "reference"}
-    assert {name for name, claim in designs.claims.items() if claim.other_annotators} == set("abcde")
+    assert [name for name in designs.claims if len(name) == 1] == list("abcdefghijklmnopq")
+    assert {name for name, claim in designs.claims.items() if claim.all_seeds} == {*"abcdefgh"}
+    assert {name for name, claim in designs.claims.items() if claim.other_worlds} == set("abcd")
     for name, claim in designs.claims.items():
-        assert any(part.kind != "descriptive" for part in claim.comparisons), name
         assert all(part.margin > 0 for part in claim.comparisons if part.kind in ("no_worse", "near_equal")), name
+        assert len({part.name for part in claim.comparisons}) == len(claim.comparisons), name
         for part in claim.comparisons:  # both policies of a comparison have trained equally long
-            steps = {each.split("@")[1] for each in (part.metric, part.other_metric) if each and "@" in each}
+            sides = ((part.metric, part.better), (part.other_metric or part.metric, part.worse))
+            steps = {int(metric.split("@")[1]) * designs.variants[variant].at_once
+                     for metric, variant in sides if variant and "@" in metric}  # fmt: skip
             assert len(steps) < 2 or part.better == part.worse, f"{name}: {part.name}"
+
+
+@pytest.mark.parametrize(("marks", "named"), [([], r"\[\]"), ([0, 1], "mix1 − mix2, equal size"), ([2], "mix1 alone")])
+def test_exactly_one_comparison_decides(tmp_path: Path, marks: list[int], named: str) -> None:
+    """Not none, not two, and not one that is only shown."""
+    raw = yaml.safe_load(DESIGNS.read_text(encoding="utf-8"))
+    for place, part in enumerate(raw["claims"]["d"]["comparisons"]):
+        part["decides"] = place in marks
+    assert raw["claims"]["d"]["comparisons"][2]["kind"] == "descriptive"
+    (tmp_path / "designs.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"claim d: .*{named}.* must stand at exactly one comparison"):
+        load_designs(tmp_path / "designs.yaml")
 
 
 def test_every_variant_changes_the_profile_or_the_loop_and_is_valid(designs: Designs) -> None:
     tiny = load_profile("tiny")
     for name, each in designs.variants.items():
-        own = each.kind != "loop" or each.restart or each.mixture or each.share < 1
+        own = each.kind != "loop" or each.restart or each.mixture or each.share < 1 or each.verifier or each.at_once > 1
         assert own or variant(tiny, each.overrides) != tiny or name in ("main", "penalty"), f"{name} changes nothing"
-    for factors in designs.annotators.values():
-        assert with_annotators(tiny, factors) != tiny
+    for overrides in designs.worlds.values():
+        other = variant(tiny, overrides)
+        assert (other.world, other.model.base) != (tiny.world, tiny.model.base)
 
 
 def test_a_selection_rule_has_a_random_control(designs: Designs) -> None:
     assert "random" in designs.claims["j"].variants
     assert "random_no_penalty" in designs.claims["k"].variants
     assert "random_no_penalty" in designs.claims["m"].variants
+    assert "random_no_penalty" in designs.claims["q"].variants
 
 
 def test_claims_share_the_first_seeds(designs: Designs) -> None:
     first, every = designs.settings.first_seed, designs.chosen(None)
+    assert first >= 100, "lower seeds served the guide, development and older records"
     jobs = plan(designs, every, None)
-    assert list(jobs) == [first + index for index in range(5)]
-    assert [len(job[""]) for job in jobs.values()] == [17, 17, 17, 9, 9]
-    assert [sorted(job) for job in jobs.values()] == [["", "longer", "noisier"]] * 2 + [[""]] * 3
-    assert jobs[first]["noisier"] == list("abcde")
-    assert plan(designs, every, 1) == {first: {"": every}}, "one seed is a first look, without other annotators"
+    assert list(jobs) == [first + index for index in range(8)]
+    assert [len(job[""]) for job in jobs.values()] == [19] * 5 + [8] * 3
+    assert [sorted(job) for job in jobs.values()] == [["", "world1", "world2"]] * 2 + [[""]] * 6
+    assert jobs[first]["world1"] == list("abcd")
+    assert plan(designs, every, 1) == {first: {"": every}}, "one seed is a first look, without other worlds"
 
 
 def test_a_seed_changes_rows_and_training(designs: Designs) -> None:
@@ -216,8 +255,8 @@ def test_a_record_of_a_changed_profile_says_how_to_get_it() -> None:
 
 
 def test_mistakes_are_one_line(designs: Designs, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no claim q; known: a, b"):
-        designs.chosen(["a", "q"])
+    with pytest.raises(ConfigError, match="no claim z; known: a, b"):
+        designs.chosen(["a", "z"])
     with pytest.raises(ConfigError, match="profile slices: claims are about the true reward"):
         seed_profile(designs, "slices", {}, 30)
     raw = yaml.safe_load(DESIGNS.read_text(encoding="utf-8"))
@@ -232,44 +271,53 @@ def test_mistakes_are_one_line(designs: Designs, tmp_path: Path) -> None:
 
 def test_the_verdict_says_what_limits_it() -> None:
     def text(verdict: str, interval: str = OVER_SEEDS, **others: str) -> str:
-        annotators = {name: {"verdict": each} for name, each in others.items()}
-        return verdict_text({"verdict": verdict, "interval": interval, "annotators": annotators})
+        worlds = {name: {"verdict": each} for name, each in others.items()}
+        return verdict_text({"verdict": verdict, "interval": interval, "worlds": worlds})
 
-    assert text("supported") == text("supported", noisier="supported") == "supported"
+    assert text("supported") == text("supported", world1="supported") == "supported"
     assert text("supported", OVER_PROMPTS) == "supported, prompts only"
-    mixed = {"noisier": "supported", "longer": "inconclusive"}
-    assert text("supported", **mixed) == "supported (with other annotators supported in 1 of 2)"
-    assert text("not supported", **mixed) == "not supported (with other annotators supported in 1 of 2)"
-
-
-def test_an_untestable_claim_shows_what_it_presupposes(designs: Designs) -> None:
-    """A prompted judge no better than chance: the effect shown is its own, not some comparison with it."""
-    claim: Claim = designs.claims["a"]
-    sections = ("chat", "chat_hard", "safety", "reasoning", "overall")
-    chance = {section: _measure(0.5, 0.05) for section in sections}
-    seeds = {"10": dict.fromkeys(claim.variants, chance)}
-    record = claim_record(claim, seeds, {}, load_profile("tiny").evaluation)
-    assert (record["verdict"], record["comparison"]) == ("not testable here", "prompting − coin")
-    assert comparisons_table(record)[0]["comparison"] == "presupposed: prompting − coin"
-    assert record["variants"]["bt"]["10"]["chat"] == 0.5
+    mixed = {"world1": "supported", "world2": "inconclusive"}
+    assert text("supported", **mixed) == "supported (in other worlds supported in 1 of 2)"
+    assert text("not supported", **mixed) == "not supported (in other worlds supported in 1 of 2)"
 
 
 def test_no_results_are_no_error(tmp_path: Path) -> None:
     assert claims_table(read_records(tmp_path)) == []
 
 
-def test_committed_records_follow_from_their_seeds(designs: Designs) -> None:
+def test_committed_records_follow_from_their_seeds() -> None:
     """Every effect is the mean of its seeds, inside its interval; what was compared is what the variants measured."""
     records = read_records()
-    assert set(designs.claims) <= set(records)
+    assert set("abcdefgh") <= set(records)
     for record in records.values():
-        seeds = {str(designs.settings.first_seed + index) for index in range(record["seeds"])}
-        assert record["verdict"] in ("supported", "not supported", "inconclusive", "not testable here")
+        assert record["verdict"] in ("supported", "not supported", "inconclusive")
         assert record["ci_low"] <= record["effect"] <= record["ci_high"]
-        assert all(set(each) == seeds for each in record["variants"].values()), "all claims have the same worlds"
+        [deciding] = [part for part in record["comparisons"] if part["comparison"] == record["deciding"]]
+        assert (deciding["effect"], deciding["ci_low"]) == (record["effect"], record["ci_low"])
+        seeds = set(deciding["per_seed"])
+        assert len(seeds) == record["seeds"]
+        assert all(set(each) == seeds for each in record["variants"].values()), "all variants have the same seeds"
         for part in record["comparisons"]:
             assert part["effect"] == pytest.approx(sum(part["per_seed"].values()) / len(seeds))
-            assert part["metric"] in record["variants"][part["better"]]["30"]
+            assert all(part["metric"] in found for found in record["variants"][part["better"]].values())
+
+
+def test_older_records_are_readable(tmp_path: Path) -> None:
+    """Without `deciding`, `worlds` and a smallest detectable effect, as before one comparison was set to decide."""
+    numbers = {"effect": 0.1, "ci_low": 0.0, "ci_high": 0.2, "verdict": "inconclusive"}
+    stated = {"comparison": "a − b", "metric": "m", "better": "a", "worse": "b", "kind": "greater", "margin": 0.0}
+    part = {**stated, **numbers, "per_seed": {"30": 0.1}}
+    other = {"verdict": "supported", "comparison": "a − b", "effect": 0.2, "ci_low": 0.1, "ci_high": 0.3}
+    old = {
+        "claim": "a", "title": "old", "paper": None, "comparison": "a − b", **numbers, "seeds": 1,
+        "interval": OVER_SEEDS, "precondition": None, "comparisons": [part], "annotators": {"noisier": other},
+    }  # fmt: skip
+    write_json(tmp_path / "a.json", old)
+    records = read_records(tmp_path)
+    assert claims_table(records)[0]["detectable effect"] is None
+    assert comparisons_table(records["a"])[0]["comparison"] == "**a − b**"
+    assert worlds_table(records)[0]["noisier"] == "supported: a − b +0.200 (+0.100 … +0.300)"
+    assert len(claim_forest(records).axes) == 1
 
 
 def test_committed_records_say_where_they_come_from_and_name_no_machine() -> None:
@@ -286,9 +334,23 @@ def test_tables_and_figures_take_the_committed_records(designs: Designs) -> None
     rows = {row["variant"]: row for row in variants_table(designs, records)}
     assert (rows["main"]["updates"], rows["offline"]["updates"], rows["prompting"]["updates"]) == (189, 189, None)
     units = {axes.get_xlabel() for axes in claim_forest(records).axes}
-    assert {"percentage points", "characters", "correlation of length and reward", "gold reward"} <= units
+    assert {"percentage points", "correlation of length and reward", "gold reward"} <= units
     left, right = claim_curves(records["l"], {"main": "with", "no_penalty": "without"}).axes
-    assert (list(left.get_xticks()), list(right.get_xticks())) == ([1, 2, 3], [0, 1, 2, 3])
-    assert "change of the gold reward" in right.get_ylabel()
+    assert (left.get_ylabel(), right.get_ylabel()) == ("change of the proxy reward", "change of the gold reward")
     [axes] = claim_sizes(records["sizes"], {"bt_share0_125": 0.125, "bt": 1.0}).axes
     assert list(axes.get_xticks()) == [12.5, 100]
+
+
+def test_curves_are_drawn_by_kl_where_it_was_measured() -> None:
+    """Two seeds, two iterations: the mean line goes through the means of KL and of the changes."""
+    metrics = ("reward@1", "reward@2", "proxy_reward@1", "proxy_reward@2", "kl@1", "kl@2")
+    values = {"100": (0.2, 0.3, 1.0, 3.0, 2.0, 5.0), "101": (0.4, 0.1, 2.0, 3.0, 4.0, 7.0)}
+    seeds = {seed: dict(zip(metrics, row, strict=True)) for seed, row in values.items()}
+    record = {"variants": {"sft": {"100": {"reward": 0.1}, "101": {"reward": 0.2}}, "main": seeds}}
+    proxy, gold = claim_curves(record, {"main": "the recipe"}).axes
+    assert gold.get_xlabel() == "KL from π₀ (nats)"
+    assert gold.lines[-1].get_xydata() == pytest.approx(np.array([[0, 0], [3, 0.15], [6, 0.05]]))
+    assert proxy.lines[-1].get_xydata() == pytest.approx(np.array([[3, 0], [6, 1.5]]))
+    for seed in seeds.values():
+        del seed["kl@1"], seed["kl@2"]
+    assert claim_curves(record, {"main": "the recipe"}).axes[1].get_xlabel() == "iteration"

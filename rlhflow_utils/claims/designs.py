@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +23,14 @@ class Comparison(Section):
     worse: str | None = Field(default=None, description="the other variant; null: the number `against`")
     against: float = 0.0
     other_metric: str | None = Field(default=None, description="metric of `worse`, where it differs")
-    # above zero; above -margin; within the margin on both sides; shown, but not part of the verdict
+    # above zero; above -margin; within the margin on both sides; shown without a verdict of its own
     kind: Literal["greater", "no_worse", "near_equal", "descriptive"] = "greater"
     margin: float = Field(default=0.0, ge=0, description="the difference that does not count")
+    decides: bool = Field(default=False, description="the verdict of the claim is that of this comparison")
 
 
 class Claim(Section):
-    """A claim: it is supported if every comparison that is not descriptive is."""
+    """A claim: it is supported if the one comparison that decides is; all others are shown beside it."""
 
     title: str
     section: str = Field(description="of the paper; `beyond` where the paper leaves it open")
@@ -41,21 +41,28 @@ class Claim(Section):
     variants: list[str] = Field(description="variants whose measures the record keeps")
     comparisons: list[Comparison]
     all_seeds: bool = Field(default=False, description="measured on all seeds, not on `fewer_seeds`")
-    other_annotators: bool = Field(default=False, description="measured again with other annotators")
-    precondition: Comparison | None = Field(default=None, description="without which the claim cannot be tested")
+    other_worlds: bool = Field(default=False, description="measured again in the other worlds")
+
+    @property
+    def deciding(self) -> Comparison:
+        return next(part for part in self.comparisons if part.decides)
 
 
 class Variant(Section):
     """One judge or one policy: the profile's recipe with something changed."""
 
     what: str = Field(description="it in words")
-    kind: Literal["loop", "bt", "pm", "prompting", "sft", "offline"] = "loop"
+    kind: Literal["loop", "bt", "pm", "prompting", "sft", "offline", "best_of_n"] = "loop"
     mixture: str | None = Field(default=None, description="that trains the RM; null: the main mixture")
     share: float = Field(default=1.0, gt=0, le=1, description="share of the mixture that trains the RM")
     iterations: PositiveInt = 1
     overrides: dict[str, Any] = Field(default={}, description="dotted profile keys -> values")
     first: PositiveInt = Field(default=1, description="the overrides count from this iteration on")
     restart: bool = Field(default=False, description="every iteration trains from the SFT model, and as much longer")
+    at_once: PositiveInt = Field(default=1, description="an iteration has the prompts and updates of so many")
+    verifier: Literal["alone", "with_rm"] | None = Field(
+        default=None, description="an exact checker ranks reasoning answers; the RM ranks the others, or nobody does"
+    )
 
 
 class ClaimsSettings(Section):
@@ -64,22 +71,28 @@ class ClaimsSettings(Section):
     first_seed: PositiveInt
     seeds: PositiveInt = Field(description="seeds of the claims with `all_seeds`")
     fewer_seeds: PositiveInt = Field(description="seeds of the other claims")
-    annotator_seeds: PositiveInt = Field(description="seeds with each of the other annotators")
+    world_seeds: PositiveInt = Field(description="seeds of each of the other worlds")
+    samples_per_prompt: PositiveInt = Field(description="answers of a policy to each held-out prompt")
     max_steps: PositiveInt = Field(description="optimiser steps of DPO in each iteration, equal in all variants")
     overrides: dict[str, Any] = Field(description="dotted profile keys -> values")
 
 
 class Designs(Section):
     settings: ClaimsSettings
-    annotators: dict[str, dict[Literal["sharpness", "length_bonus"], float]]  # factors on every annotator's own
+    worlds: dict[str, dict[str, Any]]  # name -> dotted profile keys -> values
     variants: dict[str, Variant]
     claims: dict[str, Claim]
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Designs:
+    def _claims_are_whole(self) -> Designs:
         for name, claim in self.claims.items():
-            parts = [*claim.comparisons, *([claim.precondition] if claim.precondition else [])]
-            used = {each for part in parts for each in (part.better, part.worse) if each}
+            deciding = [part.name for part in claim.comparisons if part.decides]
+            if len(deciding) != 1 or claim.deciding.kind == "descriptive":
+                raise ValueError(
+                    f"claim {name}: {deciding} decide; `decides: true` must stand at exactly one comparison, of a kind "
+                    "that is not descriptive"
+                )
+            used = {each for part in claim.comparisons for each in (part.better, part.worse) if each}
             if missing := sorted((set(claim.variants) - set(self.variants)) | (used - set(claim.variants))):
                 raise ValueError(f"claim {name}: {missing} must be among its own variants and those of the file")
         return self
@@ -101,21 +114,10 @@ def load_designs(path: Path = DESIGNS) -> Designs:
 
 
 def seed_profile(designs: Designs, profile_name: str, overrides: dict[str, Any], seed: int) -> Profile:
-    """The profile of one seed, which is that of the world, too; `overrides` go on top of the claims' own."""
+    """The profile of one seed; `overrides` go on top of the claims' own."""
     profile = load_profile(profile_name, seed=seed)
     if profile.world is None or profile.evaluation.judge != "gold":
         raise ConfigError(
             f"profile {profile.name}: claims are about the true reward; they need a world and evaluation.judge: gold"
         )
     return variant(profile, {**designs.settings.overrides, **overrides})
-
-
-def with_annotators(profile: Profile, factors: Mapping[Literal["sharpness", "length_bonus"], float]) -> Profile:
-    """The profile with every annotator's sharpness and taste for length multiplied."""
-    assert profile.world is not None
-    changed: dict[str, Any] = {}
-    for name, source in profile.world.preferences.sources.items():
-        key = f"world.preferences.sources.{name}"
-        changed[f"{key}.sharpness"] = {skill: value * factors["sharpness"] for skill, value in source.sharpness.items()}
-        changed[f"{key}.length_bonus"] = source.length_bonus * factors["length_bonus"]
-    return variant(profile, changed)

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
-from rlhflow_utils.claims.designs import Variant
+import numpy as np
+
+from rlhflow_utils.claims.designs import ClaimsSettings, Variant
+from rlhflow_utils.claims.steps import balance_skills, measure_kl, pick_answers, take_share, verify
 from rlhflow_utils.claims.verdicts import Measure
 from rlhflow_utils.data.mixtures import build_preference_data
 from rlhflow_utils.evaluation import policies, reward_models, rewardbench
+from rlhflow_utils.evaluation.statistics import Estimate, bon_kl, bootstrap_mean, weighted_mean
 from rlhflow_utils.guide.profile import variant
 from rlhflow_utils.guide.run import Run
-from rlhflow_utils.guide.settings import Profile, WorldSettings
-from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage
+from rlhflow_utils.guide.settings import Profile
+from rlhflow_utils.guide.stage import Artifact, seed_for
 from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.reward_model import score_responses
 from rlhflow_utils.online.generation import Prompts, generate_responses
 from rlhflow_utils.online.iterative_dpo import prompts_of_iteration, rank
 from rlhflow_utils.online.pair_building import build_preference_pairs
-from rlhflow_utils.simulator.corpus import PREFERENCE_SKILLS
-from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.world import build_world
 from rlhflow_utils.training import stages
 
@@ -39,7 +41,7 @@ class Seed:
     """What all variants of one seed start from."""
 
     run: Run
-    max_steps: int
+    settings: ClaimsSettings
     world: Artifact
     base: Model
     data: Artifact
@@ -55,26 +57,27 @@ class Seed:
         return self.profile.model, self.run.seed, self.profile.launch
 
 
-def prepare(run: Run, max_steps: int, own: Seed | None = None) -> Seed:
-    """World, data, base and SFT model; with other annotators the models are the `own` seed's: they see no annotator."""
+def prepare(run: Run, settings: ClaimsSettings) -> Seed:
+    """World, data, base and SFT model of one seed."""
     profile = run.profile
     assert profile.world is not None
-    base = own.base if own else run.base_model() if profile.model.base else None
-    if base is None:
+    if profile.model.base:
+        base = run.base_model()
+    else:
         assert profile.base_model is not None
         base = stages.train_base_model(profile.base_model, profile.world, None, run.seed, into=run / "base_model")
     world = build_world(profile.world, run.seed, into=run / "world")
     training = (profile.model, run.seed, profile.launch)
     data = build_preference_data(profile.data, world, base, profile.model, run.seed, into=run / "preference_data")
-    sft = own.sft if own else stages.train_sft(data, base, profile.sft, *training, into=run / "sft")
-    return Seed(run, max_steps, world, base, data, sft)
+    sft = stages.train_sft(data, base, profile.sft, *training, into=run / "sft")
+    return Seed(run, settings, world, base, data, sft)
 
 
 def measure(seed: Seed, design: Variant) -> Found:
     """Run everything that a variant needs, and read what it measured."""
     if design.kind == "sft":
         return measure_policy(seed, seed.sft, reward_model(seed, design))
-    kinds = {"offline": measure_offline, "loop": measure_loop}
+    kinds = {"offline": measure_offline, "best_of_n": measure_best_of_n, "loop": measure_loop}
     return kinds.get(design.kind, measure_judge)(seed, design)
 
 
@@ -103,6 +106,7 @@ def measure_judge(seed: Seed, design: Variant) -> Found:
         into=run / "rewardbench",
     )  # fmt: skip
     found = estimates(bench.read_json("results.json")["sections"])
+    found["safety_and_reasoning"] = measured(weighted_mean([found["safety"], found["reasoning"]], [1, 1]))
     if kind == "prompting":
         return found
     pairs = reward_models.write_clean_test_pairs(seed.data, profile.evaluation, profile.world, into=run / "test_pairs")
@@ -132,7 +136,7 @@ def measure_offline(seed: Seed, design: Variant) -> Found:
     assert profile.world is not None
     wanted = count * profile.iterative.prompts_per_iteration
     balanced = balance_skills(seed.data, profile.world, wanted, seed.run.seed, into=seed.run / "offline_pairs")
-    trainer = {**profile.dpo.trainer, "max_steps": count * seed.max_steps}
+    trainer = {**profile.dpo.trainer, "max_steps": count * seed.settings.max_steps}
     settings = profile.offline_dpo.model_copy(update={"pairs": None, "trainer": trainer})
     policy = stages.train_offline_dpo(
         balanced, "offline", seed.sft, settings, *seed.training, into=seed.run / "offline_dpo"
@@ -143,11 +147,11 @@ def measure_offline(seed: Seed, design: Variant) -> Found:
 def measure_loop(seed: Seed, design: Variant) -> Found:
     """The policy of each iteration (metrics end in ``@iteration``), and the cost of all together.
 
-    The proxy is the reward of the RM that ranks; where a PM ranks, that of the main RM.
+    The proxy is the reward of the RM that ranks; where a PM or a checker ranks, that of the main RM.
     """
     proxy, trained = reward_model(seed, design), run_loop(seed, design)
-    measured = [measure_policy(seed, policy, proxy) for policy in trained]
-    found = {f"{name}@{i}": each for i, one in enumerate(measured, start=1) for name, each in one.items()}
+    policies_found = [measure_policy(seed, policy, proxy) for policy in trained]
+    found = {f"{name}@{i}": each for i, one in enumerate(policies_found, start=1) for name, each in one.items()}
     return found | training_cost(trained)
 
 
@@ -159,14 +163,19 @@ def run_loop(seed: Seed, design: Variant) -> list[Artifact]:
     iterates, all_pairs = list[Artifact](), list[Artifact]()
     for iteration in range(1, design.iterations + 1):
         overrides = design.overrides if iteration >= design.first else {}
-        steps = seed.max_steps * (iteration if design.restart else 1)
+        steps = seed.settings.max_steps * design.at_once * (iteration if design.restart else 1)
         profile = variant(seed.profile, {**overrides, "dpo.trainer.max_steps": steps})
         run, policy = Run(seed.run.chapter, profile, seed.run.folder, by_key=True), [seed.sft, *iterates][-1]
         by_rm = profile.pair_building.ranker == "reward_model"
         ranker = reward_model(seed, design) if by_rm else preference_model(seed)
-        prompts = prompts_of_iteration(seed.data, iteration, profile.iterative)
+        count = design.at_once * profile.iterative.prompts_per_iteration
+        iterative = profile.iterative.model_copy(update={"prompts_per_iteration": count})
+        prompts = prompts_of_iteration(seed.data, iteration, iterative)
         responses = generate_responses(policy, prompts, profile.generation, *seed.training, into=run / "responses")
         scores = rank(run, ranker, responses, into=run / "scores")
+        if design.verifier:
+            assert profile.world is not None
+            scores = verify(scores, profile.world, design.verifier == "alone", into=run / "verified")
         all_pairs.append(build_preference_pairs(scores, profile.pair_building, run.seed, into=run / "pairs"))
         pairs = all_pairs if profile.iterative.replay else all_pairs[-1:]
         reference = seed.sft if profile.dpo.reference == "sft" else policy
@@ -176,20 +185,73 @@ def run_loop(seed: Seed, design: Variant) -> list[Artifact]:
     return iterates
 
 
+def measure_best_of_n(seed: Seed, design: Variant) -> Found:
+    """The best of as many answers of π₀ as an iteration samples, picked by what ranks the loop's pairs; KL's bound.
+
+    They have random numbers of their own: π₀'s answers that they are compared with are not among them.
+    """
+    proxy, count = reward_model(seed, design), seed.profile.generation.sampling["n"]
+    answers = answer_held_out(seed, seed.sft, proxy, count, seed_for(seed.run.seed, "best_of_n"))
+    return {**compare_with_sft(seed, answers, proxy, count), "kl": constant(bon_kl(count))}
+
+
 def measure_policy(seed: Seed, policy: Artifact, proxy: Artifact) -> Found:
     """A policy's answers to the held-out prompts against π₀'s, always with the profile's own sampling."""
-    run, profile = seed.run, seed.profile
-    answers = policies.answer_held_out(run, "policy", policy, seed.data, proxy)
-    reference = policies.answer_held_out(run, "sft", seed.sft, seed.data, proxy)
-    evaluated = policies.evaluate_policy(
-        answers, reference, profile.evaluation, profile.world, None, profile.reward_model.batch_tokens, run.seed,
-        cache_file=run.cache / "judge.jsonl", into=run / "evaluation",
-    )  # fmt: skip
-    results = evaluated.read_json("results.json")
-    found = {name: Measure(**results["estimates"][name], units=tuple(results["prompts"][column]))
-             for name, column in BY_PROMPT.items()}  # fmt: skip
-    lc_win_rate = Measure(**results["estimates"]["lc_win_rate"])
-    return {**found, "lc_win_rate": lc_win_rate, "exact_match": exact_match(seed, policy)}
+    profile, answers = seed.profile, answer_held_out(seed, policy, proxy, seed.settings.samples_per_prompt)
+    batch_tokens, into = profile.reward_model.batch_tokens, seed.run / "kl"
+    kl = measure_kl(policy, seed.sft, answers, batch_tokens, profile.model, into=into).read_json("results.json")
+    found = {**compare_with_sft(seed, answers, proxy), "kl": mean_over_prompts(seed, kl["prompts"])}
+    return {**found, "exact_match": exact_match(seed, policy)}
+
+
+def answer_held_out(seed: Seed, policy: Artifact, proxy: Artifact, count: int, draws: int | None = None) -> Artifact:
+    """`count` answers of a policy to each held-out prompt, with the proxy's reward of each.
+
+    `draws` seeds the random numbers; by default all policies meet those of the run's seed.
+    """
+    run, profile, draws = seed.run, seed.profile, seed.run.seed if draws is None else draws
+    prompts = Prompts(seed.data, "evaluation_prompts")
+    many = profile.generation.variant(count, [profile.evaluation.temperature])
+    answers = generate_responses(policy, prompts, many, profile.model, draws, profile.launch, into=run / "answers")
+    return score_responses(proxy, answers, profile.reward_model, profile.model, into=run / "answers_scored")
+
+
+def compare_with_sft(seed: Seed, answers: Artifact, proxy: Artifact, best_of: int = 1) -> Found:
+    """The answers against π₀'s: every sample of the policy against one of π₀, then the mean over a prompt's samples.
+
+    A sample is the best of `best_of` answers. Prompts stay the unit of every interval; where a metric has no number per
+    prompt, its interval is as wide as that of one sample.
+    """
+    run, profile, penalty = seed.run, seed.profile, seed.profile.pair_building.length_penalty
+    reference = answer_held_out(seed, seed.sft, proxy, seed.settings.samples_per_prompt)
+    results = []
+    for sample in range(len(answers.dataset()[0]["responses"]) // best_of):
+        ours = pick_answers(answers, sample, best_of, penalty, into=run / "sample")
+        theirs = pick_answers(reference, sample, 1, penalty, into=run / "sample")
+        evaluated = policies.evaluate_policy(
+            ours, theirs, profile.evaluation, profile.world, None, profile.reward_model.batch_tokens, run.seed,
+            cache_file=run.cache / "judge.jsonl", into=run / "evaluation",
+        )  # fmt: skip
+        results.append(evaluated.read_json("results.json"))
+    found = {
+        name: mean_over_prompts(seed, np.mean([each["prompts"][column] for each in results], axis=0).tolist())
+        for name, column in BY_PROMPT.items()
+    }
+    found["lc_win_rate"] = mean_of([each["estimates"]["lc_win_rate"] for each in results])
+    found["reasoning_accuracy"] = mean_of([each["skills"]["reasoning"]["accuracy"] for each in results])
+    return found
+
+
+def mean_over_prompts(seed: Seed, units: Sequence[float]) -> Measure:
+    """The mean of one number per prompt, with its bootstrap interval."""
+    settings = seed.profile.evaluation
+    return measured(bootstrap_mean(units, settings.bootstrap_samples, settings.confidence, seed.run.seed), tuple(units))
+
+
+def mean_of(parts: Sequence[dict[str, Any]]) -> Measure:
+    """The mean of estimates from the same prompts: of their values and of the ends of their intervals."""
+    value, low, high = (fmean(part[key] for part in parts) for key in ("value", "ci_low", "ci_high"))
+    return Measure(value, low, high, parts[0]["n"])
 
 
 def exact_match(seed: Seed, policy: Artifact) -> Measure:
@@ -208,38 +270,16 @@ def training_cost(models: Sequence[Artifact]) -> Found:
     logs = [model.read_json("log.json") for model in models]
     sums = {name: sum(log[key] for log in logs) for name, key in (("updates", "steps"), ("tokens", "tokens"))}
     sums["pairs"] = sum(model.rows["training_rows"]["rows_out"] for model in models)
-    return {name: Measure(float(value), float(value), float(value), 1) for name, value in sums.items()}
+    return {name: constant(value) for name, value in sums.items()}
+
+
+def constant(value: float) -> Measure:
+    return Measure(float(value), float(value), float(value), 1)
+
+
+def measured(estimate: Estimate, units: tuple[float, ...] | None = None) -> Measure:
+    return Measure(**vars(estimate), units=units)
 
 
 def estimates(results: dict[str, Any]) -> Found:
     return {name: Measure(**each) for name, each in results.items() if isinstance(each, dict) and "value" in each}
-
-
-@stage
-def take_share(data: Artifact, mixture: str, share: float, seed: int, *, into: Path) -> Summary:
-    """A random share of a mixture, under its name; smaller shares are parts of larger ones."""
-    rows = data.dataset(mixture).shuffle(seed=seed)
-    kept = rows.select(range(max(1, round(share * len(rows)))))
-    kept.save_to_disk(str(into / mixture))
-    return Summary({mixture: Rows(len(rows), len(kept), {"beyond_the_share": len(rows) - len(kept)})})
-
-
-@stage
-def balance_skills(data: Artifact, world: WorldSettings, pairs: int, seed: int, *, into: Path) -> Summary:
-    """`pairs` rows of the offline pairs, as many of each skill, drawn at random.
-
-    A skill that has too few rows gives some of them more than once; the metric `repeated` counts those.
-    """
-    rows, truth = data.dataset("offline").shuffle(seed=seed), World(world)
-    by_skill: dict[str, list[int]] = {}
-    for index, prompt in enumerate(rows["prompt"]):
-        by_skill.setdefault(truth.skill_of(prompt[-1]["content"]), []).append(index)
-    if set(by_skill) != set(PREFERENCE_SKILLS):
-        raise ValueError(f"offline pairs are about {sorted(by_skill)}; {sorted(PREFERENCE_SKILLS)} are needed")
-    share, rest = divmod(pairs, len(by_skill))
-    drawn = [places[number % len(places)] for order, (_, places) in enumerate(sorted(by_skill.items()))
-             for number in range(share + (order < rest))]  # fmt: skip
-    rows.select(drawn).save_to_disk(str(into / "offline"))
-    distinct = len(set(drawn))
-    counts = Rows(len(rows), distinct, {"beyond_the_skills_share": len(rows) - distinct})
-    return Summary({"offline_pairs": counts}, {"repeated": len(drawn) - distinct})

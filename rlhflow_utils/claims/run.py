@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,17 +13,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.claims.designs import DESIGNS, Designs, load_designs, seed_profile, with_annotators
+from rlhflow_utils.claims.designs import DESIGNS, Designs, load_designs, seed_profile
 from rlhflow_utils.claims.pipeline import measure, prepare
 from rlhflow_utils.claims.verdicts import RESULTS, Measure, claim_record, claims_table, read_records
+from rlhflow_utils.guide.profile import variant
 from rlhflow_utils.guide.publishing import replace_block
 from rlhflow_utils.guide.run import Run, locked, quiet_libraries
 from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import PROJECT, provenance, write_json
 from rlhflow_utils.guide.tables import markdown_table
 
-Jobs = dict[str, list[str]]  # annotators ("": the profile's own) -> claims to measure
-Measured = dict[str, dict[str, dict[str, Measure]]]  # annotators -> variant -> metric -> measure
+Jobs = dict[str, list[str]]  # world ("": the profile's own) -> claims to measure
+Measured = dict[str, dict[str, dict[str, Measure]]]  # world -> variant -> metric -> measure
 
 
 def run_claims(
@@ -46,9 +48,9 @@ def run_claims(
     is_aside = bool(arguments or failed) or designs_file != DESIGNS
     settings = profiles[designs.settings.first_seed].evaluation
     for name in names:
-        found = {setting: {str(seed): measured[seed][setting] for seed in sorted(measured)
-                           if name in jobs[seed].get(setting, [])}
-                 for setting in ("", *designs.annotators)}  # fmt: skip
+        found = {world: {str(seed): measured[seed][world] for seed in sorted(measured)
+                         if name in jobs[seed].get(world, [])}
+                 for world in ("", *designs.worlds)}  # fmt: skip
         if own := found.pop(""):
             command = f"python -m rlhflow_utils claims --only {name}{arguments}"
             record = {"claim": name, **claim_record(designs.claims[name], own, found, settings)}
@@ -67,23 +69,22 @@ def plan(designs: Designs, names: Sequence[str], limit: int | None) -> dict[int,
         claim = designs.claims[name]
         count = settings.seeds if claim.all_seeds else settings.fewer_seeds
         for index in range(min(count, limit or count)):
-            others = claim.other_annotators and limit != 1 and index < settings.annotator_seeds
-            for setting in ("", *(designs.annotators if others else ())):
-                jobs.setdefault(settings.first_seed + index, {}).setdefault(setting, []).append(name)
+            others = claim.other_worlds and limit != 1 and index < settings.world_seeds
+            for world in ("", *(designs.worlds if others else ())):
+                jobs.setdefault(settings.first_seed + index, {}).setdefault(world, []).append(name)
     return jobs
 
 
 def run_seed(designs: Designs, profile: Profile, jobs: Jobs, folder: Path) -> Measured:
+    """What the variants of the claims measured in each world."""
     quiet_libraries()
+    measured: Measured = {}
     with locked(folder):
-        own, measured = prepare(Run("11_ablations", profile, folder, by_key=True), designs.settings.max_steps), {}
-        for setting, names in jobs.items():
-            seed = own
-            if setting:
-                run = Run("11_ablations", with_annotators(profile, designs.annotators[setting]), folder, by_key=True)
-                seed = prepare(run, designs.settings.max_steps, own)
+        for world, names in jobs.items():
+            changed = variant(profile, designs.worlds[world]) if world else profile
+            seed = prepare(Run("11_ablations", changed, folder, by_key=True), designs.settings)
             variants = dict.fromkeys(each for name in names for each in designs.claims[name].variants)
-            measured[setting] = {each: measure(seed, designs.variants[each]) for each in variants}
+            measured[world] = {each: measure(seed, designs.variants[each]) for each in variants}
     return measured
 
 
@@ -101,7 +102,9 @@ def run_seeds(
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))  # for the children's torch
     started, measured, failed = time.time(), dict[int, Measured](), list[str]()
     print(f"Claims: seeds {', '.join(map(str, jobs))}", flush=True)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # Ctrl-C reaches the workers, too: they end without a word, and the command says it once.
+    quietly = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **quietly) as pool:
         running = {pool.submit(run_seed, designs, profiles[seed], each, folder / f"seed{seed}"): seed
                    for seed, each in jobs.items()}  # fmt: skip
         for future in as_completed(running):

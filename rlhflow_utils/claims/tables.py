@@ -17,6 +17,7 @@ from rlhflow_utils.guide.tables import show
 UNITS = {
     "mean_pearson": ("correlation of length and reward", 1), "mean_length": ("characters", 1),
     "proxy_reward": ("proxy reward", 1), "reward": ("gold reward", 1), "slack": ("KL below its bound (nats)", 1),
+    "kl": ("KL from π₀ (nats)", 1),
     "": ("percentage points", 100),
 }  # fmt: skip
 COLOURS = {"supported": GREEN, "not supported": RED, "inconclusive": ORANGE}
@@ -24,13 +25,14 @@ SHOWN = "Thin lines: seeds; thick line: their mean.\n"
 
 
 def comparisons_table(record: Record) -> list[dict[str, Any]]:
-    """Every comparison of a claim, with its interval and its verdict; first what the claim presupposes."""
+    """Every comparison of a claim, with its interval and its own verdict; the one that decides is bold."""
     return [{
-        "comparison": ("presupposed: " if part is record["precondition"] else "") + part["comparison"],
+        "comparison": f"**{part['comparison']}**" if part["comparison"] == record["deciding"] else part["comparison"],
         "difference": signed(part["effect"]), "95 % interval": signed_interval(part),
+        "detectable effect": part.get("smallest_detectable_effect"),
         "by seed": ", ".join(signed(value) for value in part["per_seed"].values()),
-        "verdict": part["verdict"] or "(not part of the verdict)",
-    } for part in filter(None, [record["precondition"], *record["comparisons"]])]  # fmt: skip
+        "verdict": part["verdict"] or "(shown only)",
+    } for part in record["comparisons"]]  # fmt: skip
 
 
 def show_claims(records: Mapping[str, Record], names: Sequence[str], caption: str = "") -> None:
@@ -47,13 +49,14 @@ def show_claims(records: Mapping[str, Record], names: Sequence[str], caption: st
         show(comparisons_table(record), f"Interval: {record['interval']}. {measured}. {caption}")
 
 
-def annotators_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """The verdicts of the claims that were measured with other annotators, with the comparison that decides."""
+def worlds_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """The verdicts of the claims that were measured in other worlds, too, with the comparison that decides."""
 
     def short(record: Mapping[str, Any]) -> str:
-        return f"{record['verdict']}: {record['comparison']} {signed(record['effect'])} ({signed_interval(record)})"
+        name = record.get("deciding", record.get("comparison"))
+        return f"{record['verdict']}: {name} {signed(record['effect'])} ({signed_interval(record)})"
 
-    rows = {name: {"the profile's": each, **each["annotators"]} for name, each in records.items() if each["annotators"]}
+    rows = {name: {"the profile's": each, **each["worlds"]} for name, each in records.items() if each["worlds"]}
     return [{"claim": name, **{key: short(each) for key, each in row.items()}} for name, row in rows.items()]
 
 
@@ -70,14 +73,14 @@ def variants_table(designs: Designs, records: Mapping[str, Record]) -> list[dict
 
 
 def claim_forest(records: Mapping[str, Record], caption: str = "") -> Figure:
-    """The comparisons that decide some claims: mean over seeds with its interval, a panel for each unit."""
+    """The comparison that decides each claim: mean over seeds with its interval, a panel for each unit."""
     panels: dict[tuple[str, int], dict[str, Any]] = {}
     for name, record in records.items():
-        for part in [part for part in record["comparisons"] if part["kind"] != "descriptive"]:
-            unit = next(found for start, found in UNITS.items() if part["metric"].startswith(start))
-            panels.setdefault(unit, {})[f"{name} · {part['comparison']}"] = part
+        part = next(part for part in record["comparisons"] if part["comparison"] == record["deciding"])
+        unit = next(found for start, found in UNITS.items() if part["metric"].startswith(start))
+        panels.setdefault(unit, {})[f"{name} · {part['comparison']}"] = part
     heights = [len(rows) + 2 for rows in panels.values()]
-    figure, axes = new_figure(len(panels), height=1 + 0.22 * sum(heights), gridspec_kw={"height_ratios": heights})
+    figure, axes = new_figure(len(panels), height=1 + 0.3 * sum(heights), gridspec_kw={"height_ratios": heights})
     for panel, ((label, scale), rows) in zip(axes, panels.items(), strict=True):
         panel.axvline(0, color=DARK, lw=1)
         for place, part in enumerate(rows.values()):
@@ -97,9 +100,10 @@ def claim_forest(records: Mapping[str, Record], caption: str = "") -> Figure:
 
 
 def claim_curves(record: Record, variants: Mapping[str, str], caption: str = "") -> Figure:
-    """Proxy and gold reward over the iterations, as changes since the first point; variant -> its name in the legend.
+    """Proxy and gold reward by KL from π₀, as changes since the first point; variant -> its name in the legend.
 
-    An RM's zero is arbitrary, so the proxy starts from iteration 1; the gold reward starts from SFT (iteration 0).
+    An RM's zero is arbitrary, so the proxy starts from iteration 1; the gold reward starts from SFT, where KL is 0.
+    Records without KL are drawn by iteration.
     """
     figure, panels = new_figure(columns=2, height=3.8)
     for axes, metric, label in zip(panels, ("proxy_reward", "reward"), ("proxy reward", "gold reward"), strict=True):
@@ -107,15 +111,16 @@ def claim_curves(record: Record, variants: Mapping[str, str], caption: str = "")
             found = record["variants"][variant]
             steps = sorted(int(key.split("@")[1]) for key in next(iter(found.values())) if key.startswith(f"{metric}@"))
             curves = np.array([[seed[f"{metric}@{step}"] for step in steps] for seed in found.values()])
+            places = np.array([[seed.get(f"kl@{step}", step) for step in steps] for seed in found.values()])
             if metric == "reward":
-                start = [record["variants"]["sft"][seed][metric] for seed in found]
-                curves, steps = np.column_stack([start, curves]), [0, *steps]
-            _curves(axes, steps, curves - curves[:, :1], colour, name)
-        axes.set_xticks(steps)
-        axes.set(xlabel="iteration", ylabel=f"change of the {label}")
+                curves = np.column_stack([[record["variants"]["sft"][seed][metric] for seed in found], curves])
+                places = np.column_stack([np.zeros(len(found)), places])
+            _curves(axes, places, curves - curves[:, :1], colour, name)
+        by_kl = any(key.startswith("kl@") for key in next(iter(found.values())))
+        axes.set(xlabel="KL from π₀ (nats)" if by_kl else "iteration", ylabel=f"change of the {label}")
     panels[1].legend()
-    note = "The zero of a reward model is arbitrary: compare directions, not heights, on the left."
-    return finish(figure, "Proxy and gold reward over the iterations", f"{SHOWN}{note}\n{caption}")
+    note = "The zero of a reward model is arbitrary: compare directions, not heights, on the left. Points: iterations."
+    return finish(figure, "Proxy and gold reward of the iterations", f"{SHOWN}{note}\n{caption}")
 
 
 def claim_sizes(record: Record, shares: Mapping[str, float], caption: str = "") -> Figure:
@@ -123,15 +128,15 @@ def claim_sizes(record: Record, shares: Mapping[str, float], caption: str = "") 
     figure, [axes] = new_figure(height=3.2)
     curves = [[100 * seed["accuracy"] for seed in record["variants"][variant].values()] for variant in shares]
     steps = [100 * share for share in shares.values()]
-    _curves(axes, steps, np.array(curves).T, BLUE, "")
+    _curves(axes, np.tile(steps, (len(curves[0]), 1)), np.array(curves).T, BLUE, "")
     axes.set_xscale("log", base=2)
     axes.set_xticks(steps, [f"{value:g}" for value in steps])
     axes.set(xlabel="share of the mixture's pairs (%)", ylabel="accuracy, clean labels (%)")
     return finish(figure, "RM accuracy and the number of its pairs", f"{SHOWN}{caption}")
 
 
-def _curves(axes: Any, steps: Sequence[float], curves: Any, colour: str, name: str) -> None:
-    """Each seed as a thin line, their mean as a thick one."""
-    axes.plot(steps, curves.T, color=colour, lw=0.7, alpha=0.5)
-    axes.plot(steps, curves.mean(axis=0), color=colour, lw=2.2, marker="o", label=name)
+def _curves(axes: Any, places: Any, curves: Any, colour: str, name: str) -> None:
+    """Each seed (a row of both) as a thin line, their mean as a thick one."""
+    axes.plot(places.T, curves.T, color=colour, lw=0.7, alpha=0.5)
+    axes.plot(places.mean(axis=0), curves.mean(axis=0), color=colour, lw=2.2, marker="o", label=name)
     axes.grid(axis="y")

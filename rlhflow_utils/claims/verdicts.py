@@ -1,7 +1,7 @@
 """From what each variant measured under each seed to a verdict; and the records of it in `results/claims/`.
 
-The unit of inference is the seed: an effect is the difference of two variants under the same seed (same world, same
-base, SFT and reward models), and its interval is Student's t over the seeds. Below three seeds that interval says
+The unit of inference is the seed: an effect is the difference of two variants under the same seed (same rows, same
+SFT and reward models), and its interval is Student's t over the seeds. Below three seeds that interval says
 nothing; then the interval covers the choice of prompts alone, and is marked so.
 """
 
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from rlhflow_utils.claims.designs import Claim, Comparison
 from rlhflow_utils.evaluation.statistics import ENOUGH_SEEDS, Estimate, paired_difference, t_interval, weighted_mean
 from rlhflow_utils.guide.settings import EvaluationSettings
@@ -22,7 +24,7 @@ from rlhflow_utils.guide.tables import cell
 
 RESULTS = PROJECT / "results" / "claims"
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
-UNTESTABLE = "not testable here"  # the precondition is not supported
+POWER = 0.8  # of the smallest detectable effect
 OVER_SEEDS, OVER_PROMPTS = "t over seeds", "over prompts, not over seeds"
 Record = dict[str, Any]
 
@@ -48,13 +50,17 @@ class Effect:
     interval: str
     verdict: str
     per_seed: dict[str, float]
+    smallest_detectable: float | None  # None: too few seeds to tell
 
     def to_dict(self) -> Record:
         """The effect as JSON; a descriptive comparison has no verdict."""
         estimate, verdict = self.estimate, None if self.comparison.kind == "descriptive" else self.verdict
         stated = self.comparison.model_dump(include={"metric", "better", "worse", "kind", "margin"})
-        found = {"effect": estimate.value, "ci_low": estimate.ci_low, "ci_high": estimate.ci_high}
-        return {"comparison": self.comparison.name, **stated, **found, "per_seed": self.per_seed, "verdict": verdict}
+        return {
+            "comparison": self.comparison.name, **stated, "effect": estimate.value, "ci_low": estimate.ci_low,
+            "ci_high": estimate.ci_high, "smallest_detectable_effect": self.smallest_detectable,
+            "per_seed": self.per_seed, "verdict": verdict,
+        }  # fmt: skip
 
 
 def measure_effect(comparison: Comparison, seeds: Seeds, samples: int, confidence: float) -> Effect:
@@ -62,12 +68,22 @@ def measure_effect(comparison: Comparison, seeds: Seeds, samples: int, confidenc
     per_seed = {seed: difference.value for seed, difference in differences.items()}
     if len(per_seed) >= ENOUGH_SEEDS:
         estimate = t_interval(list(per_seed.values()), confidence)
-        return Effect(comparison, estimate, OVER_SEEDS, comparison_verdict(comparison, estimate), per_seed)
+        detectable = smallest_detectable_effect(list(per_seed.values()), confidence)
+        return Effect(comparison, estimate, OVER_SEEDS, comparison_verdict(comparison, estimate), per_seed, detectable)
     estimate = weighted_mean(list(differences.values()), [1] * len(differences))
     verdict = comparison_verdict(comparison, estimate)
     # The interval covers prompts only, so require all seeds to agree.
     alone = {comparison_verdict(comparison, Estimate(value, value, value, 1)) for value in per_seed.values()}
-    return Effect(comparison, estimate, OVER_PROMPTS, verdict if alone == {verdict} else INCONCLUSIVE, per_seed)
+    return Effect(comparison, estimate, OVER_PROMPTS, verdict if alone == {verdict} else INCONCLUSIVE, per_seed, None)
+
+
+def smallest_detectable_effect(values: Sequence[float], confidence: float) -> float:
+    """The true effect whose t interval would lie above zero in 80 % of repetitions, at the spread of these seeds.
+
+    ``(t_{1 - alpha/2, n - 1} + t_{0.8, n - 1}) s / sqrt(n)``.
+    """
+    quantiles = stats.t.ppf([0.5 + confidence / 2, POWER], len(values) - 1)
+    return float(quantiles.sum() * stats.sem(values))
 
 
 def seed_difference(comparison: Comparison, found: Measures, samples: int, confidence: float) -> Estimate:
@@ -99,57 +115,38 @@ def comparison_verdict(comparison: Comparison, estimate: Estimate) -> str:
     return SUPPORTED if low > threshold else NOT_SUPPORTED if high <= threshold else INCONCLUSIVE
 
 
-def claim_verdict(effects: Sequence[Effect], precondition: Effect | None = None) -> str:
-    """All comparisons must be supported, and one that is not decides; without its precondition nothing is testable."""
-    if precondition is not None and precondition.verdict != SUPPORTED:
-        return UNTESTABLE
-    verdicts = [effect.verdict for effect in effects if effect.comparison.kind != "descriptive"]
-    if NOT_SUPPORTED in verdicts:
-        return NOT_SUPPORTED
-    return SUPPORTED if verdicts and set(verdicts) == {SUPPORTED} else INCONCLUSIVE
-
-
-def weakest_effect(effects: Sequence[Effect]) -> Effect:
-    """The comparison on which the verdict hangs: of those that count, the one furthest from being supported."""
-    order = [NOT_SUPPORTED, INCONCLUSIVE, SUPPORTED]
-
-    def slack(effect: Effect) -> tuple[int, float]:
-        """Worst verdict first; then the distance of the interval from its threshold, in widths of the interval."""
-        low, high, margin = effect.estimate.ci_low, effect.estimate.ci_high, effect.comparison.margin
-        distance = min(low, -high) + margin if effect.comparison.kind == "near_equal" else low + margin
-        return order.index(effect.verdict), distance / max(high - low, 1e-12)
-
-    return min([effect for effect in effects if effect.comparison.kind != "descriptive"], key=slack)
-
-
-def claim_record(claim: Claim, seeds: Seeds, annotators: Mapping[str, Seeds], settings: EvaluationSettings) -> Record:
-    """A claim's result as JSON, with what its variants measured; `annotators` holds the seeds with other ones."""
+def claim_record(claim: Claim, seeds: Seeds, worlds: Mapping[str, Seeds], settings: EvaluationSettings) -> Record:
+    """A claim's result as JSON, with what its variants measured; `worlds` holds the seeds of other worlds."""
     stated = claim.model_dump(include={"title", "section", "hypothesis", "design", "control", "paper"})
     variants = {variant: {seed: {metric: round(each.value, 5) for metric, each in found[variant].items()}
                           for seed, found in seeds.items()} for variant in claim.variants}  # fmt: skip
     result, confidence = _result(claim, seeds, settings), settings.confidence
-    elsewhere = {key: _result(claim, found, settings) for key, found in annotators.items() if found}
-    return {**stated, "variants": variants, "confidence": confidence, **result, "annotators": elsewhere}
+    elsewhere = {key: _result(claim, found, settings) for key, found in worlds.items() if found}
+    return {**stated, "variants": variants, "confidence": confidence, **result, "worlds": elsewhere}
 
 
 def _result(claim: Claim, seeds: Seeds, settings: EvaluationSettings) -> Record:
-    """The verdict, the comparison that decides it, and all comparisons."""
+    """All comparisons, and the verdict: that of the comparison that decides."""
     options = (seeds, settings.bootstrap_samples, settings.confidence)
-    effects = [measure_effect(comparison, *options) for comparison in claim.comparisons]
-    precondition = measure_effect(claim.precondition, *options) if claim.precondition else None
-    verdict = claim_verdict(effects, precondition)
-    deciding = precondition if precondition and verdict == UNTESTABLE else weakest_effect(effects)
+    effects = {comparison.name: measure_effect(comparison, *options) for comparison in claim.comparisons}
+    deciding = effects[claim.deciding.name]
     return {
-        "verdict": verdict, "comparison": deciding.comparison.name, "effect": deciding.estimate.value,
+        "verdict": deciding.verdict, "deciding": claim.deciding.name, "effect": deciding.estimate.value,
         "ci_low": deciding.estimate.ci_low, "ci_high": deciding.estimate.ci_high, "interval": deciding.interval,
-        "seeds": len(seeds), "comparisons": [effect.to_dict() for effect in effects],
-        "precondition": precondition.to_dict() if precondition else None,
+        "smallest_detectable_effect": deciding.smallest_detectable, "seeds": len(seeds),
+        "comparisons": [effect.to_dict() for effect in effects.values()],
     }  # fmt: skip
 
 
 def read_records(folder: Path = RESULTS) -> dict[str, Record]:
-    """The measured claims: first those with a letter. Empty where nothing has been measured."""
+    """The measured claims: first those with a letter. Empty where nothing has been measured.
+
+    Records from before one comparison was set to decide show the one that their verdict hung on, `comparison`.
+    """
     records = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
+    for record in records:
+        record.setdefault("deciding", record.get("comparison"))
+        record.setdefault("worlds", record.get("annotators"))
     return {record["claim"]: record for record in sorted(records, key=lambda r: (len(r["claim"]) > 1, r["claim"]))}
 
 
@@ -163,11 +160,11 @@ def signed_interval(record: Mapping[str, Any]) -> str:
 
 
 def verdict_text(record: Record) -> str:
-    """The verdict, with what limits it: other annotators, or an interval over prompts alone."""
-    text, others = str(record["verdict"]), record["annotators"].values()
+    """The verdict, with what limits it: other worlds, or an interval over prompts alone."""
+    text, others = str(record["verdict"]), record["worlds"].values()
     agreeing = sum(other["verdict"] == SUPPORTED for other in others)
     if agreeing != (len(others) if text == SUPPORTED else 0):
-        text += f" (with other annotators supported in {agreeing} of {len(others)})"
+        text += f" (in other worlds supported in {agreeing} of {len(others)})"
     return text + ("" if record["interval"] == OVER_SEEDS else ", prompts only")
 
 
@@ -175,6 +172,7 @@ def claims_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """One row for each claim; the effect is that of the comparison that decides."""
     return [{
         "claim": f"**{name}** {record['title']}", "paper": record["paper"],
-        "ours (the comparison that decides)": f"{record['comparison']}: {signed(record['effect'])}",
-        "95 % interval": signed_interval(record), "seeds": record["seeds"], "verdict": verdict_text(record),
+        "ours (the comparison that decides)": f"{record['deciding']}: {signed(record['effect'])}",
+        "95 % interval": signed_interval(record), "detectable effect": record.get("smallest_detectable_effect"),
+        "seeds": record["seeds"], "verdict": verdict_text(record),
     } for name, record in records.items()]  # fmt: skip
