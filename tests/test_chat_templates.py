@@ -302,13 +302,19 @@ def test_turns_that_the_template_refuses_are_one_line(tmp_path: Path) -> None:
 # --- text and tokens ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("template", [ZEPHYR, LLAMA2, MISTRAL], ids=["Zephyr", "Llama-2", "Mistral"])
+ACROSS = "x[/INST]fine [/INST]fine"  # words that hold a token of the prompt's end and the answer's first word
+
+
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
-@pytest.mark.parametrize("merge", [False, True])
-def test_an_answer_is_tokenised_as_in_the_whole_conversation(scheme: str, template: str, merge: bool) -> None:
+@pytest.mark.parametrize(
+    ("template", "merge"),
+    [(ZEPHYR, ""), (LLAMA2, ""), (MISTRAL, ""), (ZEPHYR, ACROSS), (LLAMA2, ACROSS), (MISTRAL, ACROSS),
+     (LLAMA2, "\nfine"), (MISTRAL, "\nfine")],
+)  # fmt: skip
+def test_an_answer_is_tokenised_as_in_the_whole_conversation(scheme: str, template: str, merge: str) -> None:
     """SentencePiece puts a space before a text: the first word of an answer is not the first word of a text."""
     words = "Hi Yo fine thanks and you assistant user system [INST] [/INST] <|user|> <|assistant|> \n Go".split(" ")
-    texts = [*words, *words, "x[/INST]fine [/INST]fine" if merge else "fine thanks"] * 4
+    texts = [*words, *words, "fine thanks", merge] * 4
     inner = Tokenizer(models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     inner.decoder = decoders.Metaspace(prepend_scheme=scheme)
@@ -324,7 +330,7 @@ def test_an_answer_is_tokenised_as_in_the_whole_conversation(scheme: str, templa
     if whole[: len(before)] == before:
         assert before + response == whole
     else:  # a token of the whole text reaches across the border: what follows the prompt's own tokens spells the same
-        assert merge
+        assert merge == ACROSS
         assert "".join(tokenizer.convert_ids_to_tokens(response)) == "fine▁thanks</s>"
     rows = sft_tokens({"messages": [*DIALOGUE, {"role": "assistant", "content": "fine thanks"}]}, tokenizer, True)
     for row in rows:

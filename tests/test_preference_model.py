@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny_models import MODEL, POSITIONS, WORDS, artifact, prompts, save_policy
 
 from rlhflow_utils.guide.settings import PreferenceModelSettings
@@ -24,6 +26,7 @@ from rlhflow_utils.models.preference_model import (
     round_robin,
     training_tokens,
 )
+from rlhflow_utils.training.stages import tokenise
 
 DIALOGUE = [
     {"role": "user", "content": "Hi."},
@@ -36,6 +39,24 @@ QUALITY = {"bad": 0, "poor": 1, "fair": 2, "good": 3, "best": 4}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_policy(tmp_path_factory.mktemp("policy"))
+
+
+def test_an_answer_may_open_with_an_empty_thought(model: Path) -> None:
+    """As Qwen3's template writes it; A and B are then read after it."""
+    tokenizer = load_tokenizer(model)
+    thought = "'<think></think>' + message['content'] if message['role'] == 'assistant' else message['content']"
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", f"({thought})")
+    opening, labels = answer_ids(tokenizer)
+    assert tokenizer.decode(opening) == "<think></think>"
+    assert tokenizer.convert_ids_to_tokens(labels) == ["A", "B"]
+
+
+def test_pairs_that_read_the_same_in_both_orders_are_dropped(model: Path) -> None:
+    rows = [{**_pair("0"), "rejected": _pair("0")["chosen"]}, _pair("1")]
+    function = partial(training_tokens, tokenizer=load_tokenizer(model), seed=0)
+    kept, dropped = tokenise(Dataset.from_list(rows), function, 500)
+    assert (len(kept), dropped["identical_tokens"]) == (1, 1)
+    assert sorted(kept.column_names) == ["input_ids", "labels", "length"]
 
 
 @pytest.fixture(scope="module")

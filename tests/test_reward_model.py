@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import MODEL, POSITIONS, WORDS, artifact, prompts, save_policy, save_reward_model
 
 from rlhflow_utils.guide.settings import RewardModelSettings
@@ -57,6 +59,31 @@ def test_nothing_is_truncated(model: Path) -> None:
 def test_a_model_without_score_head_is_refused(policy: Path) -> None:
     with pytest.raises(ValueError, match="is no reward model"):
         score(policy, [(prompts(1)[0]["prompt"], "sky")], 500)
+
+
+def test_a_head_of_another_name_is_found_and_a_missing_one_is_an_error(model: Path, tmp_path: Path) -> None:
+    """transformers would only warn, and draw the head at random."""
+    conversation = [(prompts(1)[0]["prompt"], "sky")]
+    expected = score(model, conversation, 500)
+    tensors = load_file(model / "model.safetensors")
+    head = tensors.pop("score.weight")
+    for name in (
+        "v_head.weight",
+        "value_head.weight",
+        "classifier.weight",
+        "regression_layer.weight",
+        "ranker.weight",
+        "",
+    ):
+        folder = shutil.copytree(model, tmp_path / f"head-{name}")
+        more = {name: head} if name else {}
+        save_file({**tensors, **more}, folder / "model.safetensors", metadata={"format": "pt"})
+        if name in ("ranker.weight", ""):
+            unexpected = re.escape(f"missing weights ['score.weight'] (1), unexpected weights {sorted(more)}")
+            with pytest.raises(ValueError, match=unexpected):
+                score(folder, conversation, 500)
+        else:
+            assert score(folder, conversation, 500) == expected
 
 
 def test_stage_adds_rewards_in_order_and_resumes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

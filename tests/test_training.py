@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from tiny_training import build_tiny_model, losses, make_job, tokenised_rows, weights
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    TrainerCallback,
+)
 
 from rlhflow_utils.guide.stage import PROJECT, write_json
-from rlhflow_utils.models.chat import IGNORED, load_tokenizer
+from rlhflow_utils.models.chat import IGNORED, encode_prompt, load_tokenizer
 from rlhflow_utils.training.stages import dpo_tokens, length_order, reward_tokens, sft_tokens, tokenise
 from rlhflow_utils.training.trainers import (
     build_trainer,
@@ -90,6 +100,55 @@ def test_rows_over_the_limit_are_dropped_and_counted(model: Path) -> None:
     assert dropped == {"too_long": 1, "identical_tokens": 0}
     assert len(kept) == 2
     assert kept["length"] == [len(ids) for ids in kept["input_ids"]]
+
+
+HISTORY_WITHOUT_THOUGHTS = (  # Qwen3, GLM, gpt-oss: past answers lose what stands before </think>
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}{{ '<|' + m.role + '|>' }}"
+    "{{ m.content.split('</think>')[-1] if loop.index0 < ns.last else m.content }}{{ eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("question", ["on a mat", "on a mat with 12 dogs and 3 birds near the blue river"])
+def test_answers_that_the_history_shows_otherwise_are_rows_of_their_own(model: Path, question: str) -> None:
+    """One row would hold labels that are not its tokens, or more labels than tokens."""
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = HISTORY_WITHOUT_THOUGHTS
+    answers = ["<think>cat</think>sat", "<think>12</think>with dogs"]
+    turns = [CONVERSATION[0], {"role": "user", "content": question}]
+    messages = [turn for i in (0, 1) for turn in (turns[i], {"role": "assistant", "content": answers[i]})]
+    function = partial(sft_tokens, tokenizer=tokenizer, completion_only=True)
+    rows, dropped = tokenise(Dataset.from_list([{"messages": messages}] * 2), function, 128)
+    assert (len(rows), sum(dropped.values())) == (4, 0)
+    for row, answer, earlier in zip(rows, answers * 2, ("", "sat") * 2, strict=True):
+        start = row["labels"].count(IGNORED)
+        assert row["labels"] == [IGNORED] * start + row["input_ids"][start:]
+        assert tokenizer.decode(row["input_ids"][start:]) == answer + "<|end|>"
+        assert earlier in tokenizer.decode(row["input_ids"][:start])
+        assert "<think>" not in tokenizer.decode(row["input_ids"][:start])
+
+
+def test_a_label_that_is_not_its_token_is_an_error() -> None:
+    rows = Dataset.from_list([{"messages": CONVERSATION}])
+    with pytest.raises(ValueError, match="a training row has the label 6 at the token 5"):
+        tokenise(rows, lambda row: {"input_ids": [4, 5], "labels": [IGNORED, 6]}, 10)
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        tokenise(rows, lambda row: {"input_ids": [4, 5], "labels": [IGNORED, 5, 6]}, 10)
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_pairs_of_the_same_tokens_are_dropped_and_counted(model: Path, kind: str) -> None:
+    """A template that leaves thoughts out makes two answers one."""
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = tokenizer.chat_template.replace("['content']", "['content'].split('</think>')[-1]")
+    texts = [("<think>red</think>cat", "<think>blue</think>cat"), ("cat", "dogs")]
+    pairs = [{"prompt": CONVERSATION[:1], **{side: [{"role": "assistant", "content": text}] for side, text in
+              zip(("chosen", "rejected"), pair, strict=True)}} for pair in texts]  # fmt: skip
+    function = partial(reward_tokens if kind == "reward" else dpo_tokens, tokenizer=tokenizer)
+    rows, dropped = tokenise(Dataset.from_list(pairs), function, 128)
+    assert (len(rows), dropped) == (1, {"too_long": 0, "identical_tokens": 1})
+    assert "fate" not in rows.column_names
 
 
 # --- batches ------------------------------------------------------------------------------------------------------
@@ -195,7 +254,53 @@ def _log_prob(model: Path, row: dict[str, list[int]], side: str) -> float:
     return sum(float(log_probs[len(prompt) + i - 1, token]) for i, token in enumerate(response))
 
 
+@pytest.mark.parametrize("diverges", [True, False])
+def test_training_stops_at_the_first_loss_that_is_no_number(diverges: bool, model: Path, tmp_path: Path) -> None:
+    start, changes, step = model, {"learning_rate": 1e30}, "[23]: (loss|grad_norm)"
+    if not diverges:  # but is broken from the start; transformers would log 0.0 or the last good loss
+        start, changes, step = shutil.copytree(model, tmp_path / "start"), {"logging_steps": 2}, "2: loss"
+        tensors = weights(model)
+        tensors["model.norm.weight"][0] = math.nan
+        save_file(tensors, start / "model.safetensors", metadata={"format": "pt"})
+    job = make_job("sft", start, tmp_path, **changes)
+    with pytest.raises(ValueError, match=rf"^step {step} is (nan|inf) at learning rate .*; lower"):
+        train(job)
+    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "log.json").exists()
+
+
 # --- checkpoints and models ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peft", [None, {"r": 2, "target_modules": "all-linear"}])
+def test_the_published_policy_stops_at_its_end_of_turn(
+    model: Path, tmp_path: Path, peft: dict[str, Any] | None
+) -> None:
+    """LLaMA-3-8B: EOS alone stands in the file of the base model, and turns end with another token."""
+    start = shutil.copytree(model, tmp_path / "start")
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer.chat_template = tokenizer.chat_template.replace("eos_token", "'<|system|>'")
+    tokenizer.save_pretrained(start)
+    GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(start)
+    train(make_job("sft", start, tmp_path, 64, peft=peft, num_train_epochs=10, learning_rate=2e-2))
+    policy, end = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model"),
+        tokenizer.convert_tokens_to_ids("<|system|>"),
+    )
+    assert policy.generation_config.eos_token_id == [end, tokenizer.eos_token_id]
+    assert policy.generation_config.pad_token_id == tokenizer.pad_token_id
+    if peft is None:  # taught well enough to end a turn
+        prompt = torch.tensor([encode_prompt(CONVERSATION[:1], load_tokenizer(tmp_path / "model"))])
+        assert int(policy.generate(prompt, max_new_tokens=60, do_sample=False)[0, -1]) == end
+
+
+def test_a_start_with_a_missing_weight_is_an_error(model: Path, tmp_path: Path) -> None:
+    start, tensors = shutil.copytree(model, tmp_path / "start"), weights(model)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, start / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing weights \['model.layers.1.mlp.up_proj.weight'\] \(1\)"):
+        build_trainer(make_job("sft", start, tmp_path))
+    train(make_job("reward", model, tmp_path / "reward"))  # whose head is new
 
 
 class _Crash(TrainerCallback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Model = Artifact | Path | str  # a stage that trained one, a local folder, a hub id
 TokenIds = Sequence[int]
 ROWS_PER_SHARD = 1024  # the unit of resuming in `reward_rows`
+SCORE_HEADS = r"^(v_head|value_head|classifier|regression_layer)\.weight$"  # other names of `score.weight`
 
 
 def model_path(model: Model) -> str:
@@ -37,7 +38,7 @@ def hub_arguments(model: Model, settings: ModelSettings | None) -> dict[str, Any
 def load_model(model: Model, kind: Literal["causal", "reward"], settings: ModelSettings | None = None) -> Any:
     """A model ready for inference, on the GPU where there is one; without settings in the checkpoint's dtype.
 
-    A ``reward`` model must be a sequence classifier: transformers would draw a missing score head at random.
+    A ``reward`` model must be a sequence classifier; its score head may have another usual name.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -50,10 +51,26 @@ def load_model(model: Model, kind: Literal["causal", "reward"], settings: ModelS
                 f"{path} is no reward model (architectures: {config.architectures}, outputs: {config.num_labels}); "
                 "give a sequence classifier with one output"
             )
+        keywords["key_mapping"] = {SCORE_HEADS: "score.weight"}
     if settings:
         keywords |= {"dtype": settings.dtype, "attn_implementation": settings.attn_implementation}
     auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
-    return auto.from_pretrained(path, **keywords).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    loaded, found = auto.from_pretrained(path, output_loading_info=True, **keywords)
+    check_weights(path, found)
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def check_weights(path: str, found: Mapping[str, Any], expected: Collection[str] = ()) -> None:
+    """ValueError for a weight that the files lack (transformers draws it at random) or that the model has no place for.
+
+    `found` is the loading information of `from_pretrained`; the names in `expected` may differ.
+    """
+    missing, unexpected = (sorted({*found[kind]} - {*expected}) for kind in ("missing_keys", "unexpected_keys"))
+    if missing or unexpected:
+        raise ValueError(
+            f"{path}: missing weights {missing[:3]} ({len(missing)}), unexpected weights {unexpected[:3]} "
+            f"({len(unexpected)}); give a checkpoint that fits its config.json"
+        )
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

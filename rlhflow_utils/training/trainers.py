@@ -12,6 +12,7 @@ since TRL would load the policy's own start, from the second iteration on the la
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -32,8 +33,8 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 from rlhflow_utils.guide.run import end_with_parent, quiet_libraries, stream_command
 from rlhflow_utils.guide.settings import ModelSettings, Section, TrainingSettings
 from rlhflow_utils.guide.stage import write_json
-from rlhflow_utils.models.chat import load_tokenizer
-from rlhflow_utils.models.forward import hub_arguments
+from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
+from rlhflow_utils.models.forward import check_weights, hub_arguments
 
 CONFIGS: dict[str, Any] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
 # `accelerate launch`, but killed with its parent, so that it cannot write into a resumed run.
@@ -156,7 +157,7 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
     trainers: dict[str, Any] = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": TokenisedDPOTrainer}
     trainer: transformers.Trainer = trainers[job.kind](
         model, args=arguments, train_dataset=load_from_disk(job.dataset), peft_config=lora_config(job),
-        processing_class=load_tokenizer(job.model, job.model_settings), callbacks=[StepLines()], **more,
+        processing_class=load_tokenizer(job.model, job.model_settings), callbacks=[StepLines(), StopAtNaN()], **more,
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
@@ -185,6 +186,7 @@ def trainer_config(job: TrainingJob, launch: Mapping[str, Any] | None = None) ->
         "bf16": job.model_settings.dtype == "bfloat16",
         "use_cpu": not cuda,  # transformers refuses bf16 without a GPU unless the CPU is asked for
         "dataloader_pin_memory": cuda, "report_to": "none", "disable_tqdm": True, "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # transformers would log the last good loss, or 0
         "save_strategy": "steps", "save_total_limit": 2,
         "remove_unused_columns": False,  # the collators pick their fields
     }  # fmt: skip
@@ -215,6 +217,20 @@ class StepLines(transformers.TrainerCallback):
             print(f"  step {step:5d}/{last}  loss {loss:.4f}  {seconds:5.0f} s", flush=True)
 
 
+class StopAtNaN(transformers.TrainerCallback):
+    """Ends a training that has diverged: every weight would be NaN from here on."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **keywords: Any) -> None:
+        entry, watched = logs or {}, ("loss",) if args.fp16 else ("loss", "grad_norm")  # fp16 skips steps that overflow
+        for name in watched:
+            value = float(entry.get(name, 0.0))
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"step {state.global_step}: {name} is {value} at learning rate {entry['learning_rate']:.3g}; "
+                    "lower trainer.learning_rate, or look for broken weights in the model that it starts from"
+                )
+
+
 def load_model(path: str, job: TrainingJob, quantise: bool = True) -> transformers.PreTrainedModel:
     """A causal LM, or for a reward model a sequence classifier with one output (its head fresh or loaded)."""
     keywords = hub_arguments(path, job.model_settings)
@@ -224,8 +240,13 @@ def load_model(path: str, job: TrainingJob, quantise: bool = True) -> transforme
     auto = transformers.AutoModelForCausalLM
     if job.kind == "reward":
         auto, keywords["num_labels"] = transformers.AutoModelForSequenceClassification, 1
-    model = auto.from_pretrained(path, **keywords)
-    model.config.pad_token_id = load_tokenizer(path, job.model_settings).pad_token_id
+    model, found = auto.from_pretrained(path, output_loading_info=True, **keywords)
+    check_weights(path, found, ("score.weight", "lm_head.weight") if job.kind == "reward" else ())
+    tokenizer = load_tokenizer(path, job.model_settings)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if job.kind != "reward":  # saved with the model: whoever generates with it stops where training did
+        model.generation_config.eos_token_id = stop_token_ids(tokenizer)
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
