@@ -49,6 +49,14 @@ def test_an_answer_may_open_with_an_empty_thought(model: Path) -> None:
     opening, labels = answer_ids(tokenizer)
     assert tokenizer.decode(opening) == "<think></think>"
     assert tokenizer.convert_ids_to_tokens(labels) == ["A", "B"]
+    prompt, network, p = prompts(1)[0]["prompt"], load_model(model, "causal"), []
+    for order in (("red", "blue"), ("blue", "red")):
+        ids = encode_prompt(format_comparison(prompt, *order), tokenizer) + opening
+        with torch.inference_mode():
+            p.append(float(network(torch.tensor([ids])).logits[0, -1, labels].softmax(-1)[0]))
+    settings = MODEL.model_copy(update={"chat_template": tokenizer.chat_template})
+    [found] = preference_probability(model, [(prompt, "red", "blue")], 500, settings)
+    assert found == pytest.approx((p[0] + 1 - p[1]) / 2, abs=1e-5)
 
 
 def test_pairs_that_read_the_same_in_both_orders_are_dropped(model: Path) -> None:
