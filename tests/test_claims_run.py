@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
     "data.evaluation_prompts": 24,
     "length_bias": {"prompts": 12, "responses": 4},
     "evaluation.bootstrap_samples": 100,
+    "preference_model.trainer.num_train_epochs": 1,
     **{f"world.preferences.sources.{name}.rows": 20 for name in load_profile("tiny").world.preferences.sources},  # type: ignore[union-attr]
 }
 

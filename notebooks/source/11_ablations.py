@@ -4,9 +4,9 @@
 # Every chapter so far ran once, with one seed. After this one you can say which of the paper's claims hold in a world
 # where the true reward is known, how sure that is, and how to test a claim of your own.
 #
-# Each claim has a design, a control, a margin and a verdict: *supported*, *not supported*, *inconclusive* or *not testable
-# here*. The runs take hours (`make claims`, resumable); their results lie in `results/claims/`, and this chapter reads them.
-# Each record names the commit that it was measured at. The discussion below was written for the records of commit 3dcf924.
+# Each claim has a design, a control and a verdict: *supported*, *not supported* or *inconclusive*. The runs take hours
+# (`make claims`, resumable); their results lie in `results/claims/`, and this chapter reads them. Each record names the
+# commit that it was measured at. The discussion below was written for the records of commit 3dcf924.
 
 # %% tags=["parameters"]
 PROFILE = "tiny"
@@ -19,7 +19,7 @@ from scipy import stats
 
 from rlhflow_utils.claims import tables as claims
 from rlhflow_utils.claims.designs import Comparison, load_designs
-from rlhflow_utils.claims.verdicts import claims_table, comparison_verdict, read_records
+from rlhflow_utils.claims.verdicts import claims_table, comparison_verdict, read_records, smallest_detectable_effect
 from rlhflow_utils.evaluation.statistics import Estimate
 from rlhflow_utils.guide import tables
 from rlhflow_utils.guide.run import open_run
@@ -31,7 +31,8 @@ designs, records = load_designs(), read_records()
 # ## The picture to remember
 #
 # Look at the orange line, the loop without a length penalty, in both panels: left the reward that it is trained on (the
-# proxy, counted from iteration 1), right the true reward (counted from SFT).
+# proxy, counted from iteration 1), right the true reward (counted from SFT). The axis below is how far the policy has moved
+# from π₀: the KL divergence of a whole answer (records from before it was measured are drawn by iteration).
 
 # %%
 variants = {
@@ -48,9 +49,9 @@ claims.claim_curves(records["l"], variants)
 #
 # ## The idea
 #
-# A seed is a world: other facts, other annotators' errors, another base model, and everything that is trained on it. Two
-# *variants* that are compared share everything except the factor under test and its consequences. So we take the difference
-# seed by seed. The interval over $k$ seeds is Student's $t$:
+# A seed draws everything but the world's truth and its base model: demonstrations, annotators' errors, prompts, samples, and
+# all that is trained on them. Two *variants* that are compared share everything except the factor under test and its
+# consequences. So we take the difference seed by seed. The interval over $k$ seeds is Student's $t$:
 #
 # $$\bar d \pm t_{0.975,\,k-1}\, s_d / \sqrt{k}.$$
 #
@@ -70,6 +71,14 @@ low, high = stats.t.interval(
     0.95, df=len(differences) - 1, loc=sum(differences) / len(differences), scale=stats.sem(differences)
 )
 print("by seed:", [round(each, 3) for each in differences], f"interval: {low:+.3f} … {high:+.3f}")
+
+# %% [markdown]
+# How large must an effect be, to be seen? At this spread over seeds, the *smallest detectable effect* is the true effect
+# whose interval would lie above zero in 80 % of repetitions:
+# $(t_{0.975,\,k-1} + t_{0.8,\,k-1})\, s_d / \sqrt{k}$. By hand, for the three seeds above: $(4.303 + 1.061) \cdot 1.155 = 6.19$.
+
+# %%
+print(f"{smallest_detectable_effect([2, 4, 6], confidence=0.95):.2f}")
 
 # %% [markdown]
 # An interval becomes a verdict by this rule. *No worse* and *near equal* need a margin that is set before the run.
@@ -93,13 +102,12 @@ for kind, start, end, margin in (
     assert verdict(kind, start, end, margin) == comparison_verdict(comparison, Estimate(0.0, start, end, 5))
 
 # %% [markdown]
-# A claim is supported only if all its comparisons are, and not supported if a single one is not. One failure among several
-# can happen by chance, since nothing is corrected for the number of comparisons: check which one it was. *Inconclusive* most
-# often means that there are too few seeds, not that there is no effect.
+# Each claim has one comparison that decides, written into `claims/designs.yaml` before the seeds were run; its verdict is the
+# claim's. All others are shown beside it, and nothing corrects for their number. (In records from before that rule, marked
+# by a dash under *detectable effect*, the comparison furthest from being supported decided.) *Inconclusive* most often means
+# that there are too few seeds, not that there is no effect: compare the effect with the one that could be detected.
 #
 # ## The verdicts
-#
-# The table shows the comparison that decides each verdict, the one furthest from being supported.
 
 # %%
 tables.show(
@@ -129,13 +137,14 @@ claims.claim_forest(records)
 # * **Restart, replay, the loss and the reference make no difference that we can see (i, n, o, reference).**
 # * **Worlds differ more than variants.** Base models of this size learn the skills unevenly; only large effects show.
 #
-# ### Other annotators
+# ### Other worlds
 #
-# A finding may depend on the settings of the simulated world. So claims a to e were measured again with every annotator
-# noisier, and with every annotator's taste for length doubled. These intervals cover the choice of prompts only.
+# A finding may depend on the one world, and on its one base model. So the claims about judges are measured again in the
+# `worlds` of `claims/designs.yaml` (older records: with other annotators). Two seeds each: these intervals cover the choice
+# of prompts only.
 
 # %%
-tables.show(claims.annotators_table(records))
+tables.show(claims.worlds_table(records))
 
 # %% [markdown]
 # ## What is built in, and what was known before
@@ -181,7 +190,8 @@ claims.show_claims(records, list(records))
 # ## Checks
 
 # %%
-part = records["e"]["comparisons"][0]
+compared = {(part["metric"], part["better"], part["worse"]): part for part in records["e"]["comparisons"]}
+part = compared["win_rate@3", "no_penalty", "offline"]
 assert abs(low - part["ci_low"]) < 1e-4, "scipy's interval, from the variants' own numbers, is the record's"
 assert abs(high - part["ci_high"]) < 1e-4, "scipy's interval, from the variants' own numbers, is the record's"
 for record in records.values():
@@ -205,8 +215,8 @@ print("all checks hold")
 # 1. Which verdicts would change if every margin were doubled? Work it out from the tables.
 # 2. `make claims SEEDS=1 ONLY=f` writes `runs/claims/results/f.json` and leaves the committed record alone. Its interval
 #    covers prompts only. For which step is it narrower than the one over seeds? What does each cover?
-# 3. Add annotators with `length_bonus: -1.0` to `claims/designs.yaml`: every taste for length turns round. Predict claim d
-#    first, then run `make claims SEEDS=2 ONLY=d`.
+# 3. Add a world to `claims/designs.yaml` in which the sources of mix1 prefer short answers, such as
+#    `world.preferences.sources.hh_rlhf.length_bonus: -0.03`. Predict claim d first, then run `make claims SEEDS=2 ONLY=d`.
 #
 # **Next:** [12 · The reproduction report](12_reproduction_report.ipynb)
 

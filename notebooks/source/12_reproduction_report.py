@@ -92,8 +92,8 @@ figures.rewardbench_bars(sections, tables.REWARDBENCH, run.caption)
 # %% [markdown]
 # ## The paper's claims, over seeds
 #
-# A claim holds only if every one of its comparisons does. The table shows the weakest comparison, which decides the
-# verdict. Chapter 11 has the designs, the controls and all comparisons.
+# The table shows the one comparison that decides each verdict, and the smallest effect that it could detect. Chapter 11 has
+# the designs, the controls and all comparisons.
 
 # %%
 records = read_records()
