@@ -106,7 +106,7 @@ def test_judging_through_the_package(serve: Any, tmp_path: Path, monkeypatch: py
     # A second run asks only for the verdict that could not be read.
     asked = len(server.prompts)
     assert ae.judge_outputs(outputs, reference, judge, tmp_path) == pytest.approx(found)
-    assert len(server.prompts) - asked <= 1
+    assert len(server.prompts) - asked == 1
     assert "sk-secret" not in "".join(file.read_text() for file in tmp_path.rglob("*.*"))
 
     with pytest.raises(RuntimeError, match=r"1 of 6 verdicts failed \(1 unparsable; .*likeliest"):

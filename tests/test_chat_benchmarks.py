@@ -279,6 +279,16 @@ def _judge(number: int, prompt: str) -> Reply:
     return "Rating: [[7]]" if prompt.startswith("second") else "Rating: [[9]]"
 
 
+def _chat(benchmark: str, url: str, folder: Path) -> list[str]:
+    """The command line, with a policy and questions in a folder."""
+    policy, questions = save_policy(folder / "policy"), _questions(folder / "questions")
+    arguments = ["chat", "--benchmark", benchmark, "--profile", "slices", "--model", str(policy)]
+    arguments += ["--questions", str(questions), "--out", str(folder / "out")]
+    for change in (f"endpoint_url={url}", "judge_model=judge", "judge=endpoint", "bootstrap_samples=20"):
+        arguments += ["--set", f"evaluation.{change}"]
+    return [*arguments, "--set", "generation.sampling.max_tokens=8", "--set", "generation.max_prompt_tokens=150"]
+
+
 @pytest.mark.parametrize("benchmark", ["mt_bench", "arena_hard", "alpaca_eval"])
 def test_one_command_answers_judges_and_scores(
     serve: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, benchmark: str, capsys: Any
@@ -288,12 +298,7 @@ def test_one_command_answers_judges_and_scores(
     if benchmark == "alpaca_eval":
         pytest.importorskip("alpaca_eval")
     server = serve(_judge)
-    policy, questions = save_policy(tmp_path / "policy"), _questions(tmp_path / "questions")
-    arguments = ["chat", "--benchmark", benchmark, "--profile", "slices", "--model", str(policy)]
-    arguments += ["--questions", str(questions), "--out", str(tmp_path / "out")]
-    for change in (f"endpoint_url={server.url}", "judge_model=judge", "judge=endpoint", "bootstrap_samples=20"):
-        arguments += ["--set", f"evaluation.{change}"]
-    arguments += ["--set", "generation.sampling.max_tokens=8", "--set", "generation.max_prompt_tokens=150"]
+    arguments = _chat(benchmark, server.url, tmp_path)
     assert main(arguments) == 0
     asked = len(server.prompts)
     results = json.loads((tmp_path / "out/results.json").read_text())
@@ -312,6 +317,37 @@ def test_one_command_answers_judges_and_scores(
     assert "judge endpoint" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "reply", "failures"),
+    [
+        ("mt_bench", (400, "no such parameter"), "4 of 4 verdicts failed .4 refused; .*no such parameter"),
+        ("mt_bench", "no idea", "4 of 4 verdicts failed .4 unparsable; .*no idea"),
+        ("arena_hard", (400, "no such parameter"), "4 of 4 verdicts failed .4 refused; .*no such parameter"),
+        ("arena_hard", "no idea", "4 of 4 verdicts failed .4 unparsable; .*no idea"),
+        ("alpaca_eval", "no idea", "2 of 2 verdicts failed .2 unparsable"),
+    ],
+)
+def test_a_judge_without_verdicts_ends_in_one_line_and_is_asked_again(
+    serve: Any, tmp_path: Path, capsys: Any, benchmark: str, reply: Reply, failures: str
+) -> None:
+    from rlhflow_utils.__main__ import main
+
+    mended = False
+    server = serve(lambda number, prompt: _judge(number, prompt) if mended else reply)
+    arguments = _chat(benchmark, server.url, tmp_path)
+    assert main(arguments) == 1
+    assert re.search(
+        f"^error: judge endpoint .*{failures}.*raise evaluation.max_failed_share$", capsys.readouterr().err, re.M
+    )
+    assert not (tmp_path / "out/results.json").exists()
+    mended = True
+    assert main(arguments) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["win_rate" if benchmark == "alpaca_eval" else "score"]["value"] == pytest.approx(
+        8.0 if benchmark == "mt_bench" else 1.0
+    )
+
+
 @pytest.mark.parametrize("benchmark", ["mt_bench", "arena_hard", "alpaca_eval"])
 def test_a_model_trained_anew_and_an_edited_question_are_answered_and_judged_anew(
     serve: Any, tmp_path: Path, benchmark: str
@@ -319,13 +355,8 @@ def test_a_model_trained_anew_and_an_edited_question_are_answered_and_judged_ane
     """In the same folders; only what changed is asked again."""
     from rlhflow_utils.__main__ import main
 
-    server = serve(_judge)
-    policy, questions = save_policy(tmp_path / "policy"), _questions(tmp_path / "questions")
-    arguments = ["chat", "--benchmark", benchmark, "--profile", "slices", "--model", str(policy)]
-    arguments += ["--questions", str(questions), "--out", str(tmp_path / "out")]
-    for change in (f"endpoint_url={server.url}", "judge_model=judge", "judge=endpoint", "bootstrap_samples=20"):
-        arguments += ["--set", f"evaluation.{change}"]
-    arguments += ["--set", "generation.sampling.max_tokens=8", "--set", "generation.max_prompt_tokens=150"]
+    server, policy = serve(_judge), tmp_path / "policy"
+    arguments = _chat(benchmark, server.url, tmp_path)
     files = {"mt_bench": "mt-bench/question.jsonl", "arena_hard": "arena-hard/question.jsonl",
              "alpaca_eval": "alpaca_eval/alpaca_eval_gpt4_baseline.json"}  # fmt: skip
 
@@ -340,7 +371,7 @@ def test_a_model_trained_anew_and_an_edited_question_are_answered_and_judged_ane
     save_policy(policy, seed=1)
     second, again = answers_and_requests()
     assert (second != first, again) == (True, asked)
-    file = questions / files[benchmark]
+    file = tmp_path / "questions" / files[benchmark]
     file.write_text(re.sub(r"(red|one|poem) \w", "three blue", file.read_text(), count=1))
     third, again = answers_and_requests()
     assert (third != second, again) == (True, asked / 2)

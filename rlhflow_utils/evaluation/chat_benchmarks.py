@@ -159,8 +159,9 @@ def judge_outputs(
     write_json(file, {endpoint.settings.judge_model: config})  # JSON is YAML
     annotator = PairwiseAnnotator(annotators_config=str(file.parent), seed=0)
     if annotator.df_annotations is not None:
-        # Verdicts that are all whole numbers come back from the cache as int64, where the package cannot write a tie.
-        annotator.df_annotations = annotator.df_annotations.astype({"preference": float})
+        # The package also keeps what failed, and whole numbers come back as int64, where it cannot write a tie.
+        kept = annotator.df_annotations.query("preference >= 1").astype({"preference": float})
+        annotator.df_annotations = None if kept.empty else kept
     annotated = annotator.annotate_head2head(
         outputs_1=pd.DataFrame([theirs[row["instruction"]] for row in outputs]), outputs_2=pd.DataFrame(outputs)
     )
