@@ -68,7 +68,7 @@ def test_tokenizers_that_would_break_a_stage_are_refused(tokenizer: PreTrainedTo
         chat.check_tokenizer(tokenizer, "m")
     tokenizer.pad_token = "<|pad|>"
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    with pytest.raises(ValueError, match=r"begins with BOS twice; set model\.chat_template"):
+    with pytest.raises(ValueError, match=r"writes BOS twice at the start; set model\.chat_template"):
         chat.check_tokenizer(tokenizer, "m")
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):

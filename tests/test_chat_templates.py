@@ -98,7 +98,7 @@ FAMILIES = {
         "Ok <|im_end|>", "<|im_end|>",
     ),
     "Llama-2": Family(  # BOS opens every question
-        LLAMA2, "<unk> <s> </s> <reserved>", "<s>", "</s>", None, "<reserved>",
+        LLAMA2, "<s> </s> <reserved>", "<s>", "</s>", None, "<reserved>",
         "<s> [INST] _ <<SYS>> / Be _ brief / <</SYS>> / / _ Hi _ [/INST] _ Yo _ </s> <s> [INST] _ Go _ [/INST]",
         "<s> [INST] _ Hi _ [/INST] _ Yo _ </s> <s> [INST] _ Go _ [/INST]",
         "_ Ok _ </s>", "</s>",
@@ -197,7 +197,7 @@ def test_templates_of_well_known_models(name: str, tmp_path: Path, caplog: pytes
     family = FAMILIES[name]
     tokenizer = chat.load_tokenizer(save_tokenizer(family, tmp_path))
     assert tokenizer.pad_token == family.expected_pad
-    said = [record.getMessage() for record in caplog.records if "pads with" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if " pads, since" in record.getMessage()]
     assert len(said) == (family.pad != family.expected_pad)
     for prompt, expected in (([SYSTEM, *DIALOGUE], family.with_system), (DIALOGUE, family.without_system)):
         before, response = chat.encode_turn(prompt, "Ok", tokenizer)
@@ -287,7 +287,7 @@ def test_a_system_turn_that_the_template_leaves_out_opens_the_first_user_turn(
     )
     tokenizer = chat.load_tokenizer(save_tokenizer(FAMILIES["Mistral"]._replace(template=template), tmp_path))
     said = [record.getMessage().removeprefix(f"{tmp_path}: ") for record in caplog.records]
-    assert "the chat template takes no system turn; its text opens the first user turn (model.chat_template)" in said
+    assert "model.chat_template takes no system turn; its text opens the first user turn" in said
     assert chat.render([SYSTEM, DIALOGUE[2]], tokenizer) == "<s>[INST] Be brief\n\nGo[/INST]"
 
 

@@ -32,7 +32,7 @@ SYSTEM: Message = {"role": "system", "content": "Be brief."}
 CUT = "\ufdd0"  # in a rendered text: the tokens on both sides are apart (a code point that Unicode keeps from texts)
 # Soft hyphen, marks of width zero (U+200B to U+200D, U+2060, U+FEFF, ...) and of direction: str.strip() leaves them.
 INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
-LOG = logging.getLogger(__name__)
+_say_once = lru_cache(logging.getLogger(__name__).warning)
 
 
 def load_tokenizer(model: Model, settings: ModelSettings | None = None) -> PreTrainedTokenizerBase:
@@ -50,9 +50,7 @@ def load_tokenizer(model: Model, settings: ModelSettings | None = None) -> PreTr
     elif tokenizer.chat_template and tokenizer.pad_token_id in (None, *stop_token_ids(tokenizer)):
         tokenizer.pad_token = unused_token(tokenizer)
         if tokenizer.pad_token:
-            _say_once(
-                f"{path}: pads with {tokenizer.pad_token}, since it has no padding token of its own (model.pad_token)"
-            )
+            _say_once(f"{path}: {tokenizer.pad_token} pads, since no token is set apart for it (model.pad_token)")
     check_tokenizer(tokenizer, path)
     return tokenizer
 
@@ -63,12 +61,9 @@ def unused_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     written = template + render([SYSTEM, *PROBE, ANSWER, *PROBE], tokenizer, add_generation_prompt=True)
     special = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
     free = [t for t in special if t not in (tokenizer.bos_token, tokenizer.eos_token, unknown) and t not in written]
-    for word in ("pad", "unused", "reserved", ""):
-        for token in free:
-            if word in token.lower():
-                return token
-    # Llama-2: nothing is unknown, since single bytes are in the vocabulary.
-    return unknown if unknown != tokenizer.eos_token and unknown not in tokenizer.tokenize("\x01 \U0010fffd") else None
+    if unknown != tokenizer.eos_token and unknown not in tokenizer.tokenize("\x01 \U0010fffd"):
+        free.append(str(unknown))  # Llama-2: nothing is unknown, since single bytes are in the vocabulary
+    return next((token for token in free if "pad" in token.lower()), free[0] if free else None)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -81,22 +76,17 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             f"{tokenizer.pad_token!r}; set model.pad_token to an unused token of the vocabulary"
         )
     if encode_prompt(PROBE, tokenizer)[:2] == [tokenizer.bos_token_id] * 2:
-        raise ValueError(
-            f"{name}: the chat template begins with BOS twice; set model.chat_template to one with one BOS"
-        )
+        raise ValueError(f"{name}: the chat template writes BOS twice at the start; set model.chat_template to another")
     encode_turn(PROBE, "Hello.", tokenizer)
     if not _takes_system_turn(tokenizer, str(tokenizer.chat_template)):
-        _say_once(
-            f"{name}: the chat template takes no system turn; its text opens the first user turn (model.chat_template)"
-        )
+        _say_once(f"{name}: model.chat_template takes no system turn; its text opens the first user turn")
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
     """The conversation as the text the model sees, special tokens included."""
     if messages and messages[0]["role"] == "system" and not _takes_system_turn(tokenizer, str(tokenizer.chat_template)):
-        opening, *rest = messages
-        texts = [opening["content"], *(message["content"] for message in rest[:1])]
-        messages = [{"role": "user", "content": "\n\n".join(texts)}, *rest[1:]]
+        texts = [message["content"] for message in messages[:2]]
+        messages = [{"role": "user", "content": "\n\n".join(texts)}, *messages[2:]]
     return _apply_template(messages, tokenizer, add_generation_prompt)
 
 
@@ -167,8 +157,7 @@ def _takes_system_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> boo
 
 def decode_response(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """Text of generated ids, without special tokens."""
-    stops = stop_token_ids(tokenizer)
-    ids = [token for token in ids if token not in stops]  # an end of turn need not be marked as special
+    ids = [token for token in ids if token not in stop_token_ids(tokenizer)]  # which need not be marked as special
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
@@ -196,17 +185,15 @@ def _apply_template(
         return str(tokenizer.apply_chat_template(list(messages), **keywords))
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(
-            f"{tokenizer.name_or_path}: the chat template refuses the turns [{roles}]: {error}; "
-            "set model.chat_template to one that takes them"
-        ) from error
+        what = f"{tokenizer.name_or_path}: the chat template refuses the turns [{roles}]: {error}"
+        raise ValueError(f"{what}; set model.chat_template to one that takes them") from error
 
 
 def _cut_special(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Message]:
     """The messages with a `CUT` after the first letter of what spells a special token: a text cannot end its turn."""
-    pattern = _special_tokens(tokenizer)
+    special = _special_tokens(tokenizer)
     return [
-        {**m, "content": pattern.sub(lambda found: found[0][0] + CUT + found[0][1:], m["content"])} for m in messages
+        {**m, "content": special.sub(lambda found: found[0][0] + CUT + found[0][1:], m["content"])} for m in messages
     ]
 
 
@@ -214,7 +201,7 @@ def _cut_special(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= {*tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer))}
-    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -230,8 +217,3 @@ def _encode_inside(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a text that does not begin a sequence: without the space that SentencePiece puts before a sequence."""
     line, ids = _encode("\n", tokenizer), _encode("\n" + text, tokenizer)
     return ids[len(line) :] if ids[: len(line)] == line else _encode(text, tokenizer)
-
-
-@lru_cache
-def _say_once(warning: str) -> None:
-    LOG.warning(warning)

@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
-from rlhflow_utils.models.chat import (
-    IGNORED,
-    Message,
-    encode_prompt,
-    encode_response,
-    encode_turn,
-    load_tokenizer,
-)
+from rlhflow_utils.models.chat import IGNORED, Message, encode_prompt, encode_turn, load_tokenizer
 from rlhflow_utils.models.forward import Model, TokenIds, in_batches, load_model, next_token_logits, reward_rows
 
 if TYPE_CHECKING:
@@ -46,7 +39,7 @@ def format_comparison(prompt: Sequence[Message], response_a: str, response_b: st
 def answer_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """What an answer opens with (Qwen3: an empty thought; mostly nothing), and the ids of ``A`` and ``B`` after it."""
     question = format_comparison([{"role": "user", "content": "Hello."}], "Hi.", "Go.")
-    a, b = (encode_response(question, label, tokenizer) for label in "AB")
+    a, b = (encode_turn(question, label, tokenizer)[1] for label in "AB")
     places = [place for place, (one, other) in enumerate(zip(a, b, strict=False)) if one != other]
     if len(a) != len(b) or len(places) != 1:
         raise ValueError(

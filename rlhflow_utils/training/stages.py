@@ -11,14 +11,7 @@ from rlhflow_utils.data.reading import Root, folder_of
 from rlhflow_utils.data.sources import load_texts
 from rlhflow_utils.guide import settings as sections
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
-from rlhflow_utils.models.chat import (
-    IGNORED,
-    encode_conversation,
-    encode_prompt,
-    encode_response,
-    encode_turn,
-    load_tokenizer,
-)
+from rlhflow_utils.models.chat import IGNORED, encode_conversation, encode_prompt, encode_turn, load_tokenizer
 from rlhflow_utils.models.forward import Model, model_path
 from rlhflow_utils.models.preference_model import training_tokens
 
@@ -167,7 +160,7 @@ def dpo_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[
     out = {"prompt_ids": encode_prompt(row["prompt"], tokenizer)}
     for side in ("chosen", "rejected"):
         ids = row.get(f"{side}_ids")
-        out[f"{side}_ids"] = ids or encode_response(row["prompt"], row[side][-1]["content"], tokenizer)
+        out[f"{side}_ids"] = ids or encode_turn(row["prompt"], row[side][-1]["content"], tokenizer)[1]
     return out
 
 
