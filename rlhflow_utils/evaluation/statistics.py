@@ -103,9 +103,9 @@ def t_interval(values: Sequence[float], confidence: float) -> Estimate:
     """Mean of independent values (at least two seeds) with Student's t interval."""
     if len(values) < 2:
         raise ValueError(f"t interval of {len(values)} value(s): at least two seeds are needed")
-    mean = float(np.mean(values))
-    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
-    return Estimate(mean, mean - half, mean + half, len(values))
+    vector = _vector(values, "t interval")
+    mean, half = float(vector.mean()), float(stats.t.ppf(0.5 + confidence / 2, len(vector) - 1) * stats.sem(vector))
+    return Estimate(mean, mean - half, mean + half, len(vector))
 
 
 def pearson_per_prompt(lengths: ArrayLike, rewards: ArrayLike) -> Floats:
