@@ -34,7 +34,7 @@ export GUIDE_RUN_DIR  := $(if $(RUN_DIR),$(value RUN_DIR),runs/$(value PROFILE))
 export GUIDE_DATA     := $(value DATA_ROOT)
 export GUIDE_SET      := $(value SET)
 
-.PHONY: guide test base claims setup check lint notebooks lock clean
+.PHONY: guide test base machines claims setup check lint notebooks lock clean
 
 guide: setup
 	$(BIN)/python -m rlhflow_utils run --profile "$$GUIDE_PROFILE" --run-dir "$$GUIDE_RUN_DIR" \
@@ -43,6 +43,10 @@ guide: setup
 test: setup
 	@echo "Running the tests (about 8 minutes on 2 cores)"
 	$(BIN)/python -m pytest
+
+# The headline numbers with other instruction sets and threads: writes results/tiny/machines.json.
+machines: setup
+	$(BIN)/python benchmarks/machines.py
 
 # Goes on where it was stopped. To use one of your own: make guide SET=model.base=runs/base
 base: setup

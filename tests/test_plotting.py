@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,10 @@ RNG = np.random.default_rng(0)
 
 def _estimate(value: float, half: float = 0.03) -> dict[str, float]:
     return {"value": value, "ci_low": value - half, "ci_high": value + half, "n": 600}
+
+
+def _policy(value: float) -> dict[str, Any]:
+    return {"accuracy": _estimate(value), "lc_win_rate": _estimate(value)}
 
 
 FUNNEL = {
@@ -46,7 +51,7 @@ POLICIES = {
 }
 LOSSES = {"mix1": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}, {"train_runtime": 3.0}]}
 MAP = [{"source": "a", "x": 0.0, "y": 1.0}, {"source": "b", "x": 2.0, "y": 3.0}, {"source": "a", "x": 4.0, "y": 5.0}]
-POINTS = {"SFT": {"win_rate": _estimate(0.5), "mean_length": _estimate(60, 2)}}
+POINTS = {"SFT": {"accuracy": _estimate(0.5), "mean_length": _estimate(60, 2)}}
 
 # Longer, equally long and shorter chosen answers: 70 of 100 and 10 ties, 4 of 8, 80 of 400.
 AGREEMENT = {
@@ -93,9 +98,9 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
         lambda: plotting.response_lengths([[3, 5], [7, 9]], [[0.7, 1.0], [0.7, 1.0]], caption="c"),
         "Half of the 4 responses have at most 6 characters",
     ),
-    "win_rate_over_iterations": (
-        lambda: plotting.win_rate_over_iterations([_estimate(0.6), _estimate(0.7)], caption="c"),
-        "After iteration 2 the policy wins 70.0 % against SFT (n = 600)",
+    "progress_over_iterations": (
+        lambda: plotting.progress_over_iterations(_policy(0.5), [_policy(0.6), _policy(0.7)], caption="c"),
+        "Right answers: 50 % after SFT, 70 % after iteration 2 (n = 600)",
     ),
     "proxy_against_gold": (
         lambda: plotting.proxy_against_gold(
@@ -104,7 +109,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
         "proxy reward +0.80, gold reward -0.10",
     ),
     "policy_bars": (lambda: plotting.policy_bars(POLICIES, "c"), "Highest gold win rate: iterative, 0.7"),
-    "win_rate_against_length": (lambda: plotting.win_rate_against_length(POINTS, "c"), "SFT, 50.0 % with 60"),
+    "quality_against_length": (lambda: plotting.quality_against_length(POINTS, "c"), "SFT, 50.0 % with 60"),
 }
 
 
@@ -201,12 +206,16 @@ def test_length_bias_heatmap_is_sorted_and_leaves_out_undefined_prompts() -> Non
     assert grid == pytest.approx(np.array([[-unit, 0, unit], [unit, 0, -unit]]))
 
 
-def test_win_rate_line_starts_at_sft_and_ends_at_the_last_iteration() -> None:
-    rates = [_estimate(0.6), _estimate(0.7)]
-    [axes] = plotting.win_rate_over_iterations(rates, others={"offline DPO": _estimate(0.55)}).axes
-    [line] = [line for line in axes.lines if str(line.get_label()).startswith("iterative DPO")]
-    assert list(line.get_ydata()) == pytest.approx([50, 60, 70])
-    assert "offline DPO" in [text.get_text() for text in axes.get_legend().get_texts()]
+def test_progress_starts_at_sft_and_ends_at_the_last_iteration() -> None:
+    rates = [_policy(0.6), _policy(0.7)]
+    figure = plotting.progress_over_iterations(_policy(0.5), rates, others={"offline DPO": _policy(0.55)})
+    for axes in figure.axes:
+        [line] = [line for line in axes.lines if str(line.get_label()).startswith("iterative DPO")]
+        assert list(line.get_ydata()) == pytest.approx([50, 60, 70])
+    assert "offline DPO" in [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    unknown = {"lc_win_rate": _estimate(0.6)}  # where the judge knows no right answers
+    [axes] = plotting.progress_over_iterations({"lc_win_rate": _estimate(0.5)}, [unknown], judge="endpoint").axes
+    assert "judge: endpoint" in axes.get_ylabel()
 
 
 def test_pair_length_change_counts_equal_lengths_apart() -> None:

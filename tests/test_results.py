@@ -51,8 +51,8 @@ def test_the_block_by_hand() -> None:
     rows = {
         line.split("|")[1].strip(): [part.strip() for part in line.split("|")[2:-1]] for line in lines if "|" in line
     }
-    assert rows["iteration 1"] == ["0.600 (0.500 … 0.700)", "–", "–", "–", "–", "–"]
-    last = ["0.700 (0.600 … 0.800)", "–", "0.620 (0.520 … 0.720)", "16.8", "0.880 (0.780 … 0.980)", "37.2"]
+    assert rows["iteration 1"] == ["–", "–", "–", "0.600 (0.500 … 0.700)", "–", "–"]
+    last = ["0.620 (0.520 … 0.720)", "–", "16.8", "0.700 (0.600 … 0.800)", "0.880 (0.780 … 0.980)", "37.2"]
     assert rows["iteration 2"] == last, "the last iteration is the paper's iterative DPO"
     assert rows["SFT"][-1] == "10.2"
     assert rows["BT, mix2"][0] == "0.900 (0.800 … 1.00)"

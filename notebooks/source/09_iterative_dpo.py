@@ -237,10 +237,10 @@ if profile.world:
 # %% [markdown]
 # Now the averages over all held-out prompts.
 #
+# * *Right answers:* the share of prompts answered correctly, with or without filler.
 # * *Win rate:* the share of prompts on which the policy's answer beats the SFT model's; equal answers or equal rewards are
-#   half a win.
-# * *Right answers:* one filler phrase loses a comparison just as a wrong sum does. So also read the share of right answers,
-#   which filler hardly affects.
+#   half a win. Among two right answers the one without filler wins, so a policy also wins by being brief.
+# * *LC win rate:* the win rate at equal lengths (length-controlled): what is left of it when brevity is taken out.
 # * *Proxy reward:* the penalised reward r − λ|a| (eq. 8), which ranks the training pairs. It stands in for the gold reward,
 #   hence the name.
 #
@@ -251,8 +251,8 @@ if profile.world:
 estimates = {name: result["estimates"] for name, result in results.items()}
 proxies = {name: ranking_reward(run, result) for name, result in results.items()}
 table = [
-    {"policy": name, "n": row["win_rate"]["n"], "win rate against SFT (95 %)": tables.with_interval(row["win_rate"]),
-     "right answers": tables.with_interval(row.get("accuracy")), "gold reward" if profile.world else "judge's reward": tables.with_interval(row.get("reward")),
+    {"policy": name, "n": row["win_rate"]["n"], "right answers (95 %)": tables.with_interval(row.get("accuracy")),
+     "LC win rate vs SFT": tables.with_interval(row["lc_win_rate"]), "plain win rate": tables.with_interval(row["win_rate"]), "gold reward" if profile.world else "judge's reward": tables.with_interval(row.get("reward")),
      "proxy reward": tables.with_interval(proxies[name]), "reward of the RM alone": row["proxy_reward"]["value"],
      "length (characters)": row["mean_length"]["value"]}
     for name, row in estimates.items()
@@ -260,11 +260,13 @@ table = [
 tables.show(table, run.caption)
 
 # %% [markdown]
-# One half is no progress. Look for how much each further iteration adds:
+# Look for how much each further iteration adds. For the win rate, one half is no progress.
 
 # %%
 judge, iterations = profile.evaluation.judge, [name for name in policies if name != "sft"]
-figures.win_rate_over_iterations([estimates[name]["win_rate"] for name in iterations], judge=judge, caption=run.caption)
+figures.progress_over_iterations(
+    estimates["sft"], [estimates[name] for name in iterations], judge=judge, caption=run.caption
+)
 
 # %% [markdown]
 # Training raises the proxy reward. Does the gold reward follow? Where the first rises while the second stalls or falls, the

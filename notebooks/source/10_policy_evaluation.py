@@ -107,9 +107,9 @@ if profile.evaluation.exact_match_sources:
 # *order* of the three. The paper's value for iterative DPO is without a length penalty; with one it reports 41.9 (Table 6,
 # below). Whether our run has one is decided by `pair_building.length_penalty`.
 #
-# The columns answer different questions. In the tiny world, an answer without filler wins against the same answer with
-# filler, so the *win rate* also rewards brevity. *Length-controlled* asks for the win rate at equal lengths. *Right answers*
-# is the share of correct answers. *Exact match* is the untouched skill, on few items.
+# The columns answer different questions. *Right answers* is the share of correct answers. *LC win rate* is the win rate
+# against SFT at equal lengths, *plain win rate* the same as it comes: in the tiny world the briefer of two right answers
+# wins, so it also rewards brevity. *Exact match* is the untouched skill, on few items.
 
 # %%
 results = {name: done.read_json("results.json") for name, done in evaluations.items()}
@@ -119,8 +119,8 @@ papers = {name: tables.CHAT_BENCHMARKS[label][0] for label, name in tables.POLIC
 table = []
 for name, row in estimates.items():
     table.append(
-        {"policy": name, "prompts": row["win_rate"]["n"], "win rate vs SFT (95 %)": tables.with_interval(row["win_rate"]),
-         "length-controlled": tables.with_interval(row["lc_win_rate"]), "right answers": tables.with_interval(row.get("accuracy")),
+        {"policy": name, "prompts": row["win_rate"]["n"], "right answers (95 %)": tables.with_interval(row.get("accuracy")),
+         "LC win rate vs SFT": tables.with_interval(row["lc_win_rate"]), "plain win rate": tables.with_interval(row["win_rate"]),
          "length (characters)": row["mean_length"]["value"], "exact match": tables.with_interval(matches.get(name)),
          "its items": matches.get(name, {}).get("n"), "paper: LC AlpacaEval-2 (%)": papers[name]}
     )  # fmt: skip
@@ -153,8 +153,8 @@ for row in list(reference.dataset())[::step][:6]:
 
 # %%
 bars = {
-    "win rate against SFT": {name: row["win_rate"] for name, row in estimates.items()},
     "right answers": {name: row.get("accuracy") for name, row in estimates.items()},
+    "LC win rate against SFT": {name: row["lc_win_rate"] for name, row in estimates.items()},
     "mean length (characters)": {name: row["mean_length"] for name, row in estimates.items()},
     "judge's reward": {name: row.get("reward") for name, row in estimates.items()},
     "exact match on the untouched skill": matches,
@@ -162,7 +162,7 @@ bars = {
 figures.policy_bars({metric: found for metric, found in bars.items() if any(found.values())}, caption=run.caption)
 
 # %%
-figures.win_rate_against_length(estimates, caption=run.caption)
+figures.quality_against_length(estimates, caption=run.caption)
 
 # %% [markdown]
 # **The judge and the proxy.** The *proxy* is the reward model that trained the policy, here without the length penalty. If
@@ -177,15 +177,14 @@ for name, row in estimates.items():
 tables.show(table, run.caption)
 
 # %% [markdown]
-# Which skills gain? (Gold judge only.) If the win rate is above one half but reward and right answers do not rise, the
-# answers became shorter, not better.
+# Which skills gain? (Gold judge only.)
 
 # %%
 before, after = results["sft"]["skills"], results["iterative_dpo"]["skills"]
 table = []
 for skill, part in after.items():
     table.append(
-        {"skill": skill, "win rate vs SFT": tables.with_interval(part["win_rate"]),
+        {"skill": skill, "LC win rate vs SFT": tables.with_interval(part["lc_win_rate"]),
          "reward, SFT": before[skill]["reward"]["value"], "reward, iterative DPO": part["reward"]["value"],
          "right, SFT": before[skill]["accuracy"]["value"], "right, iterative DPO": part["accuracy"]["value"]}
     )  # fmt: skip

@@ -26,24 +26,30 @@ iterations = [f"iter{k}" for k in range(1, last + 1)]
 # %% [markdown]
 # ## The result
 #
-# The figure shows how often the policy's answer beats the SFT model's answer to the same held-out prompt, after each
-# iteration of Algorithm 1. One half is no progress.
+# The figure shows the share of right answers to held-out prompts, and how often the policy's answer beats the SFT model's
+# answer to the same prompt at equal lengths (length-controlled, LC), after each iteration of Algorithm 1. For the win rate,
+# one half is no progress.
 
 # %%
 results = {name: run[f"{name}_evaluation"].read_json("results.json") for name in ("sft", "offline_dpo", *iterations)}
-rates = {name: result["estimates"]["win_rate"] for name, result in results.items()}
-figures.win_rate_over_iterations(
-    [rates[name] for name in iterations], judge, {"offline DPO": rates["offline_dpo"]}, run.caption
-)
+estimates = {name: result["estimates"] for name, result in results.items()}
+figures.progress_over_iterations(
+    estimates["sft"], [estimates[name] for name in iterations], judge, {"offline DPO": estimates["offline_dpo"]},
+    run.caption,
+)  # fmt: skip
 
 # %%
-final = results[iterations[-1]]["estimates"]
+def percent(policy: str, metric: str) -> str:
+    return f"{100 * estimates[policy][metric]['value']:.0f} %"
+
+
+right = f"Right answers: {percent('sft', 'accuracy')} after SFT, {percent('offline_dpo', 'accuracy')} after offline DPO, " \
+        f"{percent(iterations[-1], 'accuracy')} after iteration {last}. " if "accuracy" in estimates["sft"] else ""
 display(Markdown(
-    f"After iteration {last} the policy beats SFT on {100 * final['win_rate']['value']:.0f} % of the prompts "
-    f"({100 * rates['offline_dpo']['value']:.0f} % for offline DPO). Length-controlled: "
-    f"{100 * final['lc_win_rate']['value']:.0f} %; where this is lower, part of the gain goes with the change in length, from "
-    f"{results['sft']['estimates']['mean_length']['value']:.0f} to {final['mean_length']['value']:.0f} characters. "
-    "This is one seed. The claims below are measured over several."
+    f"{right}Win rate against SFT, length-controlled: {percent('offline_dpo', 'lc_win_rate')} for offline DPO, "
+    f"{percent(iterations[-1], 'lc_win_rate')} for iteration {last} (not controlled: {percent(iterations[-1], 'win_rate')}, "
+    f"with answers of {estimates[iterations[-1]]['mean_length']['value']:.0f} characters for "
+    f"{estimates['sft']['mean_length']['value']:.0f}). This is one seed. The claims below are measured over several."
 ))  # fmt: skip
 
 # %% [markdown]

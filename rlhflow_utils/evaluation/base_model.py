@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rlhflow_utils.guide.profile import Profile
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings, WorldSettings
@@ -23,6 +26,7 @@ from rlhflow_utils.simulator.tasks import write_distinct_responses
 
 TASKS = 100  # of each skill and test
 PADDED_RATE = 0.3  # of the answers that are marked and compared
+MARK = re.compile(r"\n| Right| Wrong")  # ends an answer: on an exam sheet its mark follows
 RECORD = "base.json"
 CARD = Path(__file__).with_name("base_model_card.md")
 
@@ -76,8 +80,9 @@ def knowledge(
     def margins(texts: Sequence[str], word: str, other: str) -> list[float]:
         """How much more likely a word is than another after each text, in nats."""
         first, second = (tokenizer(each, add_special_tokens=False)["input_ids"][0] for each in (word, other))
-        logits = next_token_logits(network, [ids(text) for text in texts], int(tokenizer.pad_token_id))
-        return [float(value) for value in logits[:, first] - logits[:, second]]
+        with torch.inference_mode():
+            logits = next_token_logits(network, [ids(text) for text in texts], int(tokenizer.pad_token_id))
+        return list((logits[:, first] - logits[:, second]).tolist())
 
     def share(better: Sequence[float], worse: Sequence[float]) -> float:
         return sum(a > b for a, b in zip(better, worse, strict=True)) / TASKS
@@ -88,7 +93,7 @@ def knowledge(
         tasks = [world.draw_task(skill, "eval", rng) for _ in range(TASKS)]
         asked = Request([ids(f"{task.prompt}\n") for task in tasks], [0] * TASKS, [0.0])
         answers = transformers_responses(network, generation, [tokenizer.eos_token_id], asked)
-        texts = [tokenizer.decode(answer, skip_special_tokens=True) for [answer] in answers]
+        texts = [MARK.split(tokenizer.decode(answer, skip_special_tokens=True))[0] for [answer] in answers]
         right = [world.is_correct(task.prompt, text) for task, text in zip(tasks, texts, strict=True)]
         knows["answers"][skill] = sum(right) / TASKS
         if skill in PREFERENCE_SKILLS:

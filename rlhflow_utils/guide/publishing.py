@@ -135,10 +135,11 @@ def publish_results(run_dir: str) -> None:
     if judge == "gold":
         from rlhflow_utils.guide.figures import policies
 
-        names = [*(f"iter{k}" for k in tables.iterations(summary)), "offline_dpo"]
-        found = [run[f"{name}_evaluation"].read_json("results.json")["estimates"]["win_rate"] for name in names]
+        names = ["sft", *(f"iter{k}" for k in tables.iterations(summary)), "offline_dpo"]
+        sft, *found = (run[f"{name}_evaluation"].read_json("results.json")["estimates"] for name in names)
         others, caption = {"offline DPO": found.pop()}, f"{run.caption} One seed."
-        policies.win_rate_over_iterations(found, judge, others, caption).savefig(target / "win_rate.png", dpi=110)
+        figure = policies.progress_over_iterations(sft, found, judge, others, caption)
+        figure.savefig(target / "progress.png", dpi=110)
         replace_block("results", readme_block(summary, facts))
 
 

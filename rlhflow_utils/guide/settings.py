@@ -248,8 +248,8 @@ class CorpusSettings(Section):
 
     statements: float = Field(ge=0, description="facts, sums, dictionary entries")
     questions: float = Field(ge=0, description="a question and its true answer")
-    proofread: float = Field(ge=0, description="pages of six facts or sums, true or false, each marked right or wrong")
-    graded: float = Field(ge=0, description="exam sheets: three questions with an answer each, marked right or wrong")
+    proofread: float = Field(ge=0, description="pages of six facts or sums, true or false, each marked")
+    graded: float = Field(ge=0, description="exam sheets: three questions with an answer each, marked")
     comparisons: float = Field(ge=0, description="a question, a right and a wrong answer, and which is the right one")
 
 

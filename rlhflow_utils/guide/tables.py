@@ -123,7 +123,7 @@ def evaluation_of(summary: Summary, policy: str) -> str:
 
 
 def policy_rows(summary: Summary, judge: str) -> list[Row]:
-    """SFT, offline DPO and every iteration: win rates against SFT, right answers, length, the untouched skill."""
+    """SFT, offline DPO and every iteration: right answers, win rates against SFT, length, the untouched skill."""
     rows, last = [], evaluation_of(summary, "iterative_dpo")
     for policy in ("sft", "offline_dpo", *(f"iter{k}" for k in iterations(summary))):
         place = f"{policy}_evaluation"
@@ -131,10 +131,10 @@ def policy_rows(summary: Summary, judge: str) -> list[Row]:
         label = next((name for name, key in POLICIES.items() if key == skill), None)
         rows.append({
             "policy": f"iteration {policy.removeprefix('iter')}" if policy.startswith("iter") else label,
-            "win rate vs SFT (95 % interval)": with_interval(estimate(summary, f"{place}.{judge}_win_rate_vs_sft")),
-            "length-controlled": with_interval(estimate(summary, f"{place}.{judge}_lc_win_rate_vs_sft")),
-            "right answers": with_interval(estimate(summary, f"{place}.accuracy")),
+            "right answers (95 % interval)": with_interval(estimate(summary, f"{place}.accuracy")),
+            "LC win rate vs SFT": with_interval(estimate(summary, f"{place}.{judge}_lc_win_rate_vs_sft")),
             "length (characters)": summary.get(f"{place}.mean_length"),
+            "plain win rate vs SFT": with_interval(estimate(summary, f"{place}.{judge}_win_rate_vs_sft")),
             "exact match, untouched skill": with_interval(estimate(summary, f"{skill}_exact_match.exact_match")),
             "paper: LC AlpacaEval-2 (%)": CHAT_BENCHMARKS[label][0] if label else None,
         })  # fmt: skip

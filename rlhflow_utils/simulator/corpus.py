@@ -26,6 +26,7 @@ _DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="u
 PREFERENCE_SKILLS: tuple[Skill, ...] = ("chat", "chat_hard", "safety", "reasoning")
 QUESTIONS_PER_SHEET = 3
 STATEMENTS_PER_PAGE = 6
+MISREAD_RATE = 0.4  # of the base corpus: more than of the answers that are judged later, so that it could be learnt
 SELF_CONTAINED: tuple[Skill, ...] = ("chat", "reasoning", "reasoning")  # reasoning has two kinds of task
 
 
@@ -76,7 +77,7 @@ def _comparison(world: World, rng: random.Random) -> str:
     """Two answers to a question and which is right, in other words than the preference model's question."""
     task = world.draw_task(rng.choice(PREFERENCE_SKILLS), "train", rng)
     better = rng.randrange(2)
-    right, wrong = write_distinct_responses(task, [True, False], 0.4, rng)
+    right, wrong = write_distinct_responses(task, [True, False], 0.4, rng, misread_rate=MISREAD_RATE)
     first, second = (wrong, right) if better else (right, wrong)
     return f"{comparison_text(task.prompt, first, second)} {('One', 'Two')[better]}."
 
@@ -121,7 +122,7 @@ def _exam_sheet(world: World, rng: random.Random) -> str:
     lines = []
     for _ in range(QUESTIONS_PER_SHEET):
         task = world.draw_task(rng.choice(PREFERENCE_SKILLS), "train", rng)
-        answer = write_response(task, rng.random() < 0.5, rng.random() < 0.15, rng)
+        answer = write_response(task, rng.random() < 0.5, rng.random() < 0.15, rng, MISREAD_RATE)
         lines += [task.prompt, _marked(world, task, answer)]
     return "\n".join(lines)
 

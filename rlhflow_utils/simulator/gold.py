@@ -1,8 +1,9 @@
 """The gold reward: an exact program that reads a prompt and a response and knows which is right.
 
 ``r*(x, y) = +1`` for a right answer and ``-1`` for everything else, minus ``padding_cost`` for every character of
-filler, at most 1 in all: a right answer with any filler beats every wrong one. Both texts are read, nothing else: the same call scores a demonstration, a sampled answer and an arbitrary
-string. A truncated answer, a second answer or one unknown word make a response wrong.
+filler, at most 1 in all: a right answer with any filler beats every wrong one. Both texts are read, nothing else: the
+same call scores a demonstration, a sampled answer and an arbitrary string. A truncated answer, a second answer or one
+unknown word make a response wrong.
 """
 
 from __future__ import annotations

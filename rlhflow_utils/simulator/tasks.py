@@ -27,7 +27,7 @@ FORMS: dict[str, str] = _DATA["forms"]
 WORDINGS: dict[str, list[str]] = _DATA["wordings"]
 SKILL_OF_KIND: dict[str, str] = {kind: skill for skill, kinds in _DATA["skills"].items() for kind in kinds}
 LARGEST_DIGIT = 5  # of the reasoning prompts: a tiny model can really add these
-MISREAD_RATE = 0.4  # of the wrong answers, where a task can be misread
+MISREAD_RATE = 0.15  # of the wrong answers, where a task can be misread: what the tiny judges do not see
 SHORTEST_PIECE = 4  # characters of a broken answer
 
 
@@ -170,9 +170,11 @@ _ANSWERS: dict[str, Callable[[Lexicon, Slots], Answers | None]] = {
 }  # fmt: skip
 
 
-def write_response(task: Task, correct: bool, padded: bool, rng: random.Random) -> str:
+def write_response(
+    task: Task, correct: bool, padded: bool, rng: random.Random, misread_rate: float = MISREAD_RATE
+) -> str:
     """Write one answer, right or wrong; ``padded`` adds one to three filler sentences where they change neither."""
-    misread = task.misreadings and rng.random() < MISREAD_RATE
+    misread = task.misreadings and rng.random() < misread_rate
     core = task.answer if correct else rng.choice(task.misreadings if misread else task.wrong_answers)
     added: dict[str, list[str]] = {"openers": [], "closers": []}
     for _ in range(rng.choice((1, 1, 2, 3)) if padded else 0):
@@ -182,8 +184,9 @@ def write_response(task: Task, correct: bool, padded: bool, rng: random.Random) 
 
 
 def write_distinct_responses(
-    task: Task, correct: list[bool], padded_rate: float, rng: random.Random, broken_rate: float = 0.0
-) -> list[str]:
+    task: Task, correct: list[bool], padded_rate: float, rng: random.Random, broken_rate: float = 0.0,
+    misread_rate: float = MISREAD_RATE,
+) -> list[str]:  # fmt: skip
     """Write different answers to one question, one per entry of ``correct``.
 
     Where a task has too few different right answers (one word is one word), wrong ones take their place. Of the wrong
@@ -192,7 +195,7 @@ def write_distinct_responses(
     texts: list[str] = []
     for is_correct in correct:
         for attempt in range(200):
-            text = write_response(task, is_correct and attempt < 20, rng.random() < padded_rate, rng)
+            text = write_response(task, is_correct and attempt < 20, rng.random() < padded_rate, rng, misread_rate)
             if broken_rate and not is_correct and rng.random() < broken_rate:
                 length = rng.randint(SHORTEST_PIECE, max(SHORTEST_PIECE, len(text) - 1))
                 text = (text[:length] if rng.random() < 0.5 else text[-length:]).strip()

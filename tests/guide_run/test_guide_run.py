@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from datasets import load_from_disk
 
+from rlhflow_utils.guide.headlines import outside_bands
 from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.models.chat import prompt_key
 
@@ -52,6 +53,12 @@ def test_every_headline_metric_is_there(summary: dict[str, Any]) -> None:
     wanted += [f"{policy}_exact_match.exact_match" for policy in ("sft", "offline_dpo", "iterative_dpo")]
     assert [key for key in wanted if summary.get(key) is None] == []
     assert all(not isinstance(value, dict | list) for value in summary.values()), "the summary is flat"
+
+
+def test_the_headlines_are_the_published_ones(summary: dict[str, Any]) -> None:
+    """Within the bands that the choice of a machine explains; the lines name what fell out."""
+    published = json.loads((PROJECT / "results" / "tiny" / "summary.json").read_text(encoding="utf-8"))["summary"]
+    assert outside_bands(summary, published) == []
 
 
 def test_reward_and_preference_models_learn(summary: dict[str, Any], run_dir: Path) -> None:

@@ -56,25 +56,46 @@ def pair_length_change(changes: Mapping[str, ArrayLike], unit: str = "characters
     return finish(figure, f"{first}: the chosen answer is {longer}", caption)
 
 
-def win_rate_over_iterations(
-    iterations: Sequence[Estimate], judge: str = "gold", others: Mapping[str, Estimate] | None = None, caption: str = ""
-) -> Figure:
-    """Win rate against SFT after each iteration, with its confidence band; other policies as marks beside the line."""
-    figure, [axes] = new_figure(height=3.2)
+def progress_over_iterations(
+    sft: Mapping[str, Estimate], iterations: Sequence[Mapping[str, Estimate]], judge: str = "gold",
+    others: Mapping[str, Mapping[str, Estimate]] | None = None, caption: str = "",
+) -> Figure:  # fmt: skip
+    """Right answers (where the judge knows them) and length-controlled win rate against SFT, after each iteration.
+
+    All arguments hold a policy's `estimates`; `others` are marks beside the line.
+    """
+    known = {"accuracy": "right answers (%)", "lc_win_rate": f"LC win rate against SFT (%)\njudge: {judge}"}
+    metrics = {metric: label for metric, label in known.items() if metric in sft}
+    figure, panels = new_figure(columns=len(metrics), height=3.2)
     steps = list(range(len(iterations) + 1))
-    start = {"value": 0.5, "ci_low": 0.5, "ci_high": 0.5}  # SFT against itself: a tie on every prompt
-    rates = [style.percent(row) for row in [start, *iterations]]
-    style.band(axes, steps, rates, BLUE, "iterative DPO; band: 95 % interval, over prompts")
-    for index, (name, row) in enumerate((others or {}).items()):
-        place, shown, colour = steps[-1] + 0.35 * (index + 1), style.percent(row), style.colour_of(name, index + 1)
-        bar = style.error_bar(shown)
-        axes.errorbar(place, shown["value"], bar, label=name, color=colour, marker="s", capsize=3, ls="none")
-    axes.set_xticks(steps, ["SFT", *[f"iteration {step}" for step in steps[1:]]])
-    axes.margins(y=0.15)
-    style.dress(axes, "y", half="y", ylabel=f"win rate against SFT (%)\njudge: {judge.replace('_', ' ')}")
-    axes.legend(loc="upper left")
-    title = f"After iteration {steps[-1]} the policy wins {rates[-1]['value']:.1f} % against SFT"
-    return finish(figure, f"{title} (n = {iterations[-1]['n']})", caption)
+    for axes, (metric, label) in zip(panels, metrics.items(), strict=True):
+        rates = [style.percent(row[metric]) for row in (sft, *iterations)]
+        style.band(axes, steps, rates, BLUE, "iterative DPO; band: 95 % interval")
+        for index, (name, row) in enumerate((others or {}).items()):
+            place, shown, colour = (
+                steps[-1] + 0.35 * (index + 1),
+                style.percent(row[metric]),
+                style.colour_of(name, index + 1),
+            )
+            axes.errorbar(
+                place,
+                shown["value"],
+                style.error_bar(shown),
+                label=name,
+                color=colour,
+                marker="s",
+                capsize=3,
+                ls="none",
+            )
+        axes.set_xticks(steps, ["SFT", *map(str, steps[1:])])
+        axes.margins(y=0.15)
+        style.dress(axes, "y", half="y" if metric == "lc_win_rate" else "", xlabel="iteration", ylabel=label)
+    panels[-1].legend(loc="lower right")
+    ends = [f"{100 * row['value']:.0f} %" for metric in metrics for row in (sft[metric], iterations[-1][metric])]
+    title = f"Length-controlled, iteration {steps[-1]} wins {ends[-1]} against SFT"
+    if "accuracy" in metrics:
+        title = f"Right answers: {ends[0]} after SFT, {ends[1]} after iteration {steps[-1]}"
+    return finish(figure, f"{title} (n = {iterations[-1]['lc_win_rate']['n']})", caption)
 
 
 def proxy_against_gold(
@@ -119,18 +140,20 @@ def policy_bars(table: Mapping[str, Mapping[str, Estimate | None]], caption: str
     return finish(figure, f"Highest {metric}: {best}, {score['value']:.3g}", caption)
 
 
-def win_rate_against_length(points: Mapping[str, Mapping[str, Estimate]], caption: str = "") -> Figure:
-    """Win rate over mean response length: policy -> `win_rate` and `mean_length` (characters)."""
+def quality_against_length(points: Mapping[str, Mapping[str, Estimate]], caption: str = "") -> Figure:
+    """Right answers, or else LC win rate, over mean response length: policy -> estimates."""
     figure, [axes] = new_figure(height=3.2)
+    metric = "accuracy" if all("accuracy" in point for point in points.values()) else "lc_win_rate"
+    name_of = {"accuracy": "right answers", "lc_win_rate": "LC win rate against SFT"}[metric]
     for index, (name, point) in enumerate(points.items()):
-        rate, length = style.percent(point["win_rate"]), point["mean_length"]
+        rate, length = style.percent(point[metric]), point["mean_length"]
         bars, colour = (style.error_bar(rate), style.error_bar(length)), style.colour_of(name, index)
         axes.errorbar(length["value"], rate["value"], *bars, marker="o", ms=6, capsize=2, color=colour, ls="none")
         style.note(axes, name, length["value"], rate["value"], (7, 5))
     axes.margins(x=0.2, y=0.15)
     label = "mean response length (characters)"
-    style.dress(axes, "both", half="y", xlabel=label, ylabel="win rate against SFT (%)")
-    best = max(points, key=lambda name: float(points[name]["win_rate"]["value"]))
-    wins, characters = 100 * points[best]["win_rate"]["value"], points[best]["mean_length"]["value"]
-    title = f"Highest win rate: {best}, {wins:.1f} % with {characters:.0f} characters per answer"
+    style.dress(axes, "both", half="y", xlabel=label, ylabel=f"{name_of} (%)")
+    best = max(points, key=lambda name: float(points[name][metric]["value"]))
+    wins, characters = 100 * points[best][metric]["value"], points[best]["mean_length"]["value"]
+    title = f"Highest {name_of}: {best}, {wins:.1f} % with {characters:.0f} characters per answer"
     return finish(figure, title, caption)
