@@ -135,11 +135,11 @@ def sft_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, completi
     messages = row["messages"]
     places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     turns = [encode_turn(messages[:place], messages[place]["content"], tokenizer) for place in places]
-    last = [*turns[-1][0], *turns[-1][1]]
+    last = turns[-1][0] + turns[-1][1]
     whole = all(last[: len(prompt) + len(response)] == prompt + response for prompt, response in turns)
     rows = []
     for group in [turns] if whole else [[turn] for turn in turns]:
-        ids = [*group[-1][0], *group[-1][1]]
+        ids = group[-1][0] + group[-1][1]
         labels = [IGNORED] * len(ids)
         for prompt, response in group:
             labels[len(prompt) : len(prompt) + len(response)] = response

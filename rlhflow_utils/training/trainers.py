@@ -221,12 +221,10 @@ class StopAtNaN(transformers.TrainerCallback):
     """Ends a training that has diverged: every weight would be NaN from here on."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **keywords: Any) -> None:
-        entry, watched = logs or {}, ("loss",) if args.fp16 else ("loss", "grad_norm")  # fp16 skips steps that overflow
-        for name in watched:
-            value = float(entry.get(name, 0.0))
-            if not math.isfinite(value):
+        for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):  # fp16 skips a step whose gradient overflows
+            if logs and not math.isfinite(logs.get(name, 0.0)):
                 raise ValueError(
-                    f"step {state.global_step}: {name} is {value} at learning rate {entry['learning_rate']:.3g}; "
+                    f"step {state.global_step}: {name} is {logs[name]} at learning rate {logs['learning_rate']:.3g}; "
                     "lower trainer.learning_rate, or look for broken weights in the model that it starts from"
                 )
 
