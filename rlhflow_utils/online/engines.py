@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, PreTrainedModel, TopPLogitsWarper
 
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
@@ -180,16 +180,12 @@ def choose_tokens(logits: Tensor, temperature: Tensor, uniforms: Tensor, top_p: 
     `logits` are ``[rows, vocabulary]``; the temperature (0 takes the most likely token) and the uniform numbers in
     [0, 1) are ``[rows]``; `top_p` keeps the smallest set of tokens whose probability reaches it.
     """
-    probabilities = torch.softmax(logits.float() / temperature.clamp(min=1e-6)[:, None], dim=-1)
+    scaled = logits.float() / temperature.clamp(min=1e-6)[:, None]
     if top_p < 1:
-        probabilities, order = probabilities.sort(dim=-1, descending=True)
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    cumulative = probabilities.cumsum(-1)
+        scaled = TopPLogitsWarper(top_p)(None, scaled)
+    cumulative = torch.softmax(scaled, dim=-1).cumsum(-1)
     # right=True and u < 1: never a token of probability 0
     chosen = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
-    if top_p < 1:
-        chosen = order.gather(-1, chosen)
     return torch.where(temperature == 0, logits.argmax(-1), chosen[:, 0])
 
 
