@@ -34,7 +34,7 @@ class ModelSettings(Section):
     dtype: Literal["float32", "bfloat16"] = Field(description="dtype of inference; of arithmetic in training")
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
     chat_template: str | None = Field(description="Jinja text that replaces the tokenizer's template; null: keep it")
-    pad_token: str | None = Field(description="token used for padding where the tokenizer has none; null: it has one")
+    pad_token: str | None = Field(description="token used for padding; null: the tokenizer's own, or an unused one")
     revisions: dict[str, str] = Field(default={}, description="hub id -> commit; filled from profiles/revisions.yaml")
 
 
