@@ -112,11 +112,8 @@ def _row(name: str, native: Row) -> Row:
             raise FieldError(f"field {field!r} is empty")
     if name == "mmlu":
         answer = get_label({"answer": native["answer"].strip()}, "answer", "ABCD")
-        return {
-            "question": native["question"],
-            "choices": [native[each] for each in "ABCD"],
-            "answer": "ABCD".index(answer),
-        }
+        choices = [native[letter] for letter in "ABCD"]
+        return {"question": native["question"], "choices": choices, "answer": "ABCD".index(answer)}
     return truthfulqa_row(native) if name == "truthfulqa" else native
 
 

@@ -96,16 +96,13 @@ class ChatEndpoint:
         missing = {key: each for key, each in zip(keys, conversations, strict=True) if key not in self._cache}
         self.counts["cached"] += sum(key in self._cache for key in keys)
         pool = ThreadPoolExecutor(self.workers)
-        requests = {key: pool.submit(self._request, key, each, parse, max_tokens) for key, each in missing.items()}
+        requests = [pool.submit(self._request, key, each, parse, max_tokens) for key, each in missing.items()]
         try:
-            wait(requests.values(), return_when=FIRST_EXCEPTION)
+            wait(requests, return_when=FIRST_EXCEPTION)
         finally:
-            pool.shutdown(cancel_futures=True)  # after a failure nothing new is sent; what is under way is still kept
-        for request in requests.values():
-            if not request.cancelled():
-                request.result()  # raises what stopped the others
-        failures = [failure for key in keys if key in requests and (failure := requests[key].result())]
-        self.check_failures(failures, len(keys))
+            pool.shutdown(cancel_futures=True)  # after an error nothing new is sent; what is under way is still kept
+        replies = [request.result() for request in requests if not request.cancelled()]  # raises the error
+        self.check_failures([reply for reply in replies if reply], len(set(keys)))
         return [parse(self._cache[key]) if key in self._cache else None for key in keys]
 
     def check_failures(self, failures: Sequence[Failure], asked: int) -> None:

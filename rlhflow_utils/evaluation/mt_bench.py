@@ -106,8 +106,11 @@ def grading_prompt(question: Question, answers: Sequence[str], turn: int, prompt
 
 
 def parse_grade(reply: str) -> float | None:
-    """The first ``[[grade]]`` of a reply, else ``[grade]``, as some judges write; None where not from 1 to 10."""
-    found = re.search(rf"\[\[{NUMBER}\]\]", reply) or re.search(rf"\[{NUMBER}\]", reply)
+    """The first ``[[grade]]`` of a reply, as in FastChat; else ``rating: [grade]``; None where not from 1 to 10.
+
+    FastChat takes any ``[number]`` then, also an index in code and the number of a source.
+    """
+    found = re.search(rf"\[\[{NUMBER}\]\]", reply) or re.search(rf"rating\W*\[{NUMBER}\]", reply, re.IGNORECASE)
     grade = float(found[1]) if found else None
     return grade if grade is not None and 1 <= grade <= 10 else None
 
