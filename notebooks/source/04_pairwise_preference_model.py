@@ -165,8 +165,8 @@ print(f"P = {forward_p:.3f} and {backward_p:.3f}; all checks hold")
 # ## Where we differ
 #
 # * The paper packs PM samples into blocks of 3072 tokens; `preference_model.trainer.packing` does the same.
-# * Two epochs on `tiny`, one in the paper: this model needs longer to learn to compare two answers than to score one. Its
-#   base and SFT model have also seen the form of the question, with letters for right and wrong.
+# * The base model of `tiny` has read comparisons of two answers, in other words than this question; its SFT model has seen
+#   a thousand in the form of the question. LLaMA-3-8B-Instruct has seen who knows how many.
 # * The released data script draws the order unseeded under many workers, so no two runs agree. Here it is a hash of the
 #   row's id.
 # * The released evaluation reads the logits at a position that depends on the chat template's version. Here it is the

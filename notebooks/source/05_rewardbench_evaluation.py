@@ -22,6 +22,7 @@ from rlhflow_utils.evaluation import rewardbench
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models import chat, forward, preference_model
+from rlhflow_utils.simulator.gold import World
 
 run = open_run("05_rewardbench_evaluation", PROFILE, RUN_DIR, SEED, OVERRIDES)
 profile, main = run.profile, run.profile.data.main_mixture
@@ -141,6 +142,26 @@ for label, done in benchmarks.items():
     quarter = pd.qcut(pairs["prompt_length"], 4, duplicates="drop")
     by_length[label] = pairs.groupby(quarter, observed=True)["outcome"].mean()
 pd.DataFrame(by_length).rename_axis("prompt length (characters)").round(3)
+
+# %% [markdown]
+# In the tiny world we can ask *what kind of error* a judge does not see. A wrong sum can have a slip in its result ("3+4=8"),
+# or the right steps for a number that was misread ("3+2=5" to "What is 3+4?"). To notice the second, a judge must compare the
+# answer with the question, digit by digit. The base model has not learnt that (chapter 00 counts its marks), and nothing later
+# teaches it: a blind spot that the policy inherits in chapter 09.
+
+# %%
+if profile.world:
+    world, kinds = World(profile.world), {}
+    for row in rows:
+        task = world.read_prompt(row["prompt"][-1]["content"])
+        if task and task.skill == "reasoning":
+            seen = any(wrong in row["rejected"] for wrong in task.misreadings)
+            kinds[str(row["row_id"])] = "a number was misread" if seen else "a slip in the result"
+    table = []
+    for label, done in benchmarks.items():
+        pairs = pd.read_json(done.path / "pairs.jsonl", lines=True, dtype={"row_id": str}).set_index("row_id")
+        table.append({"judge": label, **pairs["outcome"].groupby(pd.Series(kinds)).mean()})
+    tables.show([*table, {"judge": "pairs", **pd.Series(kinds).value_counts()}], run.caption)
 
 # %% [markdown]
 # The same scores under the other conventions:

@@ -17,7 +17,9 @@ from IPython.display import Markdown, display
 
 from rlhflow_utils.claims.verdicts import claims_table, read_records
 from rlhflow_utils.guide import figures, tables
+from rlhflow_utils.guide.headlines import machine_rows
 from rlhflow_utils.guide.run import open_run
+from rlhflow_utils.guide.stage import read_json
 
 run = open_run("12_reproduction_report", PROFILE, RUN_DIR, SEED, OVERRIDES)
 last, judge, main = run.profile.iterative.iterations, run.profile.evaluation.judge, run.profile.data.main_mixture
@@ -104,6 +106,17 @@ figures.rewardbench_bars(sections, tables.REWARDBENCH, run.caption)
 # %%
 records = read_records()
 tables.show(claims_table(records), "Measured in simulated worlds that serve no other purpose; results/claims/.")
+
+# %% [markdown]
+# ## Any machine
+#
+# The same profile and seed with other instruction sets and numbers of threads (`make machines`). Rounding differs, and
+# training amplifies it; the headline numbers must not move by more than the band.
+
+# %%
+machines = tables.RESULTS / run.profile.name / "machines.json"
+if machines.is_file():
+    tables.show(machine_rows(read_json(machines)["runs"]), run.caption)
 
 # %% [markdown]
 # ## The rows
