@@ -204,7 +204,7 @@ figure
 # ## The chat template
 #
 # Every prompt and answer is rendered and tokenised in `chat.py`. Training, generation and scoring therefore agree: one
-# beginning-of-sequence token (BOS), the same end-of-turn token, and a padding token that is not the end-of-turn token.
+# beginning-of-sequence token (BOS) at the start, the same end-of-turn token, and a padding token of its own.
 
 # %%
 tokenizer = chat.load_tokenizer(run.base_model(), profile.model)
@@ -218,7 +218,7 @@ print("response", chat.encode_response(example, "4+2=6, so 6.", tokenizer))
 
 # %%
 ids = chat.encode_conversation(example, "4+2=6, so 6.", tokenizer)
-assert tokenizer.bos_token_id is None or ids.count(tokenizer.bos_token_id) == 1, "exactly one BOS"
+assert tokenizer.bos_token_id not in ids[1:2], "BOS stands once at the start, if at all"
 assert ids[-1] in chat.stop_token_ids(tokenizer), "a response ends with the end-of-turn token"
 assert tokenizer.pad_token_id != tokenizer.eos_token_id, "padding is not the end of a turn"
 assert chat.decode_response(chat.encode_response(example, "4+2=6, so 6.", tokenizer), tokenizer) == "4+2=6, so 6."

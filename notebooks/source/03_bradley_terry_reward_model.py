@@ -213,7 +213,7 @@ for log in logs.values():
 train_prompts = {chat.prompt_key(row["prompt"]) for row in pairs}
 test_prompts = {chat.prompt_key(row["prompt"]) for row in test.dataset()}
 assert not train_prompts & test_prompts, "no prompt is in training and in test"
-assert ids[0].tolist().count(tokenizer.bos_token_id) <= 1, "one BOS"
+assert tokenizer.bos_token_id not in ids[0].tolist()[1:2], "one BOS"
 print("all checks hold")
 
 # %% [markdown]
