@@ -22,7 +22,7 @@ from rlhflow_utils.simulator.gold import World
 
 pytestmark = pytest.mark.slow
 STEPS = 3
-MEASURED = ["b", "e", "i", "m", "n", "p", "q", "sizes"]
+MEASURED = ["b", "e", "i", "m", "p", "q", "sizes"]
 SMALL: dict[str, Any] = {
     "world.entities": 4,
     "world.corpus": {"statements": 40, "questions": 40, "proofread": 20, "graded": 20, "comparisons": 20},
@@ -103,12 +103,12 @@ def test_each_claim_has_its_record(finished: Path) -> None:
 def test_every_variant_trains_for_equally_many_updates(finished: Path) -> None:
     """Whatever pairs an iteration finds; a restart trains longer with every set of pairs: its claim is about that."""
     records = {
-        name: json.loads((finished / f"runs/results/{name}.json").read_text(encoding="utf-8")) for name in "eimnpq"
+        name: json.loads((finished / f"runs/results/{name}.json").read_text(encoding="utf-8")) for name in "eimpq"
     }
     variants = {name: values["100"] for record in records.values() for name, values in record["variants"].items()}
     updates = {name: values.get("updates") for name, values in variants.items()}
     del updates["bt"], updates["pm"]
-    two = dict.fromkeys(("main", "no_penalty", "replay", "offline", "one_round"), 2.0 * STEPS)
+    two = dict.fromkeys(("main", "no_penalty", "offline", "one_round"), 2.0 * STEPS)
     one = dict.fromkeys(("pm_tournament", "pm_round_robin", "random_no_penalty", "verifier_and_rm"), 1.0 * STEPS)
     assert updates == {**two, **one, "restart": 3.0 * STEPS, "sft": None, "best_of_n": None}
     steps = Counter(each.metrics["steps"] for each in _stages(finished, "train_dpo"))
@@ -149,14 +149,14 @@ def test_offline_pairs_are_of_all_skills_alike(finished: Path) -> None:
 
 
 def test_equal_work_is_shared(finished: Path) -> None:
-    """Iteration 1 of main, replay and restart is one training; another world has a base model of its own."""
+    """Iteration 1 of main and restart is one training; another world has a base model of its own."""
     for name in ("build_world", "train_base_model", "train_sft", "train_preference_model"):
         assert len(list(_stages(finished, name))) == 2, name
     assert len(list(_stages(finished, "train_reward_model"))) == 2 + 3, "and three shares of the mixture"
-    # main and no_penalty, two iterations each; the second one of replay and of restart; three of claim m; one of q
-    # with the RM and the checker; one round at once
+    # main and no_penalty, two iterations each; three of claim m; one of q with the RM and the checker; one round at
+    # once; the second iteration of restart, on the pairs of both
     trained = list(_stages(finished, "train_dpo"))
-    assert sorted(len(each.manifest["inputs"]["pairs"]) for each in trained) == [1] * (4 + 3 + 1 + 1) + [2, 2]
+    assert sorted(len(each.manifest["inputs"]["pairs"]) for each in trained) == [1] * (4 + 3 + 1 + 1) + [2]
 
 
 def test_judges_are_measured(finished: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_seed_that_fails_does_not_stop_the_others(finished: Path) -> None:
     (finished / "runs" / "seed101").write_text("in the way", encoding="utf-8")
     designs = load_designs(finished / "designs.yaml")
     profiles = {seed: seed_profile(designs, "tiny", SMALL, seed) for seed in (101, 100)}
-    jobs = {seed: {"": ["n"]} for seed in profiles}
+    jobs = {seed: {"": ["i"]} for seed in profiles}
     measured, failed = run_seeds(designs, profiles, jobs, finished / "runs", workers=2)
     assert set(measured) == {100}
     assert len(failed) == 1
