@@ -55,8 +55,8 @@ def pretrain(documents: Documents, settings: BaseModelSettings, seed: int, into:
     shape = (settings.blocks_per_batch, settings.block_size)
     steps = max(1, settings.tokens // (shape[0] * shape[1]))
     first, history, seconds = 0, list[dict[str, float]](), 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {}
+    if state.get("settings") == settings.model_dump():  # else of another training: begin anew
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, history, seconds = state["step"], state["history"], state["seconds"]
@@ -75,7 +75,8 @@ def pretrain(documents: Documents, settings: BaseModelSettings, seed: int, into:
             spent = seconds + time.time() - started
             print(f"  step {step + 1:5d}/{steps}  loss {history[-1]['loss']:.4f}  {spent:5.0f} s", flush=True)
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save({**state, "history": history, "seconds": spent}, checkpoint.with_suffix(".new"))
+            state |= {"settings": settings.model_dump(), "history": history, "seconds": spent}
+            torch.save(state, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
     model.save_pretrained(into / "model")
     tokenizer.save_pretrained(into / "model")
@@ -100,7 +101,7 @@ def tokens_in(minutes: float, documents: Documents, settings: BaseModelSettings)
     """Tokens that this machine reads in so many minutes, from the time of a few steps."""
     batch = settings.blocks_per_batch * settings.block_size
     with TemporaryDirectory() as folder:
-        log = pretrain(documents, settings.model_copy(update={"tokens": 20 * batch}), 0, Path(folder))
+        log = pretrain(documents, settings.model_copy(update={"tokens": 60 * batch}), 0, Path(folder))
     return max(batch, int(minutes * 60 * log["tokens"] / log["seconds"]))
 
 
