@@ -243,7 +243,9 @@ def test_a_seed_changes_rows_and_training(designs: Designs) -> None:
     profile = seed_profile(designs, "tiny", {"dpo.trainer.beta": 0.2}, 12)
     assert profile.world is not None
     assert (profile.seed, profile.world.seed, profile.dpo.trainer["beta"]) == (12, 0, 0.2), "one truth for all seeds"
-    assert profile.preference_model.trainer["num_train_epochs"] == 1, "the claims' own change"
+    assert profile.data.filters.kwise_pairs == {"Nectar": "best_vs_worst"}, "the claims' own change"
+    assert profile.preference_model.trainer["num_train_epochs"] == 1, "as many updates as the BT model has"
+    assert profile.data.evaluation_prompts >= 1000
 
 
 def test_a_record_of_a_changed_profile_says_how_to_get_it() -> None:
