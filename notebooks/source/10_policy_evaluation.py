@@ -257,8 +257,8 @@ print("all checks hold")
 #
 # * The paper's judges are GPT-4 on three benchmarks. In the tiny world the judge is the gold reward, which the paper
 #   could not have; `evaluation.judge: endpoint` asks any OpenAI-compatible model instead.
-# * Offline DPO trains for one epoch on its own pairs here, iterative DPO for two on those of three iterations. Claim e
-#   compares them at equal numbers of updates.
+# * Offline DPO trains for one epoch on 1,500 pairs of its own here, iterative DPO for two on those of three times 500
+#   prompts. Claim e compares them at equal numbers of updates.
 # * AlpacaEval-2's regression has a third term, the difficulty of each of its 805 prompts. It needs the answers of many
 #   models, so we leave it out.
 # * The tiny model cannot sit the academic suite of Table 5. One untouched skill takes its place.
