@@ -6,7 +6,9 @@ The numbers come from learning; these tests hold them to their targets and show 
 from __future__ import annotations
 
 import json
+import random
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,16 @@ import pytest
 from datasets import load_from_disk
 
 from rlhflow_utils.guide.headlines import outside_bands
+from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.models.chat import prompt_key
+from rlhflow_utils.simulator.corpus import write_documents
+from rlhflow_utils.simulator.gold import World
 
 SECTIONS = ("chat", "chat_hard", "safety", "reasoning", "overall")
 ACCURACY = ("bt_mix2_test.accuracy", "pm_mix2_test.accuracy")
+POLICIES = ("sft", "offline_dpo", "iter1", "iter2", "iter3")
+JUDGES, POLICY = 0.02, 0.04  # what a machine may move (guide/headlines.yaml)
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +68,34 @@ def test_the_headlines_are_the_published_ones(summary: dict[str, Any]) -> None:
     assert outside_bands(summary, published) == []
 
 
-def test_reward_and_preference_models_learn(summary: dict[str, Any], run_dir: Path) -> None:
-    """Held-out accuracy on clean labels, well above a coin and above "the longer answer wins"."""
+def test_judges_learn_what_the_world_is_for(summary: dict[str, Any], run_dir: Path) -> None:
+    """The bars of the tiny world: where a bar is a section of 120 pairs, its interval must reach it."""
     longer = json.loads((run_dir / "bt_mix2_test" / "results.json").read_text(encoding="utf-8"))["longer_wins"]
     for key in ACCURACY:
-        assert summary[f"{key}_ci_high"] >= 0.80, "the target, 0.80, is within reach"
-        assert summary[f"{key}_ci_low"] > max(0.7, longer["ci_high"])
-    assert summary["bt_mix2_test.accuracy_safety"] > summary["bt_mix1_test.accuracy_safety"], "mix2 knows safety better"
+        assert summary[key] >= 0.93 - JUDGES, f"{key}: clean held-out pairs"
+        assert summary[f"{key}_ci_low"] > longer["ci_high"]
+    for section in SECTIONS:
+        assert summary[f"rewardbench_bt.{section}_ci_high"] >= 0.85, section
+    prompting, bt, pm = (summary[f"rewardbench_{judge}.overall"] for judge in ("prompting", "bt", "pm"))
+    assert pm >= bt - 0.03 - JUDGES, "the PM is near the BT model"
+    assert summary["rewardbench_prompting.overall_ci_low"] > 0.5, "a judge that is only prompted is better than a coin"
+    assert prompting < min(bt, pm)
+    for section in ("safety", "reasoning"):
+        assert summary[f"rewardbench_bt.{section}"] > summary[f"rewardbench_bt_mix1.{section}"], f"mix2 knows {section}"
 
 
-def test_iterative_dpo_improves_on_sft(summary: dict[str, Any], run_dir: Path) -> None:
-    for iteration in (1, 2, 3):
-        assert summary[f"iter{iteration}_evaluation.gold_win_rate_vs_sft_ci_low"] > 0.5, (
-            f"iteration {iteration} against SFT"
-        )
-    first, last = (summary[f"iter{iteration}_evaluation.gold_win_rate_vs_sft"] for iteration in (1, 3))
-    assert last > first, "the third iteration is better than the first"
-    assert summary["iter3_evaluation.gold_win_rate_vs_sft_ci_high"] >= 0.65, "the target, 0.65, is within reach"
+def test_answers_get_better_and_not_only_shorter(summary: dict[str, Any], run_dir: Path) -> None:
+    """Right answers rise with each iteration, and the length-controlled win rate says it is not brevity alone."""
+    right = {policy: summary[f"{policy}_evaluation.accuracy"] for policy in POLICIES}
+    controlled = {policy: summary[f"{policy}_evaluation.gold_lc_win_rate_vs_sft"] for policy in POLICIES}
+    assert right["sft"] <= 0.60 + POLICY
+    assert right["iter3"] >= 0.80 - POLICY
+    assert right["sft"] < right["iter1"] < right["iter2"]
+    assert right["iter3"] > right["iter2"] - POLICY
+    assert controlled["iter3"] >= 0.60 - POLICY
+    assert controlled["iter3"] > controlled["offline_dpo"] > 0.5
     results = json.loads((run_dir / "iter3_evaluation" / "results.json").read_text(encoding="utf-8"))
-    assert results["n"] >= 500, "on at least 500 held-out prompts"
+    assert results["n"] >= 900, "held-out prompts"
 
 
 def test_rows_add_up_in_every_stage(manifests: dict[str, dict[str, Any]]) -> None:
@@ -128,15 +144,14 @@ def test_trainers_saw_only_what_their_stage_accounts_for(run_dir: Path, manifest
         assert not {tuple(ids) for ids in rows["prompt_ids"]} & prompts, stage
 
 
-def test_corpus_and_demonstrations_hold_no_held_out_prompt(run_dir: Path) -> None:
-    """The base corpus is plain text: no evaluation prompt's wording occurs in it, in any form."""
-    corpus = (run_dir / "world" / "corpus.jsonl").read_text(encoding="utf-8")
-    questions = [
-        json.loads(line)["context_messages"][-1]["content"]
-        for line in (run_dir / "world" / "eval_prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    found = [question for question in questions if question in corpus]
-    assert found == []
+def test_the_base_models_documents_hold_no_held_out_prompt(run_dir: Path) -> None:
+    """They are plain text: no evaluation prompt's wording occurs in them, in any form."""
+    world = load_profile("tiny").world
+    assert world is not None
+    text = "\n".join(islice(write_documents(World(world), random.Random(0)), 20_000))
+    lines = (run_dir / "world" / "eval_prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    questions = [json.loads(line)["context_messages"][-1]["content"] for line in lines]
+    assert [question for question in questions if question in text] == []
 
 
 def test_iterations_use_fresh_prompts_and_the_reference_is_sft(
