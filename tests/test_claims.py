@@ -199,6 +199,33 @@ def test_every_claim_is_designed(designs: Designs) -> None:
             assert len(steps) < 2 or part.better == part.worse, f"{name}: {part.name}"
 
 
+def test_every_metric_is_one_that_its_variant_measures(designs: Designs) -> None:
+    """A loop's metrics end in an iteration that it has; the names are those that the smoke run of the claims finds."""
+    policy = {
+        "win_rate",
+        "lc_win_rate",
+        "accuracy",
+        "reasoning_accuracy",
+        "mean_length",
+        "reward",
+        "proxy_reward",
+        "kl",
+    }
+    sections = {"chat", "chat_hard", "safety", "reasoning", "overall", "safety_and_reasoning"}
+    measured = {
+        "prompting": sections, "pm": sections | {"accuracy"}, "bt": sections | {"accuracy", "mean_pearson"},
+        "best_of_n": policy, "sft": policy | {"exact_match"}, "offline": policy | {"exact_match"},
+    }  # fmt: skip
+    for name, claim in designs.claims.items():
+        for part in claim.comparisons:
+            for variant_name, metric in ((part.better, part.metric), (part.worse, part.other_metric or part.metric)):
+                if variant_name:
+                    design = designs.variants[variant_name]
+                    steps = range(1, design.iterations + 1)
+                    loop = {f"{each}@{step}" for each in policy | {"exact_match"} for step in steps}
+                    assert metric in measured.get(design.kind, loop), f"{name}: {part.name}: {metric}"
+
+
 @pytest.mark.parametrize(("marks", "named"), [([], r"\[\]"), ([0, 1], "mix1 − mix2, equal size"), ([2], "mix1 alone")])
 def test_exactly_one_comparison_decides(tmp_path: Path, marks: list[int], named: str) -> None:
     """Not none, not two, and not one that is only shown."""
