@@ -19,9 +19,11 @@ from sklearn.linear_model import LogisticRegression
 from rlhflow_utils.claims.verdicts import read_records
 from rlhflow_utils.data import cards
 from rlhflow_utils.evaluation import policies, statistics
+from rlhflow_utils.evaluation.judges import compare_rewards
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.online.generation import Prompts, generate_responses
+from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.training.stages import train_offline_dpo
 
 run = open_run("10_policy_evaluation", PROFILE, RUN_DIR, SEED, OVERRIDES)
@@ -150,6 +152,27 @@ for row in list(reference.dataset())[::step][:6]:
         place = result["prompts"]["prompt_id"].index(row["prompt_id"])
         reward = result["prompts"].get("reward", {place: float("nan")})[place]
         print(f"  {name:13s} {reward:+.2f}  {texts[name][row['prompt_id']]!r}")
+
+# %% [markdown]
+# How much hangs on the price of filler? A comparison has a winner as soon as the rewards differ, so any price above zero
+# decides between two right answers. At price zero they tie. The same answers, judged under three prices:
+
+# %%
+if profile.world:
+    questions = {row["prompt_id"]: row["prompt"][-1]["content"] for row in reference.dataset()}
+    table = []
+    for price in (0.0, profile.world.padding_cost, 10 * profile.world.padding_cost):
+        priced = World(profile.world.model_copy(update={"padding_cost": price}))
+        rewards = {name: [priced.reward(questions[key], each[key]) for key in questions] for name, each in texts.items()}
+        lengths = {name: [len(each[key]) for key in questions] for name, each in texts.items()}
+        for name in ("offline_dpo", "iterative_dpo"):
+            outcome = compare_rewards(rewards[name], rewards["sft"])
+            lc = statistics.length_controlled_win_rate(outcome, lengths[name], lengths["sft"], 0.95).win_rate
+            table.append(
+                {"policy": name, "price of a character": price, "LC win rate": lc.value,
+                 "plain win rate": sum(outcome) / len(outcome)}
+            )  # fmt: skip
+    tables.show(table, run.caption)
 
 # %%
 bars = {
