@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections import Counter, defaultdict
@@ -317,6 +318,15 @@ def test_mixture_subsample_is_seeded_and_counted(tmp_path: Path) -> None:
     assert len(first.dataset("mix")) == 20
     assert first.dataset("mix")["row_id"] == again.dataset("mix")["row_id"] != other.dataset("mix")["row_id"]
     assert first.rows["mixture mix"] == {"rows_in": 50, "rows_out": 20, "dropped": {"subsample": 30}}
+
+
+def test_a_date_where_a_text_should_be_is_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "chosen": datetime.date(2024, 5, 1), "rejected": datetime.date(2024, 5, 2)}]
+    pd.DataFrame(rows).to_parquet(tmp_path / "dates.parquet")
+    source = SourceSettings.model_validate({"name": "S", "schema": "rlhflow_standard", "files": ["dates.parquet"]})
+    data = load_profile("tiny").data.model_copy(update={"preference_sources": [source], "offline_source": None})
+    (row,) = candidates(data, tmp_path, None, load_profile("tiny").model)
+    assert (row["fate"], row["chosen_excerpt"]) == (f"{DROPPED}non_string_content", '"2024-05-01"')
 
 
 def test_nothing_left_is_an_error_that_names_the_fix(tmp_path: Path) -> None:

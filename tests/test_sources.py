@@ -196,6 +196,7 @@ ODD: list[tuple[str, dict[str, Any], str]] = [
     ("rlhflow_standard", {"chosen": [*USER, {"role": "function", "content": "12"}, answer("It is 12")],
                           "rejected": [*USER, answer("poor")]}, "unknown_role"),
     ("rlhflow_standard", {"chosen": [*USER, {"role": "tool", "content": "12"}], "rejected": POOR}, "unknown_role"),
+    ("pandalm", {**PANDA, "response2": [{"role": "tool", "content": "12"}]}, "unknown_role"),
     ("llama_factory_dpo", {"conversations": [*SHAREGPT, {"from": "observation", "value": "12"}],
                            "chosen": {"value": "good"}, "rejected": {"value": "poor"}}, "unknown_role"),
     ("rlhflow_standard", {"chosen": [*USER, {"role": "assistant", "tool_calls": []}], "rejected": [*USER, answer("b")]},

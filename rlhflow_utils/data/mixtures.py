@@ -186,7 +186,7 @@ def _pair_row(pair: Any, source: SourceSettings, settings: FilterSettings) -> Ro
 
 def _excerpt(content: Any) -> str:
     # As JSON, so that an empty string, a zero-width space and the boolean true can be told apart.
-    text = json.dumps(content[:EXCERPT] if isinstance(content, str) else content)
+    text = json.dumps(content[:EXCERPT] if isinstance(content, str) else content, default=str)  # Parquet has dates
     return text if len(text) <= EXCERPT else text[: EXCERPT - 2] + '…"'
 
 

@@ -203,7 +203,7 @@ def shp(row_id: str, row: Row) -> Candidate:
     pair = _pair(row_id, row, "history", f"human_ref_{winner}", f"human_ref_{loser}")
     pair.chosen_score, pair.rejected_score = number(get(row, f"score_{winner}")), number(get(row, f"score_{loser}"))
     pair.score_ratio = number(get(row, "score_ratio"))
-    pair.evidence = "no_label" if label is None or pair.score_ratio is None else None
+    pair.evidence = pair.evidence or ("no_label" if label is None or pair.score_ratio is None else None)
     return pair
 
 
@@ -218,11 +218,11 @@ def pku_safe_rlhf(row_id: str, row: Row) -> Candidate:
     better, safer = (get_label(row, f"{name}_response_id", (0, 1, None)) for name in ("better", "safer"))
     if None in (*safe, better, safer):
         pair = _pair(row_id, row, "prompt", "response_0", "response_1")
-        pair.evidence = "no_label"
+        pair.evidence = pair.evidence or "no_label"
         return pair
     winner = better if safe[0] == safe[1] else safe.index(True)
     pair = _pair(row_id, row, "prompt", f"response_{winner}", f"response_{1 - winner}")
-    pair.evidence = None if safer == winner else "contradicted_label"
+    pair.evidence = pair.evidence or (None if safer == winner else "contradicted_label")
     return pair
 
 
@@ -274,7 +274,7 @@ def pandalm(row_id: str, row: Row) -> Candidate:
     pair = _pair(row_id, row, "instruction", f"response{winner}", f"response{3 - winner}")
     if context := get(row, "input"):
         pair.prompt = pair.rejected_prompt = user_turn(joined("\n\n", [get(row, "instruction"), context]))
-    pair.evidence = "no_label" if None in votes else None if verdict else "tie"
+    pair.evidence = pair.evidence or ("no_label" if None in votes else None if verdict else "tie")
     return pair
 
 
