@@ -110,7 +110,7 @@ def _chat(options: argparse.Namespace) -> None:
     profile, out = load_profile(options.profile, _overrides(options)), Path(options.out)
     prepare_hub([options.model])
     results = run_benchmark(options.benchmark, profile, options.model, Path(options.questions), out, options.limit)
-    for name in ("score", "win_rate", "lc_win_rate"):
+    for name in ("score", "win_rate", "length_adjusted_win_rate", "lc_win_rate"):
         if name in results:
             score = results[name]
             print(f"{options.benchmark} {name}: {score['value']:.3f} ({score['ci_low']:.3f} … {score['ci_high']:.3f})")
@@ -148,6 +148,7 @@ def _notebooks(options: argparse.Namespace) -> None:
 
 FIXES = {  # what a system may refuse
     errno.ENOSPC: "free some space, or write to another disk",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or write to another disk",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file is where a folder is needed: choose another name"),
 }
@@ -230,15 +231,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _explained(error: Exception) -> str:
+def _explained(error: BaseException) -> str:
     """A failure in one line: what the package raises says what, where and the fix; a library's error is told them."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if PACKAGE_FOLDER in Path(frame.filename).parents]
     if ours[-1] is frames[-1] and (ours[-1].line or "").startswith("raise"):
         return shortened(str(error))
+    error = _refusal(error) or error
     where = f"{Path(ours[-1].filename).relative_to(PROJECT)}, line {ours[-1].lineno}"
     fix = FIXES.get(getattr(error, "errno", None) or 0, "add --traceback to see the rest")
     return f"{shortened(f'{type(error).__name__}: {error}')} ({where}; {fix})"
+
+
+def _refusal(error: BaseException) -> BaseException | None:
+    """What the system refused, where that is behind another error: a writer that cannot be closed hides a full disk."""
+    cause = error.__cause__ or error.__context__
+    if getattr(error, "errno", None) in FIXES or cause is None:
+        return error if getattr(error, "errno", None) in FIXES else None
+    return _refusal(cause)
 
 
 if __name__ == "__main__":

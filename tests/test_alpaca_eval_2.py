@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,8 @@ from scipy import special
 
 from rlhflow_utils.evaluation import chat_benchmarks as ae
 
+WEIGHTS = "length_controlled_v1_baseline_gpt4_1106_preview.csv"
+PUBLISHED = "alpaca_2.0_lc_results.jsonl"
 COLUMNS = {
     "np.tanh(std_delta_len)": "length",
     "instruction_difficulty": "difficulty",
@@ -22,9 +25,11 @@ COLUMNS = {
 }  # of the package's `length_controlled_v1` tables
 
 
-def _difficulties(win_probabilities: list[float], weights: pd.Series) -> np.ndarray:
-    """Difficulty of each instruction, solved from one model's length-controlled win probabilities."""
-    return np.asarray((special.logit(win_probabilities) - weights["model"]) / weights["difficulty"])
+def _difficulties(folder: Path, out: Path) -> np.ndarray:
+    ae.write_difficulties(folder, out / "difficulties.csv")
+    table = pd.read_csv(out / "difficulties.csv")
+    assert list(table["index"]) == list(range(len(table)))
+    return table["instruction_difficulty"].to_numpy()
 
 
 def _win_rates(weights: pd.DataFrame, difficulties: np.ndarray) -> pd.Series:
@@ -33,16 +38,15 @@ def _win_rates(weights: pd.DataFrame, difficulties: np.ndarray) -> pd.Series:
     return pd.Series(100 * special.expit(logits).mean(axis=1), index=weights.index)
 
 
-def test_published_length_controlled_win_rates_come_out(data_root: Path) -> None:
+def test_published_length_controlled_win_rates_come_out(data_root: Path, tmp_path: Path) -> None:
     """From three weights a model and one model's 805 values: at least 195 of 199 published win rates to 0.01 points."""
     folder = data_root / "alpaca-eval-numbers"
-    weights = pd.read_csv(folder / "length_controlled_v1_baseline_gpt4_1106_preview.csv", index_col=0)
+    weights = pd.read_csv(folder / WEIGHTS, index_col=0)
     weights = weights.rename(columns=COLUMNS)
     board = pd.read_csv(folder / "weighted_alpaca_eval_gpt4_turbo_leaderboard.csv", index_col=0)
-    lines = (folder / "alpaca_2.0_lc_results.jsonl").read_text().splitlines()
+    lines = (folder / PUBLISHED).read_text().splitlines()
     per_prompt = {row["model"]: row["length_controlled_winrate"] for row in map(json.loads, lines)}
-    source = "gpt-3.5-turbo-0613"
-    difficulties = _difficulties(per_prompt[source], weights.loc[source])
+    difficulties = _difficulties(folder, tmp_path)
     ours = _win_rates(weights, difficulties)
     both = board.join(ours.rename("ours"), how="inner")
     gap = (both["ours"] - both["length_controlled_winrate"]).abs()
@@ -58,13 +62,107 @@ def test_published_length_controlled_win_rates_come_out(data_root: Path) -> None
     assert len(others) == 2
 
 
-def test_difficulties_by_hand() -> None:
-    weights = pd.DataFrame({"length": [0.0, 9.0], "difficulty": [2.0, 1.0], "model": [0.0, 1.0]}, index=["a", "b"])
-    # logit(0.5) = 0, logit(e / (1 + e)) = 1: difficulties 0 and 1/2 for a model of weight 2.
-    difficulties = _difficulties([0.5, math.e / (1 + math.e)], weights.loc["a"])
-    assert difficulties == pytest.approx([0.0, 0.5])
-    rates = _win_rates(weights, difficulties)
-    assert rates["b"] == pytest.approx(100 * (1 / (1 + math.exp(-1)) + 1 / (1 + math.exp(-1.5))) / 2)
+def _tables(folder: Path, published: list[float]) -> Path:
+    """The package's tables, of one model with the weights 2 (difficulty) and 0.5."""
+    folder.mkdir()
+    names = ",np.tanh(std_delta_len),instruction_difficulty,not_gamed_baseline.astype(float)"
+    (folder / WEIGHTS).write_text(f"{names}\n{ae.SOLVED_FROM},-1,2,0.5\n")
+    row = {"model": ae.SOLVED_FROM, "length_controlled_winrate": published}
+    (folder / PUBLISHED).write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def test_difficulties_by_hand(tmp_path: Path) -> None:
+    # logit(0.5) = 0 and logit(e / (1 + e)) = 1, less 0.5, over 2.
+    difficulties = _difficulties(_tables(tmp_path / "tables", [0.5, math.e / (1 + math.e)]), tmp_path)
+    assert difficulties == pytest.approx([-0.25, 0.25])
+
+
+LENGTH, QUALITY, WEIGHT = 1.2, -1.0, 0.8  # of a planted policy
+REFERENCE = [{"instruction": f"i{place}", "output": "r" * 500} for place in range(600)]
+Planted = tuple[list[float | None], list[dict[str, str]], np.ndarray]
+
+
+def _planted() -> Planted:
+    """Exact verdicts on a policy whose answers are longer where instructions are harder, in another order; ten missing.
+
+    The second is the policy's answers, the third each instruction's difficulty, in order.
+    """
+    rng = np.random.default_rng(0)
+    difficulties = rng.normal(0, 1.5, len(REFERENCE))
+    lengths = np.maximum(1, 400 + 60 * difficulties + rng.normal(0, 150, len(REFERENCE))).astype(int)
+    gap = (500 - lengths) / np.std(500 - lengths[10:], ddof=1)  # the reference's less ours
+    wins = special.expit(QUALITY + WEIGHT * difficulties - LENGTH * np.tanh(gap))
+    order = rng.permutation(np.arange(10, len(REFERENCE)))
+    outputs = [{"instruction": f"i{place}", "output": "x" * lengths[place]} for place in order]
+    return [float(wins[place]) for place in order], outputs, difficulties
+
+
+def _gamed(difficulties: np.ndarray, length: float) -> pd.DataFrame:
+    """Two baselines that game the length, as in the package's file; `length` is what it does to the verdict."""
+    rng, tables = np.random.default_rng(1), []
+    for model in ("concise", "verbose"):
+        gap = rng.normal(0, 1, len(difficulties))
+        wins = special.expit(WEIGHT * difficulties + length * np.tanh(gap))
+        tables.append(
+            pd.DataFrame(
+                {"model": model, "index": range(len(gap)), "preference": wins, "std_delta_len": gap,
+                 "instruction_difficulty": difficulties, "not_gamed_baseline": False}
+            )
+        )  # fmt: skip
+    return pd.concat(tables)
+
+
+@pytest.mark.parametrize("name", ["length_controlled_v1", "length_controlled_noreg"])
+def test_the_package_s_model_finds_a_planted_win_rate(tmp_path: Path, name: str) -> None:
+    """Whatever the order of the answers, and with some missing or without a verdict; length alone is far off."""
+    pytest.importorskip("alpaca_eval")
+    wins, outputs, difficulties = _planted()
+    _gamed(difficulties, -LENGTH).to_csv(tmp_path / "df_gamed.csv", index=False)
+    control = ae.LengthControl(name, tmp_path / "df_gamed.csv")
+    unread: list[float | None] = [None, *wins[1:]]
+    summary = ae.summarise(unread, outputs, REFERENCE, 20, 0.95, 0, control)
+    truth = special.expit(QUALITY + WEIGHT * difficulties[10:]).mean()
+    assert summary["lc_win_rate"]["value"] == pytest.approx(truth, abs=0.004)
+    assert summary["lc_win_rate"]["ci_low"] < truth < summary["lc_win_rate"]["ci_high"]
+    assert (summary["lc_win_rate"]["n"], summary["unjudged"], summary["lc_model"]) == (589, 1, name)
+    assert abs(summary["win_rate"]["value"] - truth) > 0.03
+    assert abs(summary["length_adjusted_win_rate"]["value"] - truth) > 0.02
+    assert "lc_win_rate" not in ae.summarise(wins, outputs, REFERENCE, 20, 0.95, 0)
+
+
+def test_gamed_baselines_hold_only_the_official_model_back(tmp_path: Path) -> None:
+    pytest.importorskip("alpaca_eval")
+    wins, outputs, difficulties = _planted()
+    _gamed(difficulties, -3 * LENGTH).to_csv(tmp_path / "df_gamed.csv", index=False)
+    rates = {}
+    for name in ("length_controlled_v1", "length_controlled_noreg"):
+        control = ae.LengthControl(name, tmp_path / "df_gamed.csv")
+        rates[name] = ae.length_controlled(wins, outputs, REFERENCE, control, 0.95).value
+    assert rates["length_controlled_v1"] > rates["length_controlled_noreg"] + 0.005
+
+
+def test_the_model_that_the_files_allow_is_used_and_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "questions", tmp_path / "out"
+    root.mkdir()
+    assert ae.find_length_control(REFERENCE, root, out) is None
+    assert "not AlpacaEval-2's 805 instructions" in capsys.readouterr().out
+    digest = hashlib.sha256("\0".join(row["instruction"] for row in REFERENCE).encode()).hexdigest()
+    monkeypatch.setattr(ae, "ALPACA_INSTRUCTIONS", digest)
+    assert ae.find_length_control(REFERENCE, root, out) is None
+    assert "no lc_win_rate: put df_gamed.csv" in capsys.readouterr().out
+    _tables(root / ae.NUMBERS, [0.5] * len(REFERENCE))
+    found = ae.find_length_control(REFERENCE, root, out)
+    assert found == ("length_controlled_noreg", out / "instruction_difficulty.csv")
+    assert "the package's length_controlled_noreg with" in capsys.readouterr().out
+    (root / "alpaca_eval").mkdir()
+    (root / "alpaca_eval/df_gamed.csv").touch()
+    found = ae.find_length_control(REFERENCE, root, out)
+    assert found == ("length_controlled_v1", root / "alpaca_eval/df_gamed.csv")
+    assert "the package's length_controlled_v1 with" in capsys.readouterr().out
+    assert ae.find_length_control(REFERENCE[:100], root, out) is None
 
 
 def _verdict(likeliest: dict[str, float]) -> dict[str, Any]:

@@ -107,6 +107,10 @@ def test_gold_judge_knows_the_right_answer() -> None:
         ("[[b]]", "B"),
         ("Both fail.\n[[ tie ]]", "tie"),
         ("At first [[A]] seemed right, but no: [[B]]", "B"),
+        ("[[**B**]]", "B"),
+        ("<think>[[A]]? No.</think> [[B]]", "B"),
+        ("<thinking>[[A]]</thinking> Hard to say.", None),
+        ("<think>[[A]]? No, ", None),
         ("I prefer A.", None),
         ("[[C]]", None),
         ("", None),
@@ -214,6 +218,22 @@ def test_too_many_failures_are_an_error_and_are_asked_again(serve: Any, tmp_path
     judge = endpoint(server.url, "m", cache, max_failed_share=0.02)
     assert jd.outcomes(judge, *rows) == [1.0] * 12
     assert (judge.counts["refused"], judge.counts["asked"]) == (0, 24)
+
+
+def test_unreadable_replies_are_counted_and_shown_also_those_kept_before_the_rules_changed(
+    serve: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies, cache = ["[[A]]", "It is [[B]]"], tmp_path / "verdicts.jsonl"
+    server = serve(lambda number, prompt: replies[int(prompt[1])])
+    questions = [_prompt("q0"), _prompt("q1")]
+    lenient = endpoint(server.url, "m", cache).ask(questions, lambda reply: reply, 10)
+    assert lenient == replies
+    replies[0] = "I cannot say."
+    cache.write_text(cache.read_text().replace("[[A]]", "[A]"))
+    strict = endpoint(server.url, "m", cache)
+    assert strict.ask(questions, parse_verdict, 10) == [None, "B"]
+    assert (strict.counts["asked"], strict.counts["cached"], strict.counts["unparsable"]) == (1, 1, 1)
+    assert "1 of 2 verdicts failed (1 unparsable; the first: 'I cannot say.')" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("share", "accepted"), [(0.25, True), (0.24, False)])

@@ -36,6 +36,7 @@ def results(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "tiny/summary.json": {"summary": summary},
         "gemma-2b/academic_iterative_dpo.json": academic,
         "gemma-2b/mt_bench_sft.json": {"judge": "gpt-4", "score": score, "turns": {}},
+        "gemma-2b/alpaca_eval_sft.json": {"judge": "gpt-4", "win_rate": score, "length_adjusted_win_rate": score},
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
@@ -71,6 +72,8 @@ def test_table_4_shows_the_proxy_beside_the_gold_judge(results: dict[str, Any]) 
     assert (graded["paper"], graded["ours"], graded["95 % interval"]) == (7.69, 8.1, "7.80 … 8.40")
     assert graded["setting"] == "gemma-2b: mt_bench, judge gpt-4, n = 80"
     assert {line["ours"] for line in _find(lines, benchmark="Arena-Hard (%)")} == {"not run here"}
+    [some_questions] = _find(lines, policy="SFT", benchmark="LC AlpacaEval-2 (%)")
+    assert some_questions["ours"] == "not run here"
 
 
 def test_table_5_takes_any_profile(results: dict[str, Any]) -> None:

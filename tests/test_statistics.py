@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, special, stats
 
 from rlhflow_utils.evaluation import statistics as st
 
@@ -162,6 +162,30 @@ def test_length_control_finds_a_planted_truth() -> None:
     assert result.win_rate.value == pytest.approx(0.6, abs=0.03)
     assert result.win_rate.ci_low < 0.6 < result.win_rate.ci_high
     assert result.length_effect == pytest.approx(1.5, abs=0.15)
+
+
+@pytest.mark.parametrize(("truth", "bias"), [(0.05, 0.012), (0.1, 0.023), (0.2, 0.043), (0.5, 0.077), (0.8, 0.060)])
+def test_bias_of_knowing_length_alone_on_a_planted_truth(truth: float, bias: float) -> None:
+    """None where prompts are equally hard or length does not go with difficulty; else about what is written here.
+
+    The truth is the form of AlpacaEval-2: ``logit p = quality + 1.5 difficulty + tanh(d / std d)``, with exact
+    probabilities as outcomes. A policy that writes shorter answers to the prompts where it does badly (correlation 0.3)
+    gets too high a rate, one that writes longer ones there too low a rate.
+    """
+    rng, n = np.random.default_rng(3), 20_000
+    difficulty, other = rng.normal(0, 1, (2, n))
+
+    def estimate(weight: float, correlation: float) -> float:
+        difference = correlation * difficulty + math.sqrt(1 - correlation**2) * other - 1
+        quality = optimize.brentq(lambda q: special.expit(q + weight * difficulty).mean() - truth, -9, 9)
+        outcomes = special.expit(quality + weight * difficulty + np.tanh(difference / difference.std()))
+        result = st.length_controlled_win_rate(outcomes, 1000 + 100 * difference, np.full(n, 1000.0), confidence=0.95)
+        return result.win_rate.value
+
+    assert estimate(0, 0) == pytest.approx(truth, abs=0.0005)
+    assert estimate(1.5, 0) == pytest.approx(truth, abs=0.01)
+    assert estimate(1.5, 0.3) - truth == pytest.approx(bias, abs=0.01)
+    assert estimate(1.5, -0.3) < truth - bias / 2
 
 
 def test_length_control_without_length_differences_is_the_plain_rate() -> None:

@@ -7,6 +7,9 @@ against the same baseline, the likelihood separates, and its maximum is each pol
 A judge that prefers the same *place* in both orders contradicts itself. Such pairs stay in (their two battles cancel
 out, where both are clear or neither is) and are counted. Intervals come from a bootstrap over questions, a question's
 two games kept together; the benchmark resamples single battles, which makes its intervals a little too narrow.
+
+The last verdict of a reply counts (the benchmark takes none where several differ), and an answer cannot look like one
+in the judge's prompt (see `judges.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import numpy as np
 import yaml
 
 from rlhflow_utils.data.reading import get, read_rows
-from rlhflow_utils.evaluation.judges import ChatEndpoint
+from rlhflow_utils.evaluation.judges import ChatEndpoint, fill, last_verdict
 from rlhflow_utils.evaluation.statistics import bootstrap_mean
 from rlhflow_utils.models.chat import Message
 
@@ -75,14 +78,14 @@ def read_answers(path: Path) -> dict[str, str]:
 
 def comparison_prompt(prompt: str, answer_a: str, answer_b: str) -> list[Message]:
     """What the judge is asked, in the benchmark's layout."""
-    content = PROMPTS["question"].format(prompt=prompt, answer_a=answer_a, answer_b=answer_b)
+    content = fill(PROMPTS["question"], {"answer_a": answer_a, "answer_b": answer_b}, prompt=prompt)
     return [{"role": "system", "content": PROMPTS["system"]}, {"role": "user", "content": content}]
 
 
 def parse_verdict(reply: str) -> str | None:
-    """One of `VERDICTS`; None where a reply has none, or several that differ."""
-    found = set(re.findall(r"\[\[([AB<>=]+)\]\]", reply))
-    return found.pop() if len(found) == 1 and found <= set(VERDICTS) else None
+    """The last verdict of a reply; None where it has none, or the last is not one of `VERDICTS`."""
+    verdict = re.sub(r"[\s*]", "", last_verdict(reply, r"\[\[([AB<>=\s*]+)\]\]") or "")
+    return verdict if verdict in VERDICTS else None
 
 
 def judge_answers(questions: Texts, answers: Texts, baseline: Texts, endpoint: ChatEndpoint) -> list[Games]:

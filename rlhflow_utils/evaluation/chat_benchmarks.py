@@ -6,27 +6,32 @@
         --questions path/to/benchmarks --out runs/gemma-2b/mt_bench
 
 `--questions` is a folder with the benchmark's own files: ``mt-bench/`` (FastChat's), ``arena-hard/`` (its questions
-and the baseline's answers), ``alpaca_eval/alpaca_eval_gpt4_baseline.json`` (the reference outputs; without the file
-they are read from the hub). The judge is the profile's `evaluation.endpoint_url` and `judge_model`. Answers and
+and the baseline's answers), ``alpaca_eval/alpaca_eval_gpt4_baseline.json`` (the reference outputs) and
+``alpaca_eval/df_gamed.csv`` (what the length-controlled win rate needs); the last two are read from the hub where they
+are not there. The judge is the profile's `evaluation.endpoint_url` and `judge_model`. Answers and
 verdicts stay in `--out`: a second run makes nothing and asks nothing twice.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import yaml
+from scipy import special, stats
 
 from rlhflow_utils.data.reading import get, read_rows, user_turn
 from rlhflow_utils.evaluation import arena_hard, mt_bench
 from rlhflow_utils.evaluation.judges import ChatEndpoint, Failure
-from rlhflow_utils.evaluation.statistics import bootstrap_mean, length_controlled_win_rate
+from rlhflow_utils.evaluation.statistics import Estimate, bootstrap_mean, length_controlled_win_rate
 from rlhflow_utils.guide.profile import ConfigError, Profile
 from rlhflow_utils.guide.stage import hash_value, write_json
 from rlhflow_utils.models.chat import Message
@@ -34,8 +39,20 @@ from rlhflow_utils.online.generation import generate
 
 Outputs = Sequence[Mapping[str, str]]  # AlpacaEval's format: `instruction`, `output`, `generator`
 JUDGE = "weighted_alpaca_eval_gpt4_turbo"  # AlpacaEval-2's; it answers with one token, m or M
+HUB = "tatsu-lab/alpaca_eval"
 ALPACA_REFERENCE = "alpaca_eval/alpaca_eval_gpt4_baseline.json"
+# SHA-256 of AlpacaEval-2's 805 instructions in their order, with a zero byte between two.
+ALPACA_INSTRUCTIONS = "bfe8c45991f635de0b1f94abeeb1335ef665d58eddd87ddf6fa71b7b0c2ce7a5"
+NUMBERS = "alpaca-eval-numbers"  # folder of the package's published tables, in `--questions`
+SOLVED_FROM = "gpt-3.5-turbo-0613"  # the model whose published values give the difficulties
 BASELINE = "gpt-4-0314"  # of Arena-Hard
+
+
+class LengthControl(NamedTuple):
+    """Which of the package's models gives the length-controlled win rate."""
+
+    model: str  # its name in the package
+    file: Path  # difficulty of each instruction; `length_controlled_v1` also reads the gamed baselines' verdicts in it
 
 
 def run_benchmark(
@@ -94,7 +111,7 @@ class _Benchmark:
         if not file.is_file():
             from huggingface_hub import hf_hub_download
 
-            file = Path(hf_hub_download("tatsu-lab/alpaca_eval", file.name, repo_type="dataset"))
+            file = Path(hf_hub_download(HUB, file.name, repo_type="dataset"))
         names = ("instruction", "output", "generator")
         reference = read_rows(file, lambda row: {name: get(row, name, str) for name in names})[: self.limit]
         answers = self.answer({str(i): user_turn(row["instruction"]) for i, row in enumerate(reference)})
@@ -103,7 +120,8 @@ class _Benchmark:
                    for row, answer in zip(theirs, answers.values(), strict=True)]  # fmt: skip
         write_json(self.out / "model_outputs.json", outputs)
         found = judge_outputs(outputs, theirs, self.endpoint, self.out)
-        return summarise(found, outputs, theirs, *self.draws()), len(reference), len(outputs)
+        control = find_length_control(reference, self.root, self.out)
+        return summarise(found, outputs, reference, *self.draws(), control), len(reference), len(outputs)
 
     def draws(self) -> tuple[int, float, int]:
         """Bootstrap samples, confidence, seed."""
@@ -172,21 +190,106 @@ def judge_outputs(
     return [None if pd.isna(value) else float(value) - 1.0 for value in preferences]
 
 
+def find_length_control(reference: Outputs, root: Path, out: Path) -> LengthControl | None:
+    """The model that the files at hand allow, which is printed; None where `reference` is not the whole benchmark.
+
+    The official one, `length_controlled_v1`, needs ``df_gamed.csv``, from `root` or the hub. Without it, difficulties
+    are solved from the published tables in `root` and written to `out`, for the variant that is not regularised towards
+    the gamed baselines: on the public verdicts about the 49 models with all instructions it is 1.1 points off on
+    average, 2.8 at most; answers made to game length are not seen through (`gpt4_gamed`: 25.9 instead of 12.2).
+    """
+    text = "\0".join(row["instruction"] for row in reference)
+    if hashlib.sha256(text.encode()).hexdigest() != ALPACA_INSTRUCTIONS:
+        print("not AlpacaEval-2's 805 instructions: length_adjusted_win_rate knows of length alone", flush=True)
+        return None
+    control, tables = _official_file(root), root / NUMBERS
+    if control is None and tables.is_dir():
+        control = LengthControl("length_controlled_noreg", out / "instruction_difficulty.csv")
+        write_difficulties(tables, control.file)
+    if control is None:
+        print(f"no lc_win_rate: put df_gamed.csv of the hub's {HUB} into {root / 'alpaca_eval'}", flush=True)
+        return None
+    print(f"lc_win_rate: the package's {control.model} with {control.file}", flush=True)
+    return control
+
+
+def _official_file(root: Path) -> LengthControl | None:
+    from huggingface_hub import hf_hub_download
+
+    file = root / "alpaca_eval" / "df_gamed.csv"
+    try:
+        file = file if file.is_file() else Path(hf_hub_download(HUB, file.name, repo_type="dataset"))
+    except OSError:  # no network, or offline and not in the cache
+        return None
+    return LengthControl("length_controlled_v1", file)
+
+
+def write_difficulties(tables: Path, file: Path) -> None:
+    """Difficulty of each instruction, solved from one model's published win probabilities p at equal length.
+
+    The package's model says ``logit(p) = quality + weight * difficulty``, and quality and weight are published too.
+    """
+    weights = pd.read_csv(tables / "length_controlled_v1_baseline_gpt4_1106_preview.csv", index_col=0).loc[SOLVED_FROM]
+    names = ("model", "length_controlled_winrate")
+    rows = read_rows(tables / "alpaca_2.0_lc_results.jsonl", lambda row: [get(row, name) for name in names])
+    quality, weight = weights["not_gamed_baseline.astype(float)"], weights["instruction_difficulty"]
+    difficulties = (special.logit(np.array(dict(rows)[SOLVED_FROM])) - quality) / weight
+    table = pd.DataFrame({"model": SOLVED_FROM, "index": range(len(difficulties))})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.assign(instruction_difficulty=difficulties).to_csv(file, index=False)
+
+
+def length_controlled(
+    probabilities: Sequence[float | None], outputs: Outputs, reference: Outputs, control: LengthControl,
+    confidence: float,
+) -> Estimate:  # fmt: skip
+    """AlpacaEval-2's length-controlled win rate, by the package's own function.
+
+    `reference` holds all instructions in the benchmark's order: a difficulty belongs to a place in it. The interval
+    comes from the leaderboard's standard error, which knows the spread over instructions but not the error of the fit.
+    """
+    os.environ.setdefault("OPENAI_API_KEY", "none")  # as in `judge_outputs`
+    from alpaca_eval.metrics import glm_winrate
+
+    places = {row["instruction"]: place for place, row in enumerate(reference)}
+    index = [places[row["instruction"]] for row in outputs]
+    annotations = pd.DataFrame(
+        {"preference": [np.nan if p is None else p + 1 for p in probabilities],
+         "output_1": [reference[place]["output"] for place in index], "output_2": [row["output"] for row in outputs],
+         "generator_1": "reference", "generator_2": "policy"}, index=index,
+    )  # fmt: skip
+    # The package's function knows the hub only.
+    with patch.object(glm_winrate, "hf_hub_download", lambda **_: str(control.file)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about scikit-learn's next version
+        found = glm_winrate.get_length_controlled_winrate(annotations, control.model, save_weights_dir=None)
+    value, error = found["length_controlled_winrate"] / 100, found["lc_standard_error"] / 100
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) * error
+    return Estimate(float(value), float(value - half), float(value + half), annotations["preference"].count())
+
+
 def summarise(
     probabilities: Sequence[float | None], outputs: Outputs, reference: Outputs, samples: int, confidence: float,
-    seed: int,
+    seed: int, control: LengthControl | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Win rate and length-controlled win rate over the judged instructions; unjudged ones are counted, not guessed."""
+    """Win rates over the judged instructions; unjudged ones are counted, not guessed.
+
+    `lc_win_rate` is there where `find_length_control` found how it is computed. `length_adjusted_win_rate` is another
+    estimate, for any prompts: it knows neither difficulties nor gamed baselines, only length.
+    """
     theirs = {row["instruction"]: row["output"] for row in reference}
     judged = [(p, row) for p, row in zip(probabilities, outputs, strict=True) if p is not None]
     if not judged:
         raise ValueError(f"AlpacaEval: the judge gave no verdict on any of {len(outputs)} instructions")
     wins = [p for p, _ in judged]
     ours, base = [len(row["output"]) for _, row in judged], [len(theirs[row["instruction"]]) for _, row in judged]
-    controlled = length_controlled_win_rate(wins, ours, base, confidence)
-    return {
+    adjusted = length_controlled_win_rate(wins, ours, base, confidence)
+    summary = {
         "n": len(judged), "unjudged": len(outputs) - len(judged),
         "win_rate": asdict(bootstrap_mean(wins, samples, confidence, seed)),
-        "lc_win_rate": asdict(controlled.win_rate), "length_effect": controlled.length_effect,
+        "length_adjusted_win_rate": asdict(adjusted.win_rate), "length_effect": adjusted.length_effect,
         "mean_length": float(np.mean(ours)), "reference_mean_length": float(np.mean(base)),
     }  # fmt: skip
+    if control:
+        official = length_controlled(probabilities, outputs, reference, control, confidence)
+        summary |= {"lc_win_rate": asdict(official), "lc_model": control.model}
+    return summary

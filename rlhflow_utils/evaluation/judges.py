@@ -2,6 +2,10 @@
 
 Rewards score each response alone; equal ones are a tie. An LLM reads both responses in both orders, since LLM judges
 favour a position: a response wins only where the two orders agree, else it is a tie.
+
+A judge is not talked round: its verdict is the last one of its reply, after any thinking block, and what a candidate
+writes cannot look like one. In the judge's prompt a space parts the candidates' doubled brackets (and "rating: [" from
+a number, "<" from "think"), and a last line of the prompt says so where it happened.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
@@ -29,6 +33,7 @@ Verdict = TypeVar("Verdict")
 PROMPTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 CHARACTERS_PER_TOKEN = 4  # of English text, about; an estimate before the start needs no tokenizer of the judge
 MAX_TOKENS = 512  # of a verdict with its explanation
+LIKE_VERDICT = r"(?i)\[(?=\[)|\](?=\])|rating[^\w\[]*\[(?=\d)|<(?=/?think)"  # what a space is put behind
 
 
 def compare_rewards(rewards_a: Sequence[float], rewards_b: Sequence[float]) -> list[float]:
@@ -93,6 +98,9 @@ class ChatEndpoint:
         """
         print(f"{self}: {self.cost(conversations, max_tokens)}", flush=True)
         keys = [self._key(each, max_tokens) for each in conversations]
+        for key in set(keys) & set(self._cache):
+            if parse(self._cache[key]) is None:  # kept when verdicts were read by other rules
+                del self._cache[key]
         missing = {key: each for key, each in zip(keys, conversations, strict=True) if key not in self._cache}
         self.counts["cached"] += sum(key in self._cache for key in keys)
         pool = ThreadPoolExecutor(self.workers)
@@ -106,16 +114,20 @@ class ChatEndpoint:
         return [parse(self._cache[key]) if key in self._cache else None for key in keys]
 
     def check_failures(self, failures: Sequence[Failure], asked: int) -> None:
-        """Count failures; too many of them are a RuntimeError: the verdicts left would be a biased sample."""
+        """Count and print failures; too many are a RuntimeError: the verdicts left would be a biased sample."""
+        if not failures:
+            return
         statuses = Counter(failure.status for failure in failures)
         self.counts.update(statuses)
+        kinds = ", ".join(f"{count} {status}" for status, count in statuses.items())
+        first = " ".join(failures[0].message.split())[:200]
+        message = f"{self}: {len(failures)} of {asked} verdicts failed ({kinds}; the first: {first!r})"
         if len(failures) > self.settings.max_failed_share * asked:
-            kinds = ", ".join(f"{count} {status}" for status, count in statuses.items())
-            message = " ".join(failures[0].message.split())[:200]
             raise RuntimeError(
-                f"{self}: {len(failures)} of {asked} verdicts failed ({kinds}; the first: {message!r}); check "
-                "evaluation.judge_model and run again (verdicts are kept), or raise evaluation.max_failed_share"
+                f"{message}; check evaluation.judge_model and run again (verdicts are kept), or raise "
+                "evaluation.max_failed_share"
             )
+        print(message, flush=True)
 
     def compare(
         self, rows: Sequence[tuple[Any, str, str]], question: Callable[[Any, str, str], Conversation],
@@ -194,11 +206,27 @@ def outcomes(
 def comparison_prompt(prompt: Conversation, first: str, second: str) -> list[Message]:
     """What an LLM judge is asked: the conversation, response A, response B, and the form of the verdict."""
     conversation = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
-    content = PROMPTS["comparison"].format(conversation=conversation, first=first, second=second)
+    content = fill(PROMPTS["comparison"], {"first": first, "second": second}, conversation=conversation)
     return [{"role": "user", "content": content}]
+
+
+def fill(template: str, candidates: Mapping[str, str], **places: str) -> str:
+    """A judge's prompt. What could look like a verdict in a candidate's text is parted by a space, which is said."""
+    parted = {name: re.sub(LIKE_VERDICT, r"\g<0> ", text) for name, text in candidates.items()}
+    content = template.format(**places, **parted)
+    return content if parted == candidates else f"{content}\n\n{PROMPTS['parted'].strip()}"
+
+
+def last_verdict(reply: str, pattern: str) -> str | None:
+    """What the groups of `pattern` hold where it last matches a reply, behind its thinking block; None: nowhere."""
+    parts = re.split(r"</think(?:ing)?>", reply)
+    if len(parts) == 1 and re.match(r"\s*<think(?:ing)?>", reply):  # the block was cut off
+        return None
+    found = re.findall(pattern, parts[-1])
+    return "".join(found[-1]) if found else None
 
 
 def parse_verdict(reply: str) -> str | None:
     """``A``, ``B`` or ``tie`` from the last verdict of a reply; None where there is none."""
-    found = re.findall(r"\[\[\s*(A|B|tie)\s*\]\]", reply, flags=re.IGNORECASE)
-    return {"a": "A", "b": "B", "tie": "tie"}[found[-1].lower()] if found else None
+    found = last_verdict(reply, r"(?i)\[\[[\s*]*(A|B|tie)[\s*]*\]\]")
+    return {"a": "A", "b": "B", "tie": "tie"}[found.lower()] if found else None

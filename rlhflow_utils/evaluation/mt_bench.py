@@ -2,12 +2,12 @@
 
 Questions, reference answers and judge prompts are FastChat's files, read from a local folder. As there, questions of
 the categories math, reasoning and coding are judged beside a reference answer, and each category is answered at its own
-temperature. A reply without a grade between 1 and 10 is counted and left out of the mean, never guessed.
+temperature. A reply without a grade between 1 and 10 is counted and left out of the mean, never guessed. Unlike there,
+the last grade of a reply counts, and an answer cannot look like one in the judge's prompt (see `judges.py`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from rlhflow_utils.data.reading import FieldError, get, get_label, read_rows
-from rlhflow_utils.evaluation.judges import ChatEndpoint
+from rlhflow_utils.evaluation.judges import ChatEndpoint, fill, last_verdict
 from rlhflow_utils.evaluation.statistics import bootstrap_mean
 from rlhflow_utils.models.chat import Message
 
@@ -28,6 +28,7 @@ TEMPERATURES = {
 }  # fmt: skip
 MAX_TOKENS = 2048  # of a grade with its explanation
 NUMBER = r"(\d+(?:\.\d+)?)"
+GRADE = rf"(?i)\[\[[\s*]*{NUMBER}[\s*]*(?:/\s*10)?[\s*]*\]\]|rating[\s:*]*\[{NUMBER}\]"
 JudgePrompts = Mapping[str, tuple[str, str]]  # name -> system prompt, template with named places
 
 
@@ -98,21 +99,21 @@ def conversation(question: Question, answers: Sequence[str]) -> list[Message]:
 def grading_prompt(question: Question, answers: Sequence[str], turn: int, prompts: JudgePrompts) -> list[Message]:
     """What the judge is asked about turn 1 or 2; for the second it sees the whole conversation."""
     name = ("single-math-v1" if question.references else "single-v1") + ("-multi-turn" if turn == 2 else "")
-    lists = {"question": question.turns, "answer": answers, "ref_answer": question.references or []}
+    lists = {"question": question.turns, "ref_answer": question.references or []}
     places = {f"{place}_{i}": text for place, texts in lists.items() for i, text in enumerate(texts, start=1)}
+    shown = {"answer": answers[0]} if turn == 1 else {"answer_1": answers[0], "answer_2": answers[1]}
     system, template = prompts[name]
-    content = template.format(question=question.turns[0], answer=answers[0], **places)
+    content = fill(template, shown, question=question.turns[0], **places)
     return [{"role": "system", "content": system}, {"role": "user", "content": content}]
 
 
 def parse_grade(reply: str) -> float | None:
-    """The first ``[[grade]]`` of a reply, as in FastChat; else ``rating: [grade]``; None where not from 1 to 10.
+    """The last ``[[grade]]``, ``[[grade/10]]`` or ``rating: [grade]`` of a reply; None where not from 1 to 10.
 
-    FastChat takes any ``[number]`` then, also an index in code and the number of a source.
+    FastChat takes the first, and without one any ``[number]``, also an index in code and the number of a source.
     """
-    found = re.search(rf"\[\[{NUMBER}\]\]", reply) or re.search(rf"rating\W*\[{NUMBER}\]", reply, re.IGNORECASE)
-    grade = float(found[1]) if found else None
-    return grade if grade is not None and 1 <= grade <= 10 else None
+    found = last_verdict(reply, GRADE)
+    return float(found) if found and 1 <= float(found) <= 10 else None
 
 
 def grade_answers(

@@ -209,7 +209,8 @@ def table_4(results: Mapping[str, Summary]) -> list[Row]:
     def measured(name: str, column: str) -> Estimates:
         policy, (benchmark, score), found = POLICIES[name], OURS["chat"][column], dict[str, Any]()
         for profile, summary in results.items():
-            if scored := summary.get(benchmark, {}).get(policy):
+            # Of some questions alone AlpacaEval-2 has no length-controlled win rate.
+            if score in (scored := summary.get(benchmark, {}).get(policy, {})):
                 setting = f"{profile}: {benchmark}, judge {scored['judge']}, n = {scored[score]['n']}"
                 found[setting] = scored[score]
             for rate, words in OURS["win_rates"].items() if benchmark == "alpaca_eval" else ():
