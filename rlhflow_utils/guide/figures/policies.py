@@ -152,8 +152,8 @@ def quality_against_length(points: Mapping[str, Mapping[str, Estimate]], caption
         style.note(axes, name, length["value"], rate["value"], (7, 5))
     axes.margins(x=0.2, y=0.15)
     label = "mean response length (characters)"
-    style.dress(axes, "both", half="y", xlabel=label, ylabel=f"{name_of} (%)")
+    style.dress(axes, "both", xlabel=label, ylabel=f"{name_of} (%)")
     best = max(points, key=lambda name: float(points[name][metric]["value"]))
     wins, characters = 100 * points[best][metric]["value"], points[best]["mean_length"]["value"]
-    title = f"Highest {name_of}: {best}, {wins:.1f} % with {characters:.0f} characters per answer"
+    title = f"{best}: {wins:.1f} % {name_of}, with {characters:.0f} characters per answer"
     return finish(figure, title, caption)
