@@ -128,7 +128,7 @@ if profile.world:
 # ## The base model
 #
 # A reward model can judge only what its base model knows. The paper starts from a pretrained LLaMA-3-8B, and so does this
-# guide: from a small one in `models/tiny-base`, made by `make base` on two CPU cores. It has read documents of the world,
+# guide: from a small one in `models/tiny-base`, made by `make base` on a CPU. It has read documents of the world,
 # written freshly for every step, and learnt to predict the next token: the loss is the mean of
 # $-\log p(y_t \mid y_{<t})$ over the tokens $y_t$. There are five kinds of documents. Here is one of each:
 
