@@ -36,7 +36,6 @@ OVERRIDES = {}
 import json
 import math
 
-from rlhflow_utils.evaluation.base_model import check_base_model, measure_base_model
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.guide.stage import provenance
@@ -152,6 +151,8 @@ if profile.world:
 # and every digit is a token of its own. The shipped file is checked by its hash, and its world must be the profile's.
 
 # %%
+from rlhflow_utils.evaluation.base_model import check_base_model, measure_base_model
+
 base, recipe = run.base_model() if profile.model.base else None, profile.base_model
 if base and recipe and profile.world:
     record = check_base_model(base, profile.world)

@@ -19,11 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from rlhflow_utils.claims.verdicts import read_records
 from rlhflow_utils.data import cards
 from rlhflow_utils.evaluation import policies, statistics
-from rlhflow_utils.evaluation.judges import compare_rewards
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.online.generation import Prompts, generate_responses
-from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.training.stages import train_offline_dpo
 
 run = open_run("10_policy_evaluation", PROFILE, RUN_DIR, SEED, OVERRIDES)
@@ -159,6 +157,9 @@ for row in list(reference.dataset())[::step][:6]:
 
 # %%
 if profile.world:
+    from rlhflow_utils.evaluation.judges import compare_rewards
+    from rlhflow_utils.simulator.gold import World
+
     questions = {row["prompt_id"]: row["prompt"][-1]["content"] for row in reference.dataset()}
     table = []
     for price in (0.0, profile.world.padding_cost, 10 * profile.world.padding_cost):
