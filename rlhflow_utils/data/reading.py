@@ -175,18 +175,13 @@ def get_prompt(row: Row, path: str) -> list[Message]:
 # --- files and the hub --------------------------------------------------------------------------------------------
 
 
-def folder_of(root: Root) -> Path | None:
-    """The folder of local files; None for the hub."""
-    return root.path if isinstance(root, Artifact) else root
-
-
 def load_rows(source: SourceSettings, root: Root) -> Iterator[tuple[str, Row]]:
     """Native rows with their ids: ``<file stem>:<0-based position>``, on the hub ``<split>:<position>``.
 
     With a `root`, `source.files` are globs under it; without one they name files of the hub repository. SourceError
     where a file or the hub cannot be read.
     """
-    folder = folder_of(root)
+    folder = root.path if isinstance(root, Artifact) else root
     try:
         if folder is not None and source.files is not None:
             for name, path in _local_files(source.files, folder):

@@ -216,13 +216,11 @@ def pku_safe_rlhf(row_id: str, row: Row) -> Candidate:
     """
     safe = [get_label(row, f"is_response_{i}_safe", (True, False, None)) for i in (0, 1)]
     better, safer = (get_label(row, f"{name}_response_id", (0, 1, None)) for name in ("better", "safer"))
-    if None in (*safe, better, safer):
-        pair = _pair(row_id, row, "prompt", "response_0", "response_1")
-        pair.evidence = pair.evidence or "no_label"
-        return pair
-    winner = better if safe[0] == safe[1] else safe.index(True)
+    is_known = None not in (*safe, better, safer)
+    winner = 0 if not is_known else better if safe[0] == safe[1] else safe.index(True)
     pair = _pair(row_id, row, "prompt", f"response_{winner}", f"response_{1 - winner}")
-    pair.evidence = pair.evidence or (None if safer == winner else "contradicted_label")
+    if not is_known or safer != winner:
+        pair.evidence = pair.evidence or ("contradicted_label" if is_known else "no_label")
     return pair
 
 

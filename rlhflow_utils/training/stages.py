@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhflow_utils.data.reading import Root, folder_of
+from rlhflow_utils.data.reading import Root
 from rlhflow_utils.data.sources import load_texts
 from rlhflow_utils.guide import settings as sections
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
@@ -31,7 +31,7 @@ def train_base_model(
     """Chapter 00: tokenizer and tiny Llama, pretrained on documents of the world or on texts of a corpus."""
     from rlhflow_utils.training.pretraining import documents_of, pretrain
 
-    texts = load_texts(settings.corpus, folder_of(root)) if settings.corpus else None
+    texts = load_texts(settings.corpus, root) if settings.corpus else None
     log = pretrain(documents_of(texts, world), settings, seed, into)
     write_json(into / "log.json", log)
     rows = {"texts": Rows(len(texts), len(texts))} if texts else {}
