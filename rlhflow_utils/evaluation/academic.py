@@ -87,7 +87,7 @@ def pass_at_1(references: Sequence[str], predictions: Sequence[str | Sequence[st
     """1 where the one program passes the one reference's tests, as lm-eval's `code_eval`, but in the sandbox."""
     program = predictions[0] if isinstance(predictions[0], str) else predictions[0][0]
     # MBPP's own solutions have Windows line ends.
-    return float(run_program(program.replace("\r\n", "\n") + "\n" + references[0], timeout=CODE_SECONDS).passed)
+    return float(run_program(program.replace("\r\n", "\n"), references[0], timeout=CODE_SECONDS).passed)
 
 
 def whole_programs(responses: Sequence[Sequence[str]], docs: Sequence[Row]) -> list[list[str]]:
