@@ -240,7 +240,9 @@ if profile.world:
 # * *Right answers:* the share of prompts answered correctly, with or without filler.
 # * *Win rate:* the share of prompts on which the policy's answer beats the SFT model's; equal answers or equal rewards are
 #   half a win. Among two right answers the one without filler wins, so a policy also wins by being brief.
-# * *LC win rate:* the win rate at equal lengths (length-controlled): what is left of it when brevity is taken out.
+# * *LC win rate:* the win rate at equal lengths (length-controlled): what is left of it when brevity is taken out. It knows
+#   of length alone; AlpacaEval-2's own number of this name also knows how hard each of its 805 instructions is and is held
+#   back by baselines that game length, so the two must not be compared.
 # * *Proxy reward:* the penalised reward r − λ|a| (eq. 8), which ranks the training pairs. It stands in for the gold reward,
 #   hence the name.
 #

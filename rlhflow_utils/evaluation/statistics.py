@@ -144,7 +144,9 @@ def length_controlled_win_rate(
 
     A logistic regression explains each outcome by ``logit P(win) = theta + phi * tanh(d / std(d))``, where d is the
     length difference (policy minus reference). The length-controlled win rate sets d = 0: ``sigmoid(theta)``.
-    AlpacaEval-2's third term, the difficulty of each of its 805 instructions, needs many models and is left out.
+    AlpacaEval-2's third term, the difficulty of each of its 805 instructions, needs many models and is left out, as are
+    its gamed baselines: this is another estimate, for any prompts (the official: `chat_benchmarks.length_controlled`).
+    Where a policy writes shorter answers to the prompts on which it does badly, it is too high.
     The interval comes from theta's robust ("sandwich") standard error, on the logit scale. `outcomes` are 1, 0.5 or 0
     from the policy's side; the three lists have the same prompt order.
     """
