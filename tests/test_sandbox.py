@@ -227,6 +227,21 @@ def test_outcomes(program: str, tests: str, reason: str, guard: str, monkeypatch
     assert run_program(program, tests, timeout=5.0) == (reason == "passed", reason)
 
 
+def test_an_answer_cannot_bring_names_that_the_tests_did_not_ask_for(guard: str) -> None:
+    program = """import gc
+names = {"add": lambda a, b: -5, "abs": lambda x: 3}
+for each in gc.get_objects():
+    if type(each).__name__ == "Channel": each.send((False, names | {"__builtins__": {"abs": names["abs"]}}))
+"""
+    assert not run_program(program, "assert abs(add(1, 2)) == 3").passed
+
+
+def test_a_call_cannot_end_a_loop_of_the_tests(guard: str) -> None:
+    tests = "for found in map(add, [1], [2]): assert found == 3"
+    assert run_program("def add(a, b): raise StopIteration", tests) == (False, "RuntimeError")
+    assert run_program("def add(a, b): return 3", tests).passed
+
+
 def test_objects_whose_equality_lies_are_a_known_limit() -> None:
     program = "class Liar:\n    def __eq__(self, other): return True\ndef add(a, b): return Liar()"
     assert run_program(program, TESTS).passed

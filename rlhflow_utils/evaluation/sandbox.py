@@ -264,6 +264,8 @@ class Channel:
         known = getattr(builtins, str(answer), None)
         if not (isinstance(known, type) and issubclass(known, BaseException)):
             known = type(str(answer), (Exception,), {})
+        if known is StopIteration and function != "next":  # it would end a loop of the tests in silence
+            known = RuntimeError
         raise known("in the program")
 
 
@@ -287,8 +289,10 @@ def _serve(channel: Channel) -> None:
 def _run_tests(channel: Channel, program: str, tests: str) -> str:
     """Why the tests fail; nothing where they pass."""
     try:
-        space = {"__name__": "tests"} | channel.ask("define", program, _free_names(tests))
-        exec(compile(tests, "tests", "exec"), space)
+        names = _free_names(tests)
+        found = channel.ask("define", program, names)  # what else the answer has is left
+        space = {name: found[name] for name in names if name in found}
+        exec(compile(tests, "tests", "exec"), space | {"__name__": "tests"})
     except ConnectionError:
         return "ended early"
     except BaseException as error:
