@@ -231,7 +231,10 @@ def test_an_answer_cannot_bring_names_that_the_tests_did_not_ask_for(guard: str)
     program = """import gc
 names = {"add": lambda a, b: -5, "abs": lambda x: 3}
 for each in gc.get_objects():
-    if type(each).__name__ == "Channel": each.send((False, names | {"__builtins__": {"abs": names["abs"]}}))
+    if type(each).__name__ == "Channel":
+        each.send((False, names))
+        real = type(each).send
+        type(each).send = lambda self, message: setattr(type(self), "send", real)  # the true answer is lost
 """
     assert not run_program(program, "assert abs(add(1, 2)) == 3").passed
 
