@@ -1,7 +1,7 @@
 """The headline numbers of the guide on several kinds of CPU: `make machines` (about an hour on two cores).
 
 Each run is a whole `tiny` guide in a folder of its own, with the instruction sets of torch, oneDNN and MKL limited to
-one kind of CPU, and one or two threads. Writes `results/tiny/machines.json` after every run; a stopped run goes on.
+one kind of CPU, and one or two threads. Adds to `results/tiny/machines.json` after every run; a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any
 
 from rlhflow_utils.guide.headlines import BANDS, machine_rows
-from rlhflow_utils.guide.stage import PROJECT, provenance, write_json
+from rlhflow_utils.guide.stage import PROJECT, provenance, read_json, write_json
 
 TARGET = PROJECT / "results" / "tiny" / "machines.json"
 CHAPTERS = ["00", "01", "02", "03", "04", "05", "07", "08", "09", "10"]
@@ -50,11 +50,12 @@ def main() -> None:
     parser.add_argument("--cpus", nargs="+", choices=CPUS, default=list(CPUS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     options = parser.parse_args()
-    runs: list[dict[str, Any]] = []
+    runs = {run["name"]: run for run in read_json(TARGET)["runs"]} if TARGET.is_file() else {}
     for cpu, threads in product(options.cpus, options.threads):
-        runs.append(measure(cpu, threads))
-        write_json(TARGET, {"runs": runs})
-    for row in machine_rows(runs):
+        done = measure(cpu, threads)
+        runs[done["name"]] = done
+        write_json(TARGET, {"runs": list(runs.values())})
+    for row in machine_rows(list(runs.values())):
         print(f"{row['metric']:45} spread {row['spread']:.3f}, band {row['band']}")
 
 
