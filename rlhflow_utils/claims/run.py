@@ -103,8 +103,8 @@ def run_seeds(
     started, measured, failed = time.time(), dict[int, Measured](), list[str]()
     print(f"Claims: seeds {', '.join(map(str, jobs))}", flush=True)
     # Ctrl-C reaches the workers, too: they end without a word, and the command says it once.
-    quietly = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **quietly) as pool:
+    quietly = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=signal.signal, initargs=quietly) as pool:
         running = {pool.submit(run_seed, designs, profiles[seed], each, folder / f"seed{seed}"): seed
                    for seed, each in jobs.items()}  # fmt: skip
         for future in as_completed(running):
