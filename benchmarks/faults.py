@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gzip
+import importlib
 import json
 import math
 import os
@@ -96,9 +97,12 @@ SMALL: dict[str, Any] = {
     **{f"world.preferences.sources.{name}.rows": 12 for name in TINY.world.preferences.sources},
 }
 STEPS_PER_CHECKPOINT, TOKENIZER_DOCUMENTS = 20, 500  # of pretraining, so small that it is often resumed
+LOADED = ("rlhflow_utils.training.trainers", "rlhflow_utils.online.engines", "trl.trainer.dpo_trainer",
+          "trl.trainer.reward_trainer", "trl.trainer.sft_trainer", "datasets", "pandas", "pyarrow.parquet",
+          "transformers.models.llama.modeling_llama")  # fmt: skip
 LEFT_BEHIND = (".partial/*", "**/*.tmp", "**/*.new", "**/*.old", "**/*.removed", "**/checkpoint*", "**/cache-*.arrow")
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24  # linux/capability.h, linux/prctl.h: root may write into any folder
-MOUNTED = 12 * 2**20  # bytes of the small disk; a whole run needs more
+MOUNTED = 2**20  # bytes of the small disk; a whole run needs half as much again
 Overrides = dict[str, Any]
 Fault = Callable[[Path], None]  # called in the child, before the run
 
@@ -110,6 +114,7 @@ def shrunk_run(folder: Path, overrides: Mapping[str, Any] | None = None) -> None
     """The stages of chapters 00 to 03 and 07 to 10, as the chapters call them."""
     profile = load_profile("tiny", {**SMALL, **(overrides or {})}, 0)
     assert profile.base_model is not None
+    assert profile.world is not None
     with locked(folder):
         run, training = Run("faults", profile, folder), (profile.model, profile.seed, profile.launch)
         world = build_world(profile.world, run.seed, into=run / "world")
@@ -451,7 +456,7 @@ def read_only(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     (folder / ".lock").touch()
     folder.chmod(0o555)
     ended = attempt(folder, without_override)
-    result = judged(folder, ended, lambda: folder.chmod(0o755), expected)
+    result = judged(folder, ended, lambda: folder.chmod(0o755), expected, "Permission denied")
     shutil.rmtree(folder)
     return result
 
@@ -463,7 +468,7 @@ def small_limit(folder: Path, done: Path, expected: Mapping[str, Any]) -> dict[s
     for pattern in ("sft", "bt", "*answers*", "iter*", "evaluation"):
         for stage in list(folder.glob(pattern)):
             shutil.rmtree(stage)
-    result = judged(folder, attempt(folder, partial(large_files_fail, limit)), lambda: None, expected)
+    result = judged(folder, attempt(folder, partial(large_files_fail, limit)), lambda: None, expected, "File too large")
     shutil.rmtree(folder)
     return result
 
@@ -476,10 +481,13 @@ def full_disk(folder: Path, size: int, expected: Mapping[str, Any]) -> dict[str,
         command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
         return subprocess.run(command, capture_output=True, check=False).returncode
 
+    def grow() -> None:
+        mount("remount", "size=1g")
+
     if mount(f"size={size}"):
         return {"outcome": "not run", "line": "mounting a file system needs root"}
     try:
-        result = judged(folder, attempt(folder), lambda: mount("remount", "size=1g") and None, expected)
+        result = judged(folder, attempt(folder), grow, expected, "No space left")
     finally:
         subprocess.run(["umount", str(folder)], check=True)
     folder.rmdir()
@@ -643,8 +651,8 @@ def fuzz_files(folder: Path, count: int, draw: random.Random) -> dict[str, Any]:
 
 
 NOISE = [
-    "I think ", "[", "]", "[[", "]]", "A", "B", "tie", "7", "10", ".5", "\n", "**", " is better: ", "rating: ", ">", ">>",
-    "=", "\u00e9\u4e2d", "\ud800", "[1]", "0", "\x00", "{", "}", "%s", "((", " ",
+    "I think ", "[", "]", "[[", "]]", "A", "B", "tie", "7", "10", ".5", "\n", "**", " is better: ", "rating: ", ">",
+    ">>", "=", "\u00e9\u4e2d", "\ud800", "[1]", "0", "\x00", "{", "}", "%s", "((", " ",
 ]  # fmt: skip
 VERDICTS: dict[str, tuple[Callable[[str], Any], dict[str, Any]]] = {
     "pair": (judges.parse_verdict, {"[[A]]": "A", "[[B]]": "B", "[[tie]]": "tie"}),
@@ -705,6 +713,8 @@ def machine_faults(folder: Path, done: Path, expected: Mapping[str, Any]) -> dic
 
 def campaign(folder: Path, size: Size, seed: int, minutes: float) -> dict[str, Any]:
     """Everything, cheap parts first; what the minutes do not hold is left out and shows in the counts."""
+    for module in LOADED:  # once, before the forks
+        importlib.import_module(module)
     until, draw = time.monotonic() + 60 * minutes, random.Random(seed)
     done, broken = folder / "undisturbed", folder / "run"
     started = time.monotonic()
