@@ -178,7 +178,7 @@ def test_make_hands_on_values_as_they_were_typed(tmp_path: Path) -> None:
     typed = {"DATA_ROOT": 'my "rows"; $HOME', "SET": "a.b=\"my judge\" c='x; $y' d=`id`", "RUN_DIR": "runs/a b"}
     values = [f"{name}={value}" for name, value in typed.items()]
     for command in (["make", *values], ["env", *values, "make"]):
-        called = [*command, "-s", "guide", f"VENV={tmp_path / 'venv'}", "PROFILE=slices"]
+        called = [*command, "-s", "guide", f"VENV={tmp_path / 'venv'}", "PROFILE=slices", "EXTRAS=dev"]
         found = subprocess.run(called, cwd=PROJECT, capture_output=True, text=True, check=True)
         arguments = [line.removeprefix("argument: ") for line in found.stdout.splitlines()]
         given = dict(zip(arguments[3::2], arguments[4::2], strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rlhflow_utils.training.trainers import Muon, orthogonalise
+from rlhflow_utils.training.pretraining import Muon, orthogonalise
 
 
 def network(seed: int = 0) -> torch.nn.Module:

@@ -143,7 +143,7 @@ def test_replies_without_a_verdict_are_counted(server: Server) -> None:
     assert grades["grade"].isna().all()
     games = arena_hard.judge_answers({"q": "one"}, {"q": "x"}, {"q": "y"}, judge)
     assert games == [arena_hard.Games(None, None)]
-    assert (judge.counts["asked"], judge.counts["refused"], judge.counts["unparsable"]) == (3, 2, 2)
+    assert (judge.counts["asked"], judge.counts["refused"], judge.counts["unparsable"]) == (3, 2, 1)
 
 
 def test_a_server_that_hangs_is_retried_and_then_named(server: Server) -> None:
