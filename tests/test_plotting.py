@@ -109,7 +109,10 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
         "proxy reward +0.80, gold reward -0.10",
     ),
     "policy_bars": (lambda: plotting.policy_bars(POLICIES, "c"), "Highest gold win rate: iterative, 0.7"),
-    "quality_against_length": (lambda: plotting.quality_against_length(POINTS, "c"), "SFT: 50.0 % right answers, with 60"),
+    "quality_against_length": (
+        lambda: plotting.quality_against_length(POINTS, "c"),
+        "SFT: 50.0 % right answers, with 60",
+    ),
 }
 
 

@@ -103,7 +103,9 @@ def test_sections_must_fit_together(overrides: dict[str, Any], message: str) -> 
 
 
 def test_an_unknown_profile_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no profile 'tinny'; known profiles: gemma-2b, llama3-8b, slices, smollm2, tiny;"):
+    with pytest.raises(
+        ConfigError, match=r"no profile 'tinny'; known profiles: gemma-2b, llama3-8b, slices, smollm2, tiny;"
+    ):
         load_profile("tinny")
 
 
