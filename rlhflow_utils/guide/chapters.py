@@ -30,7 +30,10 @@ Options = Mapping[str, Any] | None
 NOTEBOOKS = PROJECT / "notebooks"
 PROGRESS = (STAGE_LINE, "  step ", "generation: ")  # output lines that the terminal shows too
 KERNEL_SECONDS = 300  # a kernel may take so long to start: on a loaded machine, 60 (the default) is too short
-PUBLISHED = {"read_results": tables.RESULTS, "read_records": tables.RESULTS / "claims"}  # reader -> what it reads
+PUBLISHED = {  # what stands in a chapter -> what it reads
+    "read_results": tables.RESULTS, "read_records": tables.RESULTS / "claims",
+    "machines.json": tables.RESULTS / "tiny" / "machines.json",
+}  # fmt: skip
 WHERE = ("OVERRIDES", "RUN_DIR")  # parameters that a chapter's currency does not depend on: sections count by content
 
 
@@ -109,7 +112,7 @@ class Guide:
         modules = {name: stage.hash_code(name) for name in sorted(stage.package_imports(code))}
         parameters = {name: value for name, value in self.values.items() if name not in WHERE}
         sections = {name: stage.describe(getattr(self.profile, name)) for name in sections_read(ast.parse(code))}
-        published = [stage.hash_path(folder) for name, folder in PUBLISHED.items() if name in code and folder.is_dir()]
+        published = [stage.hash_path(path) for name, path in PUBLISHED.items() if name in code and path.exists()]
         return stage.hash_value([stage.hash_source(code), modules, parameters, sections, published])
 
     def _stands(self, name: str, key: str) -> bool:
