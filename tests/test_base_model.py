@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import cycle
@@ -143,6 +144,13 @@ def test_blocks_hold_whole_documents_end_to_end(tokenizer: PreTrainedTokenizerFa
     text = tokenizer.decode(blocks.flatten())
     assert text.startswith(f"<|bos|>{TEXTS[0]}<|end|><|bos|>{TEXTS[1]}<|end|>")
     assert blocks.shape == (3, 16)
+
+
+def test_bfloat16_is_used_only_where_the_cpu_computes_in_it() -> None:
+    code = "from rlhflow_utils.training.pretraining import arithmetic; print(type(arithmetic()).__name__)"
+    limited = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=limited)
+    assert found.stdout.strip() == "nullcontext"
 
 
 def test_the_made_base_has_a_card_and_is_checked(profile: Profile, tmp_path: Path) -> None:
