@@ -42,7 +42,7 @@ def pretrain(documents: Documents, settings: BaseModelSettings, seed: int, into:
     Step k reads documents drawn by (seed, k) alone, so that a run that was stopped goes on as if it had not been. Each
     step's last document is cut where its last block is full.
     """
-    started, checkpoint = time.time(), into / "checkpoint.pt"
+    checkpoint = into / "checkpoint.pt"
     into.mkdir(parents=True, exist_ok=True)
     first_texts = islice(documents(random.Random(f"{seed}:tokenizer")), TOKENIZER_DOCUMENTS)
     tokenizer = train_tokenizer(first_texts, settings.vocab_size)
@@ -60,7 +60,7 @@ def pretrain(documents: Documents, settings: BaseModelSettings, seed: int, into:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, history, seconds = state["step"], state["history"], state["seconds"]
-    losses = list[float]()
+    losses, started = list[float](), time.time()
     for step in range(first, steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(step / steps)
@@ -101,7 +101,7 @@ def tokens_in(minutes: float, documents: Documents, settings: BaseModelSettings)
     """Tokens that this machine reads in so many minutes, from the time of a few steps."""
     batch = settings.blocks_per_batch * settings.block_size
     with TemporaryDirectory() as folder:
-        log = pretrain(documents, settings.model_copy(update={"tokens": 60 * batch}), 0, Path(folder))
+        log = pretrain(documents, settings.model_copy(update={"tokens": 20 * batch}), 0, Path(folder))
     return max(batch, int(minutes * 60 * log["tokens"] / log["seconds"]))
 
 
