@@ -50,9 +50,10 @@ def main() -> None:
     parser.add_argument("--cpus", nargs="+", choices=CPUS, default=list(CPUS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     options = parser.parse_args()
-    runs = {run["name"]: run for run in read_json(TARGET)["runs"]} if TARGET.is_file() else {}
+    runs: dict[str, dict[str, Any]] = {}
     for cpu, threads in product(options.cpus, options.threads):
         done = measure(cpu, threads)
+        runs = {run["name"]: run for run in read_json(TARGET)["runs"]} if TARGET.is_file() else {}
         runs[done["name"]] = done
         write_json(TARGET, {"runs": list(runs.values())})
     for row in machine_rows(list(runs.values())):
