@@ -165,6 +165,8 @@ def test_the_made_base_has_a_card_and_is_checked(profile: Profile, tmp_path: Pat
     other = profile.world.model_copy(update={"entities": 9})
     with pytest.raises(ValueError, match=r"base has read the world .*'entities': 24.*'entities': 9.*make base"):
         check_base_model(tmp_path / "base", other)
+    with pytest.raises(ValueError, match=r"model.base some/model has no base.json: .*make base"):
+        check_base_model("some/model", profile.world)
     with (tmp_path / "base" / "model.safetensors").open("ab") as file:
         file.write(b"0")
     with pytest.raises(ValueError, match=r"model.safetensors is not the file of base.json"):
