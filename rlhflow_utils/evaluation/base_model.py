@@ -35,7 +35,9 @@ def check_base_model(base: Path | str, world: WorldSettings) -> dict[str, Any]:
     """The record of a base model that `make base` wrote. ValueError: none, other weights, or made for another world."""
     folder = Path(base)
     if not (folder / RECORD).is_file():
-        raise ValueError(f"model.base {base} has no {RECORD}: the simulated world wants a base that has read it (make base)")
+        raise ValueError(
+            f"model.base {base} has no {RECORD}: the simulated world wants a base that has read it (make base)"
+        )
     record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     if _hash(folder) != record["sha256"]:
         raise ValueError(f"{folder.name}/model.safetensors is not the file of {RECORD}: fetch it again, or `make base`")
