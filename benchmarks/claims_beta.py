@@ -1,4 +1,6 @@
-"""LC win rate of one DPO iteration with each loss, by β, on a development seed: how the β of claim o was chosen.
+"""Length-adjusted win rate of one DPO iteration with each loss, by β, on a development seed.
+
+This is how the β of claim o was chosen.
 
 No test seed of the claims may serve here. The stages go to `runs/claims_beta`; the table goes to
 `results/claims_beta.json`; nothing is written back to `claims/designs.yaml`. ::
@@ -40,13 +42,14 @@ def main() -> None:
         for loss, betas in CANDIDATES.items():
             for beta in betas:
                 overrides = {"dpo.trainer.loss_type": [loss], "dpo.trainer.beta": beta}
-                rate = measure(seed, Variant(what=f"{loss}, β = {beta:g}", overrides=overrides))["lc_win_rate@1"]
+                measures = measure(seed, Variant(what=f"{loss}, β = {beta:g}", overrides=overrides))
+                rate = measures["length_adjusted_win_rate@1"]
                 estimate = {"value": rate.value, "ci_low": rate.ci_low, "ci_high": rate.ci_high}
                 table.setdefault(loss, {})[f"{beta:g}"] = estimate
                 print(f"{loss}, β = {beta:g}: {rate.value:.3f} ({rate.ci_low:.3f} … {rate.ci_high:.3f})", flush=True)
     best = {loss: max(rates, key=lambda beta: rates[beta]["value"]) for loss, rates in table.items()}
     command = f"python benchmarks/claims_beta.py --seed {seed_number}"
-    result = {"seed": seed_number, "lc_win_rate": table, "best": best, "command": command}
+    result = {"seed": seed_number, "length_adjusted_win_rate": table, "best": best, "command": command}
     write_json(PROJECT / "results" / "claims_beta.json", result)
 
 

@@ -38,7 +38,7 @@ def _win_rates(weights: pd.DataFrame, difficulties: np.ndarray) -> pd.Series:
     return pd.Series(100 * special.expit(logits).mean(axis=1), index=weights.index)
 
 
-def test_published_length_controlled_win_rates_come_out(data_root: Path, tmp_path: Path) -> None:
+def test_published_length_adjusted_win_rates_come_out(data_root: Path, tmp_path: Path) -> None:
     """From three weights a model and one model's 805 values: at least 195 of 199 published win rates to 0.01 points."""
     folder = data_root / "alpaca-eval-numbers"
     weights = pd.read_csv(folder / WEIGHTS, index_col=0)

@@ -203,7 +203,7 @@ def test_every_metric_is_one_that_its_variant_measures(designs: Designs) -> None
     """A loop's metrics end in an iteration that it has; the names are those that the smoke run of the claims finds."""
     policy = {
         "win_rate",
-        "lc_win_rate",
+        "length_adjusted_win_rate",
         "accuracy",
         "reasoning_accuracy",
         "mean_length",

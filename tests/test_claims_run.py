@@ -88,15 +88,15 @@ def test_each_claim_has_its_record(finished: Path) -> None:
     e = records["e"]
     assert (e["claim"], e["seeds"], e["interval"]) == ("e", 1, "over prompts, not over seeds")
     assert set(e["variants"]) == {"main", "offline", "no_penalty", "sft"}
-    metrics = {"win_rate", "lc_win_rate", "accuracy", "reasoning_accuracy", "reward", "proxy_reward", "kl"}
+    metrics = {"win_rate", "length_adjusted_win_rate", "accuracy", "reasoning_accuracy", "reward", "proxy_reward", "kl"}
     assert {f"{metric}@{step}" for metric in metrics | {"exact_match"} for step in (1, 2)} <= set(
         e["variants"]["main"]["100"]
     )
     assert {"python", "versions", "commit", "dirty"} == set(e["provenance"])
     assert (set(records["b"]["worlds"]), e["worlds"]) == ({"world1"}, {})
-    shown = e["variants"]["main"]["100"]["lc_win_rate@2"] - 0.5
+    shown = e["variants"]["main"]["100"]["length_adjusted_win_rate@2"] - 0.5
     assert e["comparisons"][0]["effect"] == e["effect"] == pytest.approx(shown, abs=1e-4)
-    assert (e["deciding"], e["smallest_detectable_effect"]) == ("LC win rate, iterative DPO − SFT", None)
+    assert (e["deciding"], e["smallest_detectable_effect"]) == ("length-adjusted win rate, iterative DPO − SFT", None)
     assert e["verdict"] == e["comparisons"][0]["verdict"]
 
 

@@ -26,7 +26,7 @@ def _estimate(value: float, half: float = 0.03) -> dict[str, float]:
 
 
 def _policy(value: float) -> dict[str, Any]:
-    return {"accuracy": _estimate(value), "lc_win_rate": _estimate(value)}
+    return {"accuracy": _estimate(value), "length_adjusted_win_rate": _estimate(value)}
 
 
 FUNNEL = {
@@ -216,8 +216,10 @@ def test_progress_starts_at_sft_and_ends_at_the_last_iteration() -> None:
         [line] = [line for line in axes.lines if str(line.get_label()).startswith("iterative DPO")]
         assert list(line.get_ydata()) == pytest.approx([50, 60, 70])
     assert "offline DPO" in [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
-    unknown = {"lc_win_rate": _estimate(0.6)}  # where the judge knows no right answers
-    [axes] = plotting.progress_over_iterations({"lc_win_rate": _estimate(0.5)}, [unknown], judge="endpoint").axes
+    unknown = {"length_adjusted_win_rate": _estimate(0.6)}  # where the judge knows no right answers
+    [axes] = plotting.progress_over_iterations(
+        {"length_adjusted_win_rate": _estimate(0.5)}, [unknown], judge="endpoint"
+    ).axes
     assert "judge: endpoint" in axes.get_ylabel()
 
 

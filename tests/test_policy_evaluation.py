@@ -95,9 +95,13 @@ def test_compare_pairs_by_prompt_and_counts(questions: dict[str, str], profile: 
     assert done.metrics["gold_win_rate_vs_sft"] == 0.75
     assert done.metrics["gold_win_rate_vs_sft_ci_low"] == 0.5
     assert done.metrics["gold_reward"] == 0.5
-    assert {"gold_lc_win_rate_vs_sft", "proxy_win_rate_vs_sft", "accuracy", "mean_length", "truncation_rate"} <= set(
-        done.metrics
-    )
+    assert {
+        "gold_length_adjusted_win_rate_vs_sft",
+        "proxy_win_rate_vs_sft",
+        "accuracy",
+        "mean_length",
+        "truncation_rate",
+    } <= set(done.metrics)
     assert done.rows["prompts"] == {"rows_in": 4, "rows_out": 4, "dropped": {}}
 
 
@@ -177,7 +181,7 @@ def test_a_prompt_without_a_verdict_is_counted_and_in_no_win_rate(
     assert results["prompts"]["prompt_id"] == ["p0", "p1", "p2", "p3"]
     assert (results["n"], results["counts"]) == (3, {"wins": 3, "ties": 0, "losses": 0})
     assert results["estimates"]["win_rate"]["value"] == done.metrics["endpoint_win_rate_vs_sft"] == 1.0
-    assert (results["estimates"]["win_rate"]["n"], results["estimates"]["lc_win_rate"]["n"]) == (3, 3)
+    assert (results["estimates"]["win_rate"]["n"], results["estimates"]["length_adjusted_win_rate"]["n"]) == (3, 3)
     assert results["estimates"]["mean_length"]["n"] == 4
     assert done.rows["prompts"] == {"rows_in": 4, "rows_out": 3, "dropped": {"no_verdict": 1}}
     assert done.metrics["endpoint_refused"] == 2

@@ -23,7 +23,7 @@ def results(tmp_path: Path) -> dict[str, dict[str, Any]]:
         **_with_interval("rewardbench_bt.safety", 0.8),
         "rewardbench_pm.chat": 0.6,
         "rewardbench_pm.safety": None,
-        **_with_interval("iter3_evaluation.gold_lc_win_rate_vs_sft", 0.7),
+        **_with_interval("iter3_evaluation.gold_length_adjusted_win_rate_vs_sft", 0.7),
         "iter3_evaluation.proxy_win_rate_vs_sft": 0.9,
         **_with_interval("sft_exact_match.exact_match", 0.75),
     }
@@ -65,7 +65,7 @@ def test_table_4_shows_the_proxy_beside_the_gold_judge(results: dict[str, Any]) 
     assert len(lines) == 3 * 3 + 1
     gold, proxy = _find(lines, policy="iterative DPO", benchmark="LC AlpacaEval-2 (%)")
     assert (gold["paper"], gold["ours"]) == (37.2, pytest.approx(70.0))
-    assert gold["setting"] == "tiny: iterative_dpo, gold judge, LC win rate against SFT"
+    assert gold["setting"] == "tiny: iterative_dpo, gold judge, length-adjusted win rate against SFT"
     assert (proxy["ours"], proxy["95 % interval"]) == (90.0, None)
     assert proxy["setting"] == "tiny: iterative_dpo, the training RM as judge, plain win rate against SFT"
     [graded] = _find(lines, policy="SFT", benchmark="MT-Bench (1-10)")
@@ -89,7 +89,7 @@ def test_table_5_takes_any_profile(results: dict[str, Any]) -> None:
 
 def test_table_6() -> None:
     rates, lengths = [0.5, 0.6, 0.7], [40.0, 44.0, 48.0]
-    seeds = {str(i): {"lc_win_rate@1": rates[i], "mean_length@1": lengths[i]} for i in range(3)}
+    seeds = {str(i): {"length_adjusted_win_rate@1": rates[i], "mean_length@1": lengths[i]} for i in range(3)}
     lines = tables.table_6({"k": {"variants": {"mix1_rm": seeds}, "confidence": 0.95}})
     assert len(lines) == 3 * 3
     [line] = _find(lines, row="with UltraRM-13B", column="length")

@@ -113,7 +113,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(kind: str) -> None
             difference = rng.normal(20, 50, 200)
             log_odds = math.log(0.6 / 0.4) + 0.8 * np.tanh(difference / difference.std())
             wins = rng.random(200) < 1 / (1 + np.exp(-log_odds))
-            result = st.length_controlled_win_rate(wins, 100 + difference, np.full(200, 100.0), 0.95)
+            result = st.length_adjusted_win_rate(wins, 100 + difference, np.full(200, 100.0), 0.95)
             estimate, truth = result.win_rate, 0.6
         else:
             subsets = [(0.95, 40, 40), (0.7, 60, 120), (0.5, 25, 25)]  # accuracy, rows, weight
@@ -157,7 +157,7 @@ def test_length_control_finds_a_planted_truth() -> None:
     log_odds = math.log(0.6 / 0.4) + 1.5 * np.tanh(difference / difference.std())
     outcomes = (rng.random(n) < 1 / (1 + np.exp(-log_odds))).astype(float)
     reference = np.full(n, 300.0)
-    result = st.length_controlled_win_rate(outcomes, reference + difference, reference, confidence=0.95)
+    result = st.length_adjusted_win_rate(outcomes, reference + difference, reference, confidence=0.95)
     assert outcomes.mean() > 0.75
     assert result.win_rate.value == pytest.approx(0.6, abs=0.03)
     assert result.win_rate.ci_low < 0.6 < result.win_rate.ci_high
@@ -179,7 +179,7 @@ def test_bias_of_knowing_length_alone_on_a_planted_truth(truth: float, bias: flo
         difference = correlation * difficulty + math.sqrt(1 - correlation**2) * other - 1
         quality = optimize.brentq(lambda q: special.expit(q + weight * difficulty).mean() - truth, -9, 9)
         outcomes = special.expit(quality + weight * difficulty + np.tanh(difference / difference.std()))
-        result = st.length_controlled_win_rate(outcomes, 1000 + 100 * difference, np.full(n, 1000.0), confidence=0.95)
+        result = st.length_adjusted_win_rate(outcomes, 1000 + 100 * difference, np.full(n, 1000.0), confidence=0.95)
         return result.win_rate.value
 
     assert estimate(0, 0) == pytest.approx(truth, abs=0.0005)
@@ -191,13 +191,13 @@ def test_bias_of_knowing_length_alone_on_a_planted_truth(truth: float, bias: flo
 def test_length_control_without_length_differences_is_the_plain_rate() -> None:
     outcomes = [1.0] * 70 + [0.5] * 10 + [0.0] * 20
     same = [50.0] * 100
-    result = st.length_controlled_win_rate(outcomes, same, same, confidence=0.95)
+    result = st.length_adjusted_win_rate(outcomes, same, same, confidence=0.95)
     assert result.win_rate.value == pytest.approx(0.75, abs=0.002)  # the ridge pulls by a hair
     assert result.length_effect == pytest.approx(0.0)
 
 
 def test_length_control_survives_a_policy_that_always_wins() -> None:
-    result = st.length_controlled_win_rate([1.0] * 20, range(20), [0.0] * 20, confidence=0.95)
+    result = st.length_adjusted_win_rate([1.0] * 20, range(20), [0.0] * 20, confidence=0.95)
     assert 0.9 < result.win_rate.value < 1.0
 
 

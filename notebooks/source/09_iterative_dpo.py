@@ -240,9 +240,9 @@ if profile.world:
 # * *Right answers:* the share of prompts answered correctly, with or without filler.
 # * *Win rate:* the share of prompts on which the policy's answer beats the SFT model's; equal answers or equal rewards are
 #   half a win. Among two right answers the one without filler wins, so a policy also wins by being brief.
-# * *LC win rate:* the win rate at equal lengths (length-controlled): what is left of it when brevity is taken out. It knows
-#   of length alone; AlpacaEval-2's own number of this name also knows how hard each of its 805 instructions is and is held
-#   back by baselines that game length, so the two must not be compared.
+# * *Length-adjusted win rate:* the win rate at equal lengths: what is left of it when brevity is taken out. It knows of length
+#   alone. AlpacaEval-2's length-controlled (LC) win rate also knows how hard each of its 805 instructions is, and baselines
+#   that game length hold it back: do not compare the two.
 # * *Proxy reward:* the penalised reward r − λ|a| (eq. 8), which ranks the training pairs. It stands in for the gold reward,
 #   hence the name.
 #
@@ -254,7 +254,7 @@ estimates = {name: result["estimates"] for name, result in results.items()}
 proxies = {name: ranking_reward(run, result) for name, result in results.items()}
 table = [
     {"policy": name, "n": row["win_rate"]["n"], "right answers (95 %)": tables.with_interval(row.get("accuracy")),
-     "LC win rate vs SFT": tables.with_interval(row["lc_win_rate"]), "plain win rate": tables.with_interval(row["win_rate"]), "gold reward" if profile.world else "judge's reward": tables.with_interval(row.get("reward")),
+     "length-adjusted win rate vs SFT": tables.with_interval(row["length_adjusted_win_rate"]), "plain win rate": tables.with_interval(row["win_rate"]), "gold reward" if profile.world else "judge's reward": tables.with_interval(row.get("reward")),
      "proxy reward": tables.with_interval(proxies[name]), "reward of the RM alone": row["proxy_reward"]["value"],
      "length (characters)": row["mean_length"]["value"]}
     for name, row in estimates.items()

@@ -46,17 +46,18 @@ print(f"win rate {rate:.2f}, 95 % interval {low:.3f} to {high:.3f}")
 # ## The code
 #
 # Judges like long answers too. The *length-controlled* (LC) win rate of AlpacaEval-2 asks what the win rate would be at
-# equal length. A logistic regression explains each outcome by the length difference; the LC win rate is its prediction at
-# difference zero. The official model also knows how hard each of its 805 instructions is and is held back by baselines that
-# game length; on other prompts, as here, length alone remains, which is another estimate (`chat --benchmark alpaca_eval`
-# uses the official one). With scikit-learn, on 100 comparisons of which the policy wins 60. It wins most of them where its answer is the longer one:
+# equal length. A logistic regression explains each outcome by the length difference; its prediction at difference zero is
+# the answer. The official model also knows how hard each of its 805 instructions is, and baselines that game length hold it
+# back. On other prompts, as here, length alone remains: another estimate, which we call the *length-adjusted* win rate
+# (`chat --benchmark alpaca_eval` computes the official one). With scikit-learn, on 100 comparisons of which the policy wins
+# 60, most of them where its answer is the longer one:
 
 # %%
 lengths = [140] * 70 + [60] * 30  # the policy's; the reference always writes 100 characters
 outcomes = [1] * 55 + [0] * 15 + [1] * 5 + [0] * 25
 rows = [[0.797] if length > 100 else [-0.797] for length in lengths]  # tanh(d / std(d)) of d = 40 and d = -40
 fitted = LogisticRegression(C=10).fit(rows, outcomes)  # C = 1 / ridge
-controlled = statistics.length_controlled_win_rate(outcomes, lengths, [100] * 100, 0.95).win_rate
+controlled = statistics.length_adjusted_win_rate(outcomes, lengths, [100] * 100, 0.95).win_rate
 print(f"plain win rate {sum(outcomes) / 100:.3f}")
 print(f"at equal length {fitted.predict_proba([[0.0]])[0, 1]:.3f} with scikit-learn, {controlled.value:.3f} here")
 print(f"95 % interval {controlled.ci_low:.3f} to {controlled.ci_high:.3f}")
@@ -109,8 +110,8 @@ if profile.evaluation.exact_match_sources:
 # *order* of the three. The paper's value for iterative DPO is without a length penalty; with one it reports 41.9 (Table 6,
 # below). Whether our run has one is decided by `pair_building.length_penalty`.
 #
-# The columns answer different questions. *Right answers* is the share of correct answers. *LC win rate* is the win rate
-# against SFT at equal lengths, *plain win rate* the same as it comes: in the tiny world the briefer of two right answers
+# The columns answer different questions. *Right answers* is the share of correct answers. *Length-adjusted win rate* is the
+# win rate against SFT at equal lengths, *plain win rate* the same as it comes: in the tiny world the briefer of two right answers
 # wins, so it also rewards brevity. *Exact match* is the untouched skill, on few items.
 
 # %%
@@ -122,7 +123,7 @@ table = []
 for name, row in estimates.items():
     table.append(
         {"policy": name, "prompts": row["win_rate"]["n"], "right answers (95 %)": tables.with_interval(row.get("accuracy")),
-         "LC win rate vs SFT": tables.with_interval(row["lc_win_rate"]), "plain win rate": tables.with_interval(row["win_rate"]),
+         "length-adjusted win rate vs SFT": tables.with_interval(row["length_adjusted_win_rate"]), "plain win rate": tables.with_interval(row["win_rate"]),
          "length (characters)": row["mean_length"]["value"], "exact match": tables.with_interval(matches.get(name)),
          "its items": matches.get(name, {}).get("n"), "paper: LC AlpacaEval-2 (%)": papers[name]}
     )  # fmt: skip
@@ -170,9 +171,9 @@ if profile.world:
         lengths = {name: [len(each[key]) for key in questions] for name, each in texts.items()}
         for name in ("offline_dpo", "iterative_dpo"):
             outcome = compare_rewards(rewards[name], rewards["sft"])
-            lc = statistics.length_controlled_win_rate(outcome, lengths[name], lengths["sft"], 0.95).win_rate
+            lc = statistics.length_adjusted_win_rate(outcome, lengths[name], lengths["sft"], 0.95).win_rate
             table.append(
-                {"policy": name, "price of a character": price, "LC win rate": lc.value,
+                {"policy": name, "price of a character": price, "length-adjusted win rate": lc.value,
                  "plain win rate": sum(outcome) / len(outcome)}
             )  # fmt: skip
     tables.show(table, run.caption)
@@ -180,7 +181,7 @@ if profile.world:
 # %%
 bars = {
     "right answers": {name: row.get("accuracy") for name, row in estimates.items()},
-    "LC win rate against SFT": {name: row["lc_win_rate"] for name, row in estimates.items()},
+    "length-adjusted win rate against SFT": {name: row["length_adjusted_win_rate"] for name, row in estimates.items()},
     "mean length (characters)": {name: row["mean_length"] for name, row in estimates.items()},
     "judge's reward": {name: row.get("reward") for name, row in estimates.items()},
     "exact match on the untouched skill": matches,
@@ -210,7 +211,7 @@ before, after = results["sft"]["skills"], results["iterative_dpo"]["skills"]
 table = []
 for skill, part in after.items():
     table.append(
-        {"skill": skill, "LC win rate vs SFT": tables.with_interval(part["lc_win_rate"]),
+        {"skill": skill, "length-adjusted win rate vs SFT": tables.with_interval(part["length_adjusted_win_rate"]),
          "reward, SFT": before[skill]["reward"]["value"], "reward, iterative DPO": part["reward"]["value"],
          "right, SFT": before[skill]["accuracy"]["value"], "right, iterative DPO": part["accuracy"]["value"]}
     )  # fmt: skip

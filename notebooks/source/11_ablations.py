@@ -128,7 +128,7 @@ claims.claim_forest(records)
 # * **Without a length penalty the loop gains nothing over SFT (e, f, l).** The proxy goes on rising while win rate and true
 #   reward do not follow.
 # * **The penalty makes answers shorter (g).** With it, iterative DPO beats offline DPO in plain win rate because its answers
-#   are shorter. We see no advantage in right answers or in the length-controlled win rate (e).
+#   are shorter. We see no advantage in right answers or in the length-adjusted win rate (e).
 # * **Offline DPO is right more often than SFT, but does not win more often (e).** Its answers are longer, and filler loses a
 #   comparison between two right answers. The verdict depends on the metric.
 # * **A better RM gives a better policy where the RMs differ enough (k).** We see no effect of which two

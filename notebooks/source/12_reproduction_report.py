@@ -29,8 +29,8 @@ iterations = [f"iter{k}" for k in range(1, last + 1)]
 # ## The result
 #
 # The figure shows the share of right answers to held-out prompts, and how often the policy's answer beats the SFT model's
-# answer to the same prompt at equal lengths (length-controlled, LC), after each iteration of Algorithm 1. For the win rate,
-# one half is no progress.
+# answer to the same prompt at equal lengths (the length-adjusted win rate of chapter 10), after each iteration of
+# Algorithm 1. For the win rate, one half is no progress.
 
 # %%
 results = {name: run[f"{name}_evaluation"].read_json("results.json") for name in ("sft", "offline_dpo", *iterations)}
@@ -48,8 +48,8 @@ def percent(policy: str, metric: str) -> str:
 right = f"Right answers: {percent('sft', 'accuracy')} after SFT, {percent('offline_dpo', 'accuracy')} after offline DPO, " \
         f"{percent(iterations[-1], 'accuracy')} after iteration {last}. " if "accuracy" in estimates["sft"] else ""
 display(Markdown(
-    f"{right}Win rate against SFT, length-controlled: {percent('offline_dpo', 'lc_win_rate')} for offline DPO, "
-    f"{percent(iterations[-1], 'lc_win_rate')} for iteration {last} (not controlled: {percent(iterations[-1], 'win_rate')}, "
+    f"{right}Length-adjusted win rate against SFT: {percent('offline_dpo', 'length_adjusted_win_rate')} for offline DPO, "
+    f"{percent(iterations[-1], 'length_adjusted_win_rate')} for iteration {last} (plain: {percent(iterations[-1], 'win_rate')}, "
     f"with answers of {estimates[iterations[-1]]['mean_length']['value']:.0f} characters for "
     f"{estimates['sft']['mean_length']['value']:.0f}). This is one seed. The claims below are measured over several."
 ))  # fmt: skip

@@ -237,7 +237,7 @@ def compare_with_sft(seed: Seed, answers: Artifact, proxy: Artifact, best_of: in
         name: mean_over_prompts(seed, np.mean([each["prompts"][column] for each in results], axis=0).tolist())
         for name, column in BY_PROMPT.items()
     }
-    found["lc_win_rate"] = mean_of([each["estimates"]["lc_win_rate"] for each in results])
+    found["length_adjusted_win_rate"] = mean_of([each["estimates"]["length_adjusted_win_rate"] for each in results])
     found["reasoning_accuracy"] = mean_of([each["skills"]["reasoning"]["accuracy"] for each in results])
     return found
 

@@ -31,7 +31,7 @@ from scipy import special, stats
 from rlhflow_utils.data.reading import get, read_rows, user_turn
 from rlhflow_utils.evaluation import arena_hard, mt_bench
 from rlhflow_utils.evaluation.judges import ChatEndpoint, Failure
-from rlhflow_utils.evaluation.statistics import Estimate, bootstrap_mean, length_controlled_win_rate
+from rlhflow_utils.evaluation.statistics import Estimate, bootstrap_mean, length_adjusted_win_rate
 from rlhflow_utils.guide.profile import ConfigError, Profile
 from rlhflow_utils.guide.stage import hash_value, write_json
 from rlhflow_utils.models.chat import Message
@@ -282,7 +282,7 @@ def summarise(
         raise ValueError(f"AlpacaEval: the judge gave no verdict on any of {len(outputs)} instructions")
     wins = [p for p, _ in judged]
     ours, base = [len(row["output"]) for _, row in judged], [len(theirs[row["instruction"]]) for _, row in judged]
-    adjusted = length_controlled_win_rate(wins, ours, base, confidence)
+    adjusted = length_adjusted_win_rate(wins, ours, base, confidence)
     summary = {
         "n": len(judged), "unjudged": len(outputs) - len(judged),
         "win_rate": asdict(bootstrap_mean(wins, samples, confidence, seed)),

@@ -16,7 +16,7 @@ import pandas as pd
 from rlhflow_utils.data.reading import Prompt, Root
 from rlhflow_utils.data.sources import read
 from rlhflow_utils.evaluation.judges import ChatEndpoint, compare_rewards, outcomes
-from rlhflow_utils.evaluation.statistics import Estimate, accuracy, bootstrap_mean, length_controlled_win_rate
+from rlhflow_utils.evaluation.statistics import Estimate, accuracy, bootstrap_mean, length_adjusted_win_rate
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
@@ -46,7 +46,7 @@ def evaluate_policy(
     """Win rate of a policy against SFT on the same prompts, and everything behind it in `results.json`.
 
     `answers` and `reference` come from `answer_held_out`; both may be the SFT model's, then every prompt is a tie.
-    `estimates` has each metric with its interval (`lc_`: length-controlled; lengths are in characters), `skills` the
+    `estimates` has each metric with its interval (lengths are in characters), `skills` the
     same for each skill (gold judge only), `prompts` the columns behind it all, one entry per prompt. A prompt whose
     verdict failed has the outcome null, is left out of win rates, and is counted as `no_verdict`.
     """
@@ -76,7 +76,7 @@ def evaluate_policy(
     write_json(into / "results.json", results)
     metrics: dict[str, Any] = {f"{judge}_{name}": count for name, count in judge_counts.items()}
     for name, estimate in results["estimates"].items():
-        prefix = f"{judge}_" if name in ("win_rate", "lc_win_rate", "reward") else ""
+        prefix = f"{judge}_" if name in ("win_rate", "length_adjusted_win_rate", "reward") else ""
         suffix = "_vs_sft" if name.endswith("win_rate") else ""
         metrics |= Estimate(**estimate).metrics(f"{prefix}{name}{suffix}")
     failed = len(rows) - len(judged)
@@ -125,7 +125,7 @@ def _estimates(table: pd.DataFrame, evaluation: EvaluationSettings, seed: int) -
              for name, column in means.items() if column in table}  # fmt: skip
     found |= {name: accuracy(table[column], confidence) for name, column in shares.items() if column in table}
     lengths = judged["length"], judged["reference_length"]
-    found["lc_win_rate"] = length_controlled_win_rate(judged["outcome"], *lengths, confidence).win_rate
+    found["length_adjusted_win_rate"] = length_adjusted_win_rate(judged["outcome"], *lengths, confidence).win_rate
     return {name: asdict(estimate) for name, estimate in found.items()}
 
 

@@ -132,18 +132,18 @@ def mean_pearson(correlations: ArrayLike, samples: int, confidence: float, seed:
     return bootstrap_mean(defined, samples, confidence, seed), len(values) - len(defined)
 
 
-class LengthControlled(NamedTuple):
+class LengthAdjusted(NamedTuple):
     win_rate: Estimate  # at equal length
     length_effect: float  # log-odds at the largest length difference
 
 
-def length_controlled_win_rate(
+def length_adjusted_win_rate(
     outcomes: ArrayLike, lengths: ArrayLike, reference_lengths: ArrayLike, confidence: float
-) -> LengthControlled:
+) -> LengthAdjusted:
     """What the win rate would be if both answers were equally long (AlpacaEval-2's form, Dubois et al. 2024).
 
     A logistic regression explains each outcome by ``logit P(win) = theta + phi * tanh(d / std(d))``, where d is the
-    length difference (policy minus reference). The length-controlled win rate sets d = 0: ``sigmoid(theta)``.
+    length difference (policy minus reference). The length-adjusted win rate sets d = 0: ``sigmoid(theta)``.
     AlpacaEval-2's third term, the difficulty of each of its 805 instructions, needs many models and is left out, as are
     its gamed baselines: this is another estimate, for any prompts (the official: `chat_benchmarks.length_controlled`).
     Where a policy writes shorter answers to the prompts on which it does badly, it is too high.
@@ -159,7 +159,7 @@ def length_controlled_win_rate(
     weights, covariance = _fit_logistic(np.column_stack([np.ones_like(x), x]), y)
     half = float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(covariance[0, 0])
     value, low, high = (float(special.expit(weights[0] + shift)) for shift in (0.0, -half, half))
-    return LengthControlled(Estimate(value, low, high, len(y)), float(weights[1]))
+    return LengthAdjusted(Estimate(value, low, high, len(y)), float(weights[1]))
 
 
 def _fit_logistic(x: Floats, y: Floats) -> tuple[Floats, Floats]:

@@ -132,7 +132,9 @@ def policy_rows(summary: Summary, judge: str) -> list[Row]:
         rows.append({
             "policy": f"iteration {policy.removeprefix('iter')}" if policy.startswith("iter") else label,
             "right answers (95 % interval)": with_interval(estimate(summary, f"{place}.accuracy")),
-            "LC win rate vs SFT": with_interval(estimate(summary, f"{place}.{judge}_lc_win_rate_vs_sft")),
+            "length-adjusted win rate vs SFT": with_interval(
+                estimate(summary, f"{place}.{judge}_length_adjusted_win_rate_vs_sft")
+            ),
             "length (characters)": summary.get(f"{place}.mean_length"),
             "plain win rate vs SFT": with_interval(estimate(summary, f"{place}.{judge}_win_rate_vs_sft")),
             "exact match, untouched skill": with_interval(estimate(summary, f"{skill}_exact_match.exact_match")),

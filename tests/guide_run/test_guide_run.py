@@ -55,7 +55,13 @@ def test_every_headline_metric_is_there(summary: dict[str, Any]) -> None:
         key = f"iter{iteration}_evaluation.gold_win_rate_vs_sft"
         wanted += [key, f"{key}_ci_low", f"{key}_ci_high"]
     for policy in ("sft", "offline_dpo", "iter3"):
-        for metric in ("gold_reward", "gold_win_rate_vs_sft", "gold_lc_win_rate_vs_sft", "accuracy", "mean_length"):
+        for metric in (
+            "gold_reward",
+            "gold_win_rate_vs_sft",
+            "gold_length_adjusted_win_rate_vs_sft",
+            "accuracy",
+            "mean_length",
+        ):
             wanted.append(f"{policy}_evaluation.{metric}")
     wanted += [f"{policy}_exact_match.exact_match" for policy in ("sft", "offline_dpo", "iterative_dpo")]
     assert [key for key in wanted if summary.get(key) is None] == []
@@ -85,9 +91,9 @@ def test_judges_learn_what_the_world_is_for(summary: dict[str, Any], run_dir: Pa
 
 
 def test_answers_get_better_and_not_only_shorter(summary: dict[str, Any], run_dir: Path) -> None:
-    """Right answers rise with each iteration, and the length-controlled win rate says it is not brevity alone."""
+    """Right answers rise with each iteration, and the length-adjusted win rate says it is not brevity alone."""
     right = {policy: summary[f"{policy}_evaluation.accuracy"] for policy in POLICIES}
-    controlled = {policy: summary[f"{policy}_evaluation.gold_lc_win_rate_vs_sft"] for policy in POLICIES}
+    controlled = {policy: summary[f"{policy}_evaluation.gold_length_adjusted_win_rate_vs_sft"] for policy in POLICIES}
     assert right["sft"] <= 0.60 + POLICY
     assert right["iter3"] >= 0.80 - POLICY
     assert right["sft"] < right["iter1"] < right["iter2"]

@@ -60,11 +60,14 @@ def progress_over_iterations(
     sft: Mapping[str, Estimate], iterations: Sequence[Mapping[str, Estimate]], judge: str = "gold",
     others: Mapping[str, Mapping[str, Estimate]] | None = None, caption: str = "",
 ) -> Figure:  # fmt: skip
-    """Right answers (where the judge knows them) and length-controlled win rate against SFT, after each iteration.
+    """Right answers (where the judge knows them) and length-adjusted win rate against SFT, after each iteration.
 
     All arguments hold a policy's `estimates`; `others` are marks beside the line.
     """
-    known = {"accuracy": "right answers (%)", "lc_win_rate": f"LC win rate against SFT (%)\njudge: {judge}"}
+    known = {
+        "accuracy": "right answers (%)",
+        "length_adjusted_win_rate": f"length-adjusted win rate against SFT (%)\njudge: {judge}",
+    }
     metrics = {metric: label for metric, label in known.items() if metric in sft}
     figure, panels = new_figure(columns=len(metrics), height=3.2)
     steps = list(range(len(iterations) + 1))
@@ -89,13 +92,15 @@ def progress_over_iterations(
             )
         axes.set_xticks(steps, ["SFT", *map(str, steps[1:])])
         axes.margins(y=0.15)
-        style.dress(axes, "y", half="y" if metric == "lc_win_rate" else "", xlabel="iteration", ylabel=label)
+        style.dress(
+            axes, "y", half="y" if metric == "length_adjusted_win_rate" else "", xlabel="iteration", ylabel=label
+        )
     panels[-1].legend(loc="lower right")
     ends = [f"{100 * row['value']:.0f} %" for metric in metrics for row in (sft[metric], iterations[-1][metric])]
     title = f"Length-controlled, iteration {steps[-1]} wins {ends[-1]} against SFT"
     if "accuracy" in metrics:
         title = f"Right answers: {ends[0]} after SFT, {ends[1]} after iteration {steps[-1]}"
-    return finish(figure, f"{title} (n = {iterations[-1]['lc_win_rate']['n']})", caption)
+    return finish(figure, f"{title} (n = {iterations[-1]['length_adjusted_win_rate']['n']})", caption)
 
 
 def proxy_against_gold(
@@ -141,10 +146,10 @@ def policy_bars(table: Mapping[str, Mapping[str, Estimate | None]], caption: str
 
 
 def quality_against_length(points: Mapping[str, Mapping[str, Estimate]], caption: str = "") -> Figure:
-    """Right answers, or else LC win rate, over mean response length: policy -> estimates."""
+    """Right answers, or else length-adjusted win rate, over mean response length: policy -> estimates."""
     figure, [axes] = new_figure(height=3.2)
-    metric = "accuracy" if all("accuracy" in point for point in points.values()) else "lc_win_rate"
-    name_of = {"accuracy": "right answers", "lc_win_rate": "LC win rate against SFT"}[metric]
+    metric = "accuracy" if all("accuracy" in point for point in points.values()) else "length_adjusted_win_rate"
+    name_of = {"accuracy": "right answers", "length_adjusted_win_rate": "length-adjusted win rate against SFT"}[metric]
     for index, (name, point) in enumerate(points.items()):
         rate, length = style.percent(point[metric]), point["mean_length"]
         bars, colour = (style.error_bar(rate), style.error_bar(length)), style.colour_of(name, index)
