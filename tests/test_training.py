@@ -16,7 +16,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
-from tiny_training import build_tiny_model, losses, make_job, tokenised_rows, weights
+from tiny_training import MODEL_SETTINGS, build_tiny_model, losses, make_job, tokenised_rows, weights
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -25,6 +25,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from rlhflow_utils.guide.settings import ModelSettings
 from rlhflow_utils.guide.stage import PROJECT, write_json
 from rlhflow_utils.models.chat import IGNORED, encode_prompt, load_tokenizer
 from rlhflow_utils.training.stages import dpo_tokens, length_order, reward_tokens, sft_tokens, tokenise
@@ -37,6 +38,7 @@ from rlhflow_utils.training.trainers import (
 )
 
 LN2 = math.log(2)
+BFLOAT16 = MODEL_SETTINGS.model_copy(update={"dtype": "bfloat16"})
 CONVERSATION = [
     {"role": "user", "content": "the red cat"},
     {"role": "assistant", "content": "sat"},
@@ -378,12 +380,30 @@ def test_a_finished_job_is_not_run_again(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
+
+
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
-def test_an_adapter_is_merged_into_a_plain_model_folder(kind: str, model: Path, tmp_path: Path) -> None:
-    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
-    log = train(make_job(kind, model, tmp_path, peft=lora))
+def test_weights_under_an_adapter_are_bfloat16_and_those_that_train_float32(
+    kind: str, model: Path, tmp_path: Path
+) -> None:
+    job = make_job(kind, model, tmp_path, peft=LORA)
+    trainer = build_trainer(job.model_copy(update={"model_settings": BFLOAT16}))
+    dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in trainer.model.parameters()}
+    assert {dtype for trains, dtype in dtypes if trains} == {torch.float32}
+    assert (False, torch.bfloat16) in dtypes
     if kind == "dpo":
-        assert losses(log)[0] == pytest.approx(LN2, abs=1e-6)
+        assert {parameter.dtype for parameter in trainer.ref_model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("settings", [MODEL_SETTINGS, BFLOAT16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_an_adapter_is_merged_into_a_plain_model_folder(
+    kind: str, settings: ModelSettings, model: Path, tmp_path: Path
+) -> None:
+    log = train(make_job(kind, model, tmp_path, peft=LORA).model_copy(update={"model_settings": settings}))
+    if kind == "dpo":
+        assert losses(log)[0] == pytest.approx(LN2, abs=1e-6)  # policy and reference are rounded alike
     folder = tmp_path / "model"
     assert not list(folder.glob("adapter*"))
     auto = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM

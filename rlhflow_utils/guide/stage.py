@@ -277,6 +277,8 @@ def provenance() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
+    if not shutil.which("git"):
+        return None
     result = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else None
 

@@ -4,9 +4,10 @@ A `TrainingJob` is everything that a training run needs, as JSON: the same job r
 (`launch: null`) or in child processes (`accelerate launch … -m rlhflow_utils.training.trainers job.json`), with the
 same losses. `<section>.trainer` of the profile goes to `SFTConfig`, `RewardConfig` or `DPOConfig` as it is.
 
-Differences from the released code: weights are float32, arithmetic is bfloat16 (autocast) where `model.dtype` says so,
-since at a learning rate of 5e-7 an update of a bfloat16 weight rounds to nothing; the reference model is always given,
-since TRL would load the policy's own start, from the second iteration on the last iterate and not π₀ (paper 3.3).
+Differences from the released code: weights that train are float32 and arithmetic is bfloat16 (autocast) where
+`model.dtype` says so, since at a learning rate of 5e-7 an update of a bfloat16 weight rounds to nothing; weights that are
+frozen under an adapter have `model.dtype`; the reference model is always given, since TRL would load the policy's own
+start, from the second iteration on the last iterate and not π₀ (paper 3.3).
 """
 
 from __future__ import annotations
@@ -149,11 +150,12 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
     transformers.set_seed(job.seed)  # before the model: the score head of a fresh RM is random
     arguments = trainer_config(job)
     check_global_batch(arguments, job.training)
-    model, more = load_model(job.model, job), {}
+    frozen = bool(job.training.peft or job.training.quantization)
+    model, more = load_model(job.model, job, frozen), {}
     if job.kind == "dpo":
         if job.ref_model is None:
             raise ValueError("DPO needs an explicit reference model (π₀): TRL would take the policy's own start")
-        more["ref_model"] = load_model(job.ref_model, job)
+        more["ref_model"] = load_model(job.ref_model, job, frozen)
     trainers: dict[str, Any] = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": TokenisedDPOTrainer}
     trainer: transformers.Trainer = trainers[job.kind](
         model, args=arguments, train_dataset=load_from_disk(job.dataset), peft_config=lora_config(job),
@@ -229,11 +231,16 @@ class StopAtNaN(transformers.TrainerCallback):
                 )
 
 
-def load_model(path: str, job: TrainingJob, quantise: bool = True) -> transformers.PreTrainedModel:
-    """A causal LM, or for a reward model a sequence classifier with one output (its head fresh or loaded)."""
+def load_model(path: str, job: TrainingJob, frozen: bool) -> transformers.PreTrainedModel:
+    """A causal LM, or for a reward model a sequence classifier with one output (its head fresh or loaded).
+
+    Weights are float32; `frozen` ones, to which an adapter is added, as `model.dtype` and `quantization` say.
+    """
     keywords = hub_arguments(path, job.model_settings)
     keywords |= {"dtype": torch.float32, "attn_implementation": job.model_settings.attn_implementation}
-    if quantise and job.training.quantization:
+    if frozen:
+        keywords["dtype"] = job.model_settings.dtype
+    if frozen and job.training.quantization:
         keywords["quantization_config"] = transformers.BitsAndBytesConfig(**job.training.quantization)
     auto = transformers.AutoModelForCausalLM
     if job.kind == "reward":
@@ -242,6 +249,8 @@ def load_model(path: str, job: TrainingJob, quantise: bool = True) -> transforme
     check_weights(path, found, ("score.weight", "lm_head.weight") if job.kind == "reward" else ())
     tokenizer = load_tokenizer(path, job.model_settings)
     model.config.pad_token_id = tokenizer.pad_token_id
+    if job.kind == "reward" and frozen:
+        model.score.to(torch.float32)  # trains beside the adapter
     if job.kind != "reward":  # saved with the model: whoever generates with it stops where training did
         model.generation_config.eos_token_id = stop_token_ids(tokenizer)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -265,10 +274,10 @@ def save_model(trainer: transformers.Trainer, job: TrainingJob) -> None:
         trainer.save_model(str(target))  # with the tokenizer; by all processes together
     elif trainer.is_world_process_zero():
         adapted = trainer.accelerator.unwrap_model(trainer.model)
-        if job.training.quantization:
-            # Rounding to 4 bit again would lose the update: merge into the weights as they were before quantisation.
+        if job.training.quantization or job.model_settings.dtype != "float32":
+            # Rounding once more would lose the update: merge into the weights as they were before.
             adapted.save_pretrained(adapter)
-            adapted = PeftModel.from_pretrained(load_model(job.model, job, quantise=False), adapter)
+            adapted = PeftModel.from_pretrained(load_model(job.model, job, frozen=False), adapter)
         adapted.merge_and_unload().save_pretrained(target)
         trainer.processing_class.save_pretrained(target)
 
