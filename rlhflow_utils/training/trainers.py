@@ -5,7 +5,7 @@ A `TrainingJob` is everything that a training run needs, as JSON: the same job r
 same losses. `<section>.trainer` of the profile goes to `SFTConfig`, `RewardConfig` or `DPOConfig` as it is.
 
 Differences from the released code: weights that train are float32 and arithmetic is bfloat16 (autocast) where
-`model.dtype` says so, since at a learning rate of 5e-7 an update of a bfloat16 weight rounds to nothing; weights that are
+`model.dtype` says so, since at a learning rate of 5e-7 an update of a bfloat16 weight rounds to nothing; weights
 frozen under an adapter have `model.dtype`; the reference model is always given, since TRL would load the policy's own
 start, from the second iteration on the last iterate and not π₀ (paper 3.3).
 """
