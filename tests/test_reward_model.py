@@ -34,6 +34,20 @@ def conversations() -> list[Conversation]:
     return [(row["prompt"], response) for row in prompts(4) for response in RESPONSES]
 
 
+def test_the_head_of_a_bfloat16_model_computes_in_float32(
+    model: Path, policy: Path, conversations: list[Conversation]
+) -> None:
+    settings = MODEL.model_copy(update={"dtype": "bfloat16"})
+    rewards = torch.tensor(score(model, conversations, 4096, settings))
+    network, tokenizer = forward.load_model(policy, "causal", settings), load_tokenizer(policy)
+    sequences = [encode_conversation(*conversation, tokenizer) for conversation in conversations]
+    logits = forward.next_token_logits(network, sequences, int(tokenizer.pad_token_id))
+    assert network.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert torch.allclose(rewards, torch.tensor(score(model, conversations, 4096)), atol=0.5)
+    for numbers in (rewards, logits):  # bfloat16 has steps of 1/128 of a number, and answers that differ would tie
+        assert (numbers != numbers.bfloat16()).float().mean() > 0.9
+
+
 def test_reward_is_the_score_head_at_the_end_of_turn_of_each_row_alone(
     model: Path, conversations: list[Conversation]
 ) -> None:

@@ -38,7 +38,8 @@ def hub_arguments(model: Model, settings: ModelSettings | None) -> dict[str, Any
 def load_model(model: Model, kind: Literal["causal", "reward"], settings: ModelSettings | None = None) -> Any:
     """A model ready for inference, on the GPU where there is one; without settings in the checkpoint's dtype.
 
-    A ``reward`` model must be a sequence classifier; its score head may have another usual name.
+    A ``reward`` model must be a sequence classifier; its score head may have another usual name. The head computes in
+    float32: bfloat16 knows logits near 30 in steps of 0.25 only, and answers would tie that are not equal.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -57,6 +58,9 @@ def load_model(model: Model, kind: Literal["causal", "reward"], settings: ModelS
     auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     loaded, found = auto.from_pretrained(path, output_loading_info=True, **keywords)
     check_weights(path, found)
+    head = loaded.score if kind == "reward" else loaded.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.float(), requires_grad=False)
+    head.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
@@ -137,7 +141,7 @@ def pad(
 
 
 def next_token_logits(model: PreTrainedModel, sequences: Sequence[TokenIds], pad_id: int) -> torch.Tensor:
-    """Logits after the last token of each sequence, ``[rows, vocabulary]``, in the model's dtype.
+    """Logits after the last token of each sequence, ``[rows, vocabulary]``, in float32.
 
     Right padding needs no mask, since causal attention never looks ahead, and attention takes its fast causal path.
     Logits are computed only at positions where a row ends.

@@ -87,7 +87,7 @@ def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None
     def forward(sequences: list[TokenIds]) -> torch.Tensor:
         """P(A) against B, right after the generation prompt and what every answer opens with."""
         logits = next_token_logits(network, sequences, int(tokenizer.pad_token_id))
-        return logits[:, labels].float().softmax(-1)[:, 0]
+        return logits[:, labels].softmax(-1)[:, 0]
 
     def compare(comparisons: Sequence[Comparison]) -> list[float]:
         both = [order for x, a, b in comparisons for order in (format_comparison(x, a, b), format_comparison(x, b, a))]

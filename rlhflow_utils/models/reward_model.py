@@ -58,7 +58,7 @@ def load_scorer(
     def forward(sequences: list[TokenIds]) -> torch.Tensor:
         ids, mask = pad(sequences, network.config.pad_token_id, "right", network.device)
         logits: torch.Tensor = network(input_ids=ids, attention_mask=mask).logits
-        return logits[:, 0].float()
+        return logits[:, 0]
 
     def scorer(conversations: Iterable[Conversation]) -> list[float]:
         pairs = list(conversations)
