@@ -263,6 +263,7 @@ def test_claims_share_the_first_seeds(designs: Designs) -> None:
     assert [len(job[""]) for job in jobs.values()] == [19] * 5 + [8] * 3
     assert [sorted(job) for job in jobs.values()] == [["", "world1", "world2"]] * 2 + [[""]] * 6
     assert jobs[first]["world1"] == list("abcd")
+    assert [list(jobs[first + index])[1] for index in (0, 1)] == ["world1", "world2"], "each makes a base for both"
     assert plan(designs, every, 1) == {first: {"": every}}, "one seed is a first look, without other worlds"
 
 

@@ -5,8 +5,10 @@ Folders are named after keys (`Run(..., by_key=True)`), so variants share all wo
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
@@ -21,7 +23,7 @@ from rlhflow_utils.evaluation.statistics import Estimate, bon_kl, bootstrap_mean
 from rlhflow_utils.guide.profile import variant
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.settings import Profile
-from rlhflow_utils.guide.stage import Artifact, seed_for
+from rlhflow_utils.guide.stage import BY_KEY, Artifact, seed_for
 from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.reward_model import score_responses
 from rlhflow_utils.online.generation import Prompts, generate_responses
@@ -61,16 +63,23 @@ def prepare(run: Run, settings: ClaimsSettings) -> Seed:
     """World, data, base and SFT model of one seed."""
     profile = run.profile
     assert profile.world is not None
-    if profile.model.base:
-        base = run.base_model()
-    else:
-        assert profile.base_model is not None
-        base = stages.train_base_model(profile.base_model, profile.world, None, run.seed, into=run / "base_model")
+    base = run.base_model() if profile.model.base else base_of_world(profile, run.folder.parent / "bases")
     world = build_world(profile.world, run.seed, into=run / "world")
     training = (profile.model, run.seed, profile.launch)
     data = build_preference_data(profile.data, world, base, profile.model, run.seed, into=run / "preference_data")
     sft = stages.train_sft(data, base, profile.sft, *training, into=run / "sft")
     return Seed(run, settings, world, base, data, sft)
+
+
+def base_of_world(profile: Profile, folder: Path) -> Artifact:
+    """The base model of another world: one for all its seeds, made by the first that comes while the others wait."""
+    assert profile.base_model is not None
+    assert profile.world is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        seed = profile.world.seed
+        return stages.train_base_model(profile.base_model, profile.world, None, seed, into=folder / BY_KEY)
 
 
 def measure(seed: Seed, design: Variant) -> Found:

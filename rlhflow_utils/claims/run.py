@@ -70,7 +70,8 @@ def plan(designs: Designs, names: Sequence[str], limit: int | None) -> dict[int,
         count = settings.seeds if claim.all_seeds else settings.fewer_seeds
         for index in range(min(count, limit or count)):
             others = claim.other_worlds and limit != 1 and index < settings.world_seeds
-            for world in ("", *(designs.worlds if others else ())):
+            worlds = [*designs.worlds][:: -1 if index % 2 else 1]  # two seeds side by side begin with two bases
+            for world in ("", *(worlds if others else ())):
                 jobs.setdefault(settings.first_seed + index, {}).setdefault(world, []).append(name)
     return jobs
 
