@@ -49,6 +49,9 @@ profile = run.profile
 # %% [markdown]
 # ## The map
 #
+# ![The pipeline: preference data, SFT, reward and preference models with their benchmarks, the loop of generation, ranking,
+# pairs and DPO, then evaluation, claims and report](../docs/pipeline.svg)
+#
 # | chapter | what happens | paper |
 # |:--|:--|:--|
 # | 01 dataset filtering | raw preference rows become clean, mixed, split data | 2.1, Table 1 |
@@ -63,6 +66,21 @@ profile = run.profile
 # | 10 policy evaluation | SFT, offline DPO, iterative DPO | 4.2, Tables 4–5 |
 # | 11 the claims, measured | every claim over seeds, with a verdict | 2.3–4.2, Table 6 |
 # | 12 reproduction report | all results on one page | |
+#
+# ## The words, once more
+#
+# | word | meaning |
+# |:--|:--|
+# | policy, π₀, πₜ | a model that answers prompts; the SFT model; the policy after iteration t |
+# | RM, PM | reward model: a score for one answer (03); preference model: which of two answers is better (04) |
+# | BT | Bradley-Terry, the model behind the RM: the higher the difference of two scores, the likelier the first answer wins |
+# | mix1, mix2 | the paper's two mixtures of preference datasets: mix2 adds safety and reasoning (01) |
+# | judge | whoever compares two answers: the simulated world's truth, an RM, or an LLM behind an endpoint |
+# | gold, proxy | the true reward, and the learnt one that stands in for it |
+# | win rate, length-adjusted | the share of prompts on which the policy beats SFT; the same at equal lengths (10). AlpacaEval-2's own is called length-controlled (LC) |
+# | λ | the length penalty: what one character costs when answers are ranked (eq. 8, chapter 08) |
+# | β, KL | how strongly DPO holds the policy to π₀; how far it has gone from there, in nats |
+# | claim | a statement of the paper that chapter 11 tests over seeds |
 #
 # ## Your machine
 

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 01 · Dataset filtering
 #
+# *You are here:* **01 data** · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
+# generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
+#
 # After this chapter you can turn any preference set into clean training pairs, and say of every row why it was kept or
 # dropped.
 #

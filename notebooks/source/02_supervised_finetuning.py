@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 02 · Supervised fine-tuning
 #
+# *You are here:* 01 data · **02 SFT** · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
+# generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
+#
 # **The claim.** Open instruction data and one epoch of supervised fine-tuning (SFT) give the starting policy π₀
 # (paper 3.1). In the paper it scores 10.2 % on AlpacaEval-2 with length control (chapter 10): a start with much room above.
 # This chapter trains π₀. How good its sampled answers are, and how good the best of eight would be, is measured in

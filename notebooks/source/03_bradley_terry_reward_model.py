@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 03 · A Bradley-Terry reward model
 #
+# *You are here:* 01 data · 02 SFT · **03 reward model** · 04 preference model · 05 RewardBench · 06 length bias · 07
+# generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
+#
 # **The claim.** One scalar per answer, trained on pairs, is enough to rank answers. The paper trains a reward model (RM)
 # as the maximum-likelihood estimate of the Bradley-Terry (BT) model (paper 2.2), once on *mix1* and once on *mix2*, and
 # finds the second better at safety and reasoning (2.3). This chapter trains both RMs; chapter 05 tests the finding.

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 04 · A pairwise preference model
 #
+# *You are here:* 01 data · 02 SFT · 03 reward model · **04 preference model** · 05 RewardBench · 06 length bias · 07
+# generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
+#
 # **The claim.** A preference model (PM) reads the prompt and *both* answers and says which is better. Trained as plain
 # next-token prediction, it matches the BT reward model on chat and beats it on reasoning (paper 2.2–2.3). A wrong answer
 # can look right on its own; a direct comparison can reveal the error.

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 05 · RewardBench
 #
+# *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · **05 RewardBench** · 06 length bias · 07
+# generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
+#
 # **The claim.** A prompted model, which was never trained on preferences, is a worse judge than both the BT reward model
 # and the preference model in every section; the PM beats the BT model in reasoning; more safety and reasoning data (mix2
 # instead of mix1) raises those sections (paper 2.3, Table 2).

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 06 · Length bias
 #
+# *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · **06 length bias** · 07
+# generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
+#
 # **The claim.** Reward models prefer long answers, and how much depends on their data. Over the answers to one prompt,
 # length and reward correlate with 0.19 on average for UltraRM-13B and with 0.06 for the paper's BT model on mix2
 # (paper 2.3, Fig. 5). The paper attributes this to Capybara, OpenOrca and UltraInteract, which mix2 adds and whose preferred

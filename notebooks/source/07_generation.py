@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 07 · Generation
 #
+# *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · **07
+# generation** · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
+#
 # **The claim.** Online RLHF learns from the policy's *own* answers. The paper samples n = 8 responses per prompt from the
 # current policy, at temperatures 1.0 and 0.7, without top-k or top-p, and lets the reward model rank them (3.3).
 #

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 08 · Pair building
 #
+# *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
+# generation · **08 pairs** · 09 DPO · 10 evaluation · 11 claims · 12 report
+#
 # **The claim.** Of eight answers to a prompt, the paper takes the best and the worst as ranked by the reward model
 # (3.3). This maximises the reward gap, which the paper uses as a stand-in for exploration. Pairs of identical answers are
 # dropped. A length penalty (eq. 8) can keep the policy from learning that longer is better.

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 09 · Iterative DPO
 #
+# *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
+# generation · 08 pairs · **09 DPO** · 10 evaluation · 11 claims · 12 report
+#
 # **The claim.** Direct preference optimisation (DPO) on the policy's own, freshly ranked answers, repeated, beats DPO on a
 # fixed dataset (paper 4.2). The paper implies that every iteration helps but does not show it. We measure it.
 #

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 10 · Policy evaluation
 #
+# *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
+# generation · 08 pairs · 09 DPO · **10 evaluation** · 11 claims · 12 report
+#
 # **The claim.** Iterative DPO beats offline DPO, and offline DPO beats SFT, on chat benchmarks (37.2, 22.5 and 10.2 on
 # length-controlled AlpacaEval-2; paper Table 4). Academic scores do not suffer (Table 5): there is little *alignment tax*,
 # the loss of abilities that the model had before.

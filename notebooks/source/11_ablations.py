@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 11 · The claims, measured
 #
+# *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
+# generation · 08 pairs · 09 DPO · 10 evaluation · **11 claims** · 12 report
+#
 # Every chapter so far ran once, with one seed. After this one you can say which of the paper's claims hold in a world
 # where the true reward is known, how sure that is, and how to test a claim of your own.
 #

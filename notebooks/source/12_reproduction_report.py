@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 12 · The reproduction report
 #
+# *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
+# generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · **12 report**
+#
 # One page: what this run measured, the paper's number beside ours, and the verdict on each claim over several seeds.
 # This chapter computes nothing. It reads the finished stages of chapters 00–11 and the records in `results/claims/`.
 #
