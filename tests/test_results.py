@@ -21,7 +21,7 @@ def _shown(name: str) -> str:
 def test_readme_block_is_the_one_that_results_give() -> None:
     files = [json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("*/summary.json")]
     [record] = [each for each in files if each["provenance"].get("judge") == "gold"]
-    assert _shown("results") == readme_block(record["summary"], record["provenance"])
+    assert _shown("results") == readme_block(record)
 
 
 def test_readme_shows_the_claims_that_results_hold() -> None:
@@ -47,7 +47,10 @@ def test_the_block_by_hand() -> None:
         "wall_seconds.total": 630.0,
     }
     assert iterations(summary) == [1, 2]
-    lines = readme_block(summary, {"judge": "gold", "mixture": "mix2"}).splitlines()
+    answers = [{"prompt": "2 + 2?", "policy": "SFT", "answer": "4 | four", "gold reward": 1.0}]
+    record = {"summary": summary, "provenance": {"judge": "gold", "mixture": "mix2"}}
+    record |= {"answers": answers, "changed_answers": 9}
+    lines = readme_block(record).splitlines()
     rows = {
         line.split("|")[1].strip(): [part.strip() for part in line.split("|")[2:-1]] for line in lines if "|" in line
     }
@@ -57,6 +60,7 @@ def test_the_block_by_hand() -> None:
     assert rows["SFT"][-1] == "10.2"
     assert rows["BT, mix2"][0] == "0.900 (0.800 … 1.00)"
     assert rows["BT, mix2"][5] == "0.800 (0.700 … 0.900)"
+    assert rows["2 + 2?"][:2] == ["SFT", "4 \\"], "a bar in an answer does not end its cell"
     assert lines[-1] == "The run took 10.5 minutes."
 
 

@@ -227,15 +227,8 @@ evaluations = {
 results = {name: done.read_json("results.json") for name, done in evaluations.items()}
 if profile.world:
     answered = {name: each.dataset() for name, each in answers.items()}
-    table = []
-    for place in range(0, len(answered["sft"]), -(-len(answered["sft"]) // 6)):
-        for name, rows in answered.items():
-            row, text = rows[place], rows[place]["responses"][0]
-            table.append(
-                {"prompt": row["prompt"][-1]["content"] if name == "sft" else "", "policy": name, "answer": text,
-                 "RM's reward": row["rewards"][0], "gold reward": results[name]["prompts"]["reward"][place], "characters": len(text)}
-            )  # fmt: skip
-    tables.show(table, run.caption)
+    gold = {name: result["prompts"]["reward"] for name, result in results.items()}
+    tables.show(tables.answer_rows(answered, gold, count=6), run.caption)
 
 # %% [markdown]
 # Now the averages over all held-out prompts.

@@ -131,23 +131,42 @@ def publish_results(run_dir: str) -> None:
     facts = {key: run["sft"].manifest[key] for key in ("python", "versions", "commit", "dirty", "device")}
     facts |= {"profile": profile.name, "judge": judge, "mixture": profile.data.main_mixture}
     summary, target = read_json(run.folder / "summary.json"), tables.RESULTS / profile.name
-    write_json(target / "summary.json", {"provenance": facts, "summary": summary})
+    record: dict[str, Any] = {"provenance": facts, "summary": summary}
     if judge == "gold":
         from rlhflow_utils.guide.figures import policies
 
         names = ["sft", *(f"iter{k}" for k in tables.iterations(summary)), "offline_dpo"]
-        sft, *found = (run[f"{name}_evaluation"].read_json("results.json")["estimates"] for name in names)
+        results = {name: run[f"{name}_evaluation"].read_json("results.json") for name in names}
+        sft, *found = (result["estimates"] for result in results.values())
         others, caption = {"offline DPO": found.pop()}, f"{run.caption} One seed."
         figure = policies.progress_over_iterations(sft, found, judge, others, caption)
+        target.mkdir(parents=True, exist_ok=True)
         figure.savefig(target / "progress.png", dpi=110)
-        replace_block("results", readme_block(summary, facts))
+        shown = {"SFT": names[0], f"iteration {len(found)}": names[-2]}
+        answered = {label: run[f"{name}_answers_scored"].dataset() for label, name in shown.items()}
+        texts = zip(*(rows["responses"][:] for rows in answered.values()), strict=True)
+        changed = [place for place, (before, after) in enumerate(texts) if before != after]
+        record["changed_answers"] = len(changed)
+        gold = {
+            label: [results[name]["prompts"]["reward"][place] for place in changed] for label, name in shown.items()
+        }
+        answered = {label: rows.select(changed) for label, rows in answered.items()}
+        record["answers"] = tables.answer_rows(answered, gold, count=5)
+        replace_block("results", readme_block(record))
+    write_json(target / "summary.json", record)
 
 
-def readme_block(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """The README's results: the policies, then the judges."""
-    rows = (tables.policy_rows(summary, facts["judge"]), tables.judge_rows(summary, facts["mixture"]))
-    time_taken = f"The run took {summary['wall_seconds.total'] / 60:.1f} minutes.\n"
-    return "\n\n".join([*map(tables.markdown_table, rows), time_taken])
+def readme_block(record: Mapping[str, Any]) -> str:
+    """The README's results: the policies, some answers, the judges."""
+    summary, facts = record["summary"], record["provenance"]
+    policies, judges = tables.policy_rows(summary, facts["judge"]), tables.judge_rows(summary, facts["mixture"])
+    return "\n\n".join([
+        tables.markdown_table(policies),
+        f"Five of the {record['changed_answers']} held-out prompts whose answer has changed, evenly spaced:",
+        tables.markdown_table(record["answers"]),
+        tables.markdown_table(judges),
+        f"The run took {summary['wall_seconds.total'] / 60:.1f} minutes.\n",
+    ])  # fmt: skip
 
 
 def block_of(name: str) -> re.Pattern[str]:

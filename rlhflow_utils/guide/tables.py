@@ -71,6 +71,24 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + (f"\n\n*{caption}*" if caption else "")
 
 
+def answer_rows(answered: Mapping[str, Any], gold: Mapping[str, Sequence[float]], count: int) -> list[dict[str, Any]]:
+    """The answers of every policy to the same `count` held-out prompts, evenly spaced, with their rewards.
+
+    `answered` has each policy's dataset (columns prompt, responses, rewards), `gold` its true rewards by prompt.
+    """
+    first, rows = next(iter(answered)), []
+    total = len(answered[first])
+    for place in range(0, total, -(-total // count)):
+        for policy, data in answered.items():
+            row = data[place]
+            question, answer = row["prompt"][-1]["content"], row["responses"][0]
+            rows.append(
+                {"prompt": question if policy == first else "", "policy": policy, "answer": answer,
+                 "RM's reward": row["rewards"][0], "gold reward": gold[policy][place], "characters": len(answer)}
+            )  # fmt: skip
+    return rows
+
+
 def _is_word(value: Any) -> bool:
     return isinstance(value, str) and not re.match(rf"[+−-]?\d|{MISSING}$", value)
 
