@@ -1,4 +1,4 @@
-"""Command line: `python -m rlhflow_utils run|claims|base|check|data|push-data|pin|chat|academic|notebooks`."""
+"""Command line: `python -m rlhflow_utils COMMAND`; `--help` lists the commands and their options."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 def _prepare_hub(profile: Profile) -> None:
     """Look for the models and data of a profile that are neither local nor built by the guide."""
-    models = filter(None, (profile.model.base, profile.model.reward_base))
+    models = filter(None, (profile.model.base, profile.model.reward_base, profile.reward_model.model))
     prepare_hub(models, data=profile.world is None and not profile.data.root, folder=PROJECT)
 
 
@@ -137,6 +137,20 @@ def _academic(options: argparse.Namespace) -> None:
         print(f"{name}: not run here, {reason}")
 
 
+def _rewardbench(options: argparse.Namespace) -> None:
+    from rlhflow_utils.evaluation.reward_benchmarks import run_benchmark
+
+    profile, model = load_profile(options.profile, _overrides(options)), Path(options.model)
+    root = PROJECT / profile.data.root if profile.data.root else None
+    prepare_hub([options.model], data=root is None)
+    judge, out = model if model.is_dir() else options.model, Path(options.out)
+    done = run_benchmark(options.benchmark, judge, options.method, profile, root, out)
+    for name, score in done.read_json("results.json")["sections"].items():
+        if score:
+            print(f"{name}: {score['value']:.3f} ({score['ci_low']:.3f} … {score['ci_high']:.3f}), n = {score['n']}")
+    print(f"{done.rows}; everything: {out}")
+
+
 def _notebooks(options: argparse.Namespace) -> None:
     from rlhflow_utils.guide.publishing import publish, publish_results, sync
 
@@ -199,6 +213,12 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, Options]] =
         "--benchmark": {"required": True, "choices": ["alpaca_eval", "mt_bench", "arena_hard"]},
         "--questions": {"required": True, "help": "folder with the benchmark's files"},
         "--out": {"required": True, "help": "folder for answers, verdicts and results.json"},
+    }),
+    "rewardbench": (_rewardbench, "RewardBench, RewardBench 2 or RM-Bench for any judge", PROFILE | ROOT | {
+        "--model": {"required": True, "help": "folder or hub id of a reward model, or with --method of a causal LM"},
+        "--method": {"default": "bt", "choices": ["bt", "pm", "prompting"], "help": "how it judges (default: bt)"},
+        "--benchmark": {"required": True, "choices": ["rewardbench", "rewardbench_2", "rm_bench"]},
+        "--out": {"required": True, "help": "folder for results.json and what it said of each row"},
     }),
     "academic": (_academic, "GSM8K, MMLU, HumanEval, TruthfulQA, ARC, MBPP through lm-eval", PROFILE | ROOT | POLICY | {
         "--out": {"required": True, "help": "JSON file for the results"},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from tiny_models import MODEL, WORDS, prompts, save_policy, save_reward_model
+from tiny_models import MODEL, WORDS, prompts, save_policy, save_reward_model, score
 
 from rlhflow_utils.evaluation import reward_models as rm
 from rlhflow_utils.evaluation import rewardbench
@@ -20,7 +20,7 @@ from rlhflow_utils.guide.stage import Artifact, write_json
 from rlhflow_utils.models.chat import load_tokenizer
 from rlhflow_utils.models.forward import reward_rows
 from rlhflow_utils.models.preference_model import preference_probability, rank_responses
-from rlhflow_utils.models.reward_model import score, score_responses
+from rlhflow_utils.models.reward_model import score_responses
 
 
 def _rows(count: int) -> list[dict[str, Any]]:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import artifact, prompts, save_policy, save_reward_model
+from tiny_models import artifact, prompts, save_policy, save_reward_model, score
 
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.preference_model import preference_probability
-from rlhflow_utils.models.reward_model import score
 from rlhflow_utils.online.generation import generate_responses
 from rlhflow_utils.online.iterative_dpo import prompts_of_iteration, rank
 from rlhflow_utils.online.pair_building import build_preference_pairs

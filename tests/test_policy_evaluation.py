@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, load_from_disk
-from tiny_models import save_policy, save_reward_model
+from tiny_models import save_policy, save_reward_model, score
 
 from rlhflow_utils.evaluation import policies as pe
 from rlhflow_utils.guide.profile import Profile, load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.stage import Artifact
-from rlhflow_utils.models.reward_model import score
 from rlhflow_utils.simulator.corpus import write_prompts
 from rlhflow_utils.simulator.gold import World
 

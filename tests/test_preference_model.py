@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import MODEL, POSITIONS, WORDS, artifact, prompts, save_policy
+from tiny_models import MODEL, WORDS, artifact, prompts, save_policy
 
 from rlhflow_utils.guide.settings import PreferenceModelSettings
 from rlhflow_utils.models.chat import encode_prompt, load_tokenizer, render
@@ -41,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_policy(tmp_path_factory.mktemp("policy"))
 
 
-def test_an_answer_may_open_with_an_empty_thought(model: Path) -> None:
+def test_an_answer_may_open_with_an_empty_thought(model: Path, tmp_path: Path) -> None:
     """As Qwen3's template writes it; A and B are then read after it."""
     tokenizer = load_tokenizer(model)
     thought = "'<think></think>' + message['content'] if message['role'] == 'assistant' else message['content']"
@@ -54,8 +55,11 @@ def test_an_answer_may_open_with_an_empty_thought(model: Path) -> None:
         ids = encode_prompt(format_comparison(prompt, *order), tokenizer) + opening
         with torch.inference_mode():
             p.append(float(network(torch.tensor([ids])).logits[0, -1, labels].softmax(-1)[0]))
-    settings = MODEL.model_copy(update={"chat_template": tokenizer.chat_template})
-    [found] = preference_probability(model, [(prompt, "red", "blue")], 500, settings)
+    judge = shutil.copytree(model, tmp_path / "judge")
+    tokenizer.save_pretrained(judge)
+    # Its own template goes before the profile's.
+    settings = MODEL.model_copy(update={"chat_template": load_tokenizer(model).chat_template})
+    [found] = preference_probability(judge, [(prompt, "red", "blue")], 500, settings)
     assert found == pytest.approx((p[0] + 1 - p[1]) / 2, abs=1e-5)
 
 
@@ -159,9 +163,9 @@ def test_equal_responses_are_a_tie(model: Path) -> None:
     assert preference_probability(model, [(DIALOGUE, "good", "good")], 1000) == [0.5]
 
 
-def test_nothing_is_truncated(model: Path) -> None:
-    with pytest.raises(ValueError, match=rf"comparison 0 has \d+ tokens, .* takes {POSITIONS}"):
-        preference_probability(model, [(DIALOGUE, "sky " * 200, "sky")], 1000)
+def test_nothing_is_truncated_and_what_is_too_long_has_no_probability(model: Path) -> None:
+    found = preference_probability(model, [(DIALOGUE, "sky " * 200, "sky"), (DIALOGUE, "red", "sky")], 1000)
+    assert found == [None, pytest.approx(preference_probability(model, [(DIALOGUE, "red", "sky")], 1000)[0], abs=1e-6)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import MODEL, POSITIONS, WORDS, artifact, prompts, save_policy, save_reward_model
+from tiny_models import MODEL, POSITIONS, WORDS, artifact, prompts, save_policy, save_reward_model, score
 
 from rlhflow_utils.guide.settings import RewardModelSettings
 from rlhflow_utils.models import forward
 from rlhflow_utils.models.chat import encode_conversation, load_tokenizer
-from rlhflow_utils.models.reward_model import Conversation, score, score_responses
+from rlhflow_utils.models.reward_model import Conversation, load_scorer, score_responses
 
 RESPONSES = [" ".join(WORDS.split()[:count]) for count in (1, 9, 3, 14, 0, 6)]
 
@@ -64,10 +64,13 @@ def test_reward_is_the_score_head_at_the_end_of_turn_of_each_row_alone(
         assert score(model, conversations, batch_tokens) == pytest.approx(expected, abs=1e-5)
 
 
-def test_nothing_is_truncated(model: Path) -> None:
+def test_nothing_is_truncated_and_what_is_too_long_has_no_reward(model: Path) -> None:
     prompt = prompts(1)[0]["prompt"]
-    with pytest.raises(ValueError, match=rf"conversation 1 has \d+ tokens, .* takes {POSITIONS}"):
-        score(model, [(prompt, "sky"), (prompt, "sky " * 250)], 500)
+    tokenizer = load_tokenizer(model)
+    fits = max(n for n in range(250) if len(encode_conversation(prompt, "sky " * n, tokenizer)) <= POSITIONS)
+    found = load_scorer(model, 500)([(prompt, "sky"), (prompt, "sky " * (fits + 1)), (prompt, "sky " * fits)])
+    assert found[1] is None
+    assert [found[0], found[2]] == pytest.approx(score(model, [(prompt, "sky"), (prompt, "sky " * fits)], 500))
 
 
 def test_a_model_without_score_head_is_refused(policy: Path) -> None:

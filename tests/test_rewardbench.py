@@ -163,7 +163,7 @@ def test_stage_judges_every_row_that_fits(
     )  # fmt: skip
     account = done.rows["pairs"]
     assert account["rows_in"] == benchmark.rows
-    assert account["dropped"] == {"no_pair": 0, "too_long": 1}
+    assert account["dropped"] == {"no_pair": 0, "too_long_for_model": 1}
     pairs = [json.loads(line) for line in (done.path / "pairs.jsonl").read_text().splitlines()]
     assert len(pairs) == account["rows_out"] == 24
     assert all(pair["prompt_length"] > 0 for pair in pairs)
@@ -185,8 +185,8 @@ def test_stage_judges_every_row_that_fits(
 def test_results_do_not_depend_on_the_batch(benchmark: SimpleNamespace, method: rb.Method, model: str) -> None:
     rows, _ = rb.load_benchmark(benchmark.profile.rewardbench, benchmark.folder / "root")
     judge = benchmark.folder / model
-    kept, _ = rb.drop_long_rows(rows, method, judge)
-    alone, together = rb.judge_rows(kept, method, judge, 1), rb.judge_rows(kept, method, judge, 100_000)
+    alone, together = rb.judge_rows(rows, method, judge, 1), rb.judge_rows(rows, method, judge, 100_000)
+    assert len(alone) == len(rows) - 1
     pd.testing.assert_frame_equal(alone, together, rtol=0, atol=1e-5)
 
 

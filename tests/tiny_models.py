@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 from rlhflow_utils.guide.stage import Artifact
+from rlhflow_utils.models.forward import Model
+from rlhflow_utils.models.reward_model import Conversation, load_scorer
 from rlhflow_utils.training.base_model import train_tokenizer
 
 POSITIONS = 192
@@ -52,6 +55,15 @@ def save_reward_model(folder: Path, policy: Path, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(policy).save_pretrained(folder)
     return folder
+
+
+def score(
+    model: Model, conversations: Iterable[Conversation], batch_tokens: int, settings: ModelSettings | None = None
+) -> list[float]:
+    """Rewards of conversations that all fit into the model."""
+    rewards = load_scorer(model, batch_tokens, settings)(conversations)
+    assert None not in rewards
+    return [float(reward) for reward in rewards if reward is not None]
 
 
 def settings(**changes: Any) -> GenerationSettings:

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlhflow_utils.evaluation import rewardbench
+from rlhflow_utils.evaluation import reward_benchmarks, rewardbench
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models import chat, forward, preference_model
@@ -89,12 +89,14 @@ print(tokenizer.apply_chat_template(question, tokenize=False, add_generation_pro
 judges = {"prompting": (run["sft"], "prompting"), "bt": (bt, "bt"), "pm": (run[f"pm_{main}"], "pm")}
 others = [mixture for mixture in profile.reward_model.mixtures if mixture != main]
 judges |= {f"bt_{mixture}": (run[f"bt_{mixture}"], "bt") for mixture in others}
+if profile.reward_model.model:
+    judges["bt_public"] = (run.reward_model(), "bt")
 benchmarks = {}
 for label, (judge, method) in judges.items():
     batch_tokens = profile.reward_model.batch_tokens if method == "bt" else profile.preference_model.batch_tokens
     benchmarks[label] = rewardbench.evaluate_rewardbench(
         judge, method, profile.rewardbench, run.data_root(), batch_tokens, profile.model, profile.evaluation.confidence,
-        into=run / f"rewardbench_{label}",
+        profile.reward_model.output, into=run / f"rewardbench_{label}",
     )  # fmt: skip
 
 # %% [markdown]
@@ -180,6 +182,29 @@ for label, result in results.items():
          "safety": safety.get("value"), "safety, weights of May 2024": old_safety.get("value")}
     )  # fmt: skip
 tables.show(table, run.caption)
+
+# %% [markdown]
+# ## Harder benchmarks
+#
+# RewardBench is saturated. Two newer benchmarks ask for more:
+#
+# * **RewardBench 2** sets one right answer against three wrong ones, so that a coin gets 25 %. Its domain Ties asks for one of
+#   many right answers ("name a colour"): all must beat every wrong one, and by more than they differ from each other. A judge
+#   that finds the longer of two right answers better loses points here.
+# * **RM-Bench** has each right and each wrong answer in three styles: concise, detailed, and detailed with Markdown. In
+#   *normal* pairs both have one style, in *easy* ones the right answer has the richer style, in *hard* ones the wrong one.
+#   Length and style hide in the mean: whoever looks at nothing else wins all easy pairs and no hard one.
+#
+# `python -m rlhflow_utils rewardbench --benchmark rm_bench --profile ... --model ... --out ...` runs them on real models. By
+# hand, one prompt of RM-Bench, the right answer in rows and the wrong one in columns, for a judge that mostly follows style:
+
+# %%
+styles = ["concise", "detailed", "Markdown"]
+right, wrong = [0.1, 0.6, 0.9], [0.0, 0.5, 1.0]  # the judge's scores
+wins = pd.DataFrame([[float(a > b) for b in wrong] for a in right], styles, styles)
+for level, pairs in reward_benchmarks.LEVELS.items():
+    print(f"{level}: {(wins * pairs).to_numpy().sum() / 3:.2f}")
+wins
 
 # %% [markdown]
 # ## Checks

@@ -69,10 +69,12 @@ responses = generate_responses(
 print(responses.rows)
 
 # %%
-studies = {}
-for mixture in profile.reward_model.mixtures:
+judges, studies = {mixture: run[f"bt_{mixture}"] for mixture in profile.reward_model.mixtures}, {}
+if profile.reward_model.model:
+    judges["public"] = run.reward_model()
+for mixture, judge in judges.items():
     scores = score_responses(
-        run[f"bt_{mixture}"], responses, profile.reward_model, profile.model, into=run / f"length_bias_scores_{mixture}"
+        judge, responses, profile.reward_model, profile.model, into=run / f"length_bias_scores_{mixture}"
     )
     studies[mixture] = reward_models.measure_length_bias(
         scores, profile.evaluation, run.seed, into=run / f"length_bias_{mixture}"
@@ -99,8 +101,8 @@ tables.show(table, run.caption)
 
 # %%
 spread = (profile.evaluation.bootstrap_samples, profile.evaluation.confidence, run.seed)
-if len(results) > 1:
-    first, second = list(results)[:2]
+if len(profile.reward_model.mixtures) > 1:
+    first, second = profile.reward_model.mixtures[:2]
     pairs = zip(results[first]["correlations"], results[second]["correlations"], strict=True)
     defined = [pair for pair in pairs if None not in pair]
     gap = statistics.paired_difference(*zip(*defined, strict=True), *spread)

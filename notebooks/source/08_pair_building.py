@@ -30,8 +30,8 @@ from rlhflow_utils.online.pair_building import build_preference_pairs
 
 run = open_run("08_pair_building", PROFILE, RUN_DIR, SEED, OVERRIDES)
 profile, responses = run.profile, run["iter1_responses"]
-settings, kind = profile.pair_building, "bt" if profile.pair_building.ranker == "reward_model" else "pm"
-ranker = run[f"{kind}_{profile.data.main_mixture}"]
+settings, by_rm = profile.pair_building, profile.pair_building.ranker == "reward_model"
+ranker = run.reward_model() if by_rm else run[f"pm_{profile.data.main_mixture}"]
 
 # %% [markdown]
 # ## The idea

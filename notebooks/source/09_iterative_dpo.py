@@ -31,7 +31,7 @@ from rlhflow_utils.training import stages
 
 run = open_run("09_iterative_dpo", PROFILE, RUN_DIR, SEED, OVERRIDES)
 profile, data, sft = run.profile, run["preference_data"], run["sft"]
-reward_model = run[f"bt_{profile.data.main_mixture}"]
+reward_model = run.reward_model()
 ranker = reward_model if profile.pair_building.ranker == "reward_model" else run[f"pm_{profile.data.main_mixture}"]
 
 # %% [markdown]
@@ -211,7 +211,7 @@ answers = {name: answer_held_out(run, name, model, data, reward_model) for name,
 evaluations = {
     name: evaluate_policy(
         answered, answers["sft"], profile.evaluation, profile.world, run.judge_model(), profile.reward_model.batch_tokens,
-        run.seed, cache_file=run.cache / "judge.jsonl", into=run / f"{name}_evaluation",
+        run.seed, profile.reward_model.output, cache_file=run.cache / "judge.jsonl", into=run / f"{name}_evaluation",
     )
     for name, answered in answers.items()
 }  # fmt: skip

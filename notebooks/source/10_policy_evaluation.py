@@ -30,7 +30,7 @@ from rlhflow_utils.training.stages import train_offline_dpo
 run = open_run("10_policy_evaluation", PROFILE, RUN_DIR, SEED, OVERRIDES)
 profile, data, sft = run.profile, run["preference_data"], run["sft"]
 last = f"iter{profile.iterative.iterations}"
-proxy, reference = run[f"bt_{profile.data.main_mixture}"], run["sft_answers_scored"]
+proxy, reference = run.reward_model(), run["sft_answers_scored"]
 
 # %% [markdown]
 # ## The idea
@@ -84,7 +84,7 @@ trained = {"sft": sft, "offline_dpo": offline, "iterative_dpo": run[f"{last}_dpo
 answers = policies.answer_held_out(run, "offline_dpo", offline, data, proxy)
 evaluation = policies.evaluate_policy(
     answers, reference, profile.evaluation, profile.world, run.judge_model(), profile.reward_model.batch_tokens, run.seed,
-    cache_file=run.cache / "judge.jsonl", into=run / "offline_dpo_evaluation",
+    profile.reward_model.output, cache_file=run.cache / "judge.jsonl", into=run / "offline_dpo_evaluation",
 )  # fmt: skip
 evaluations = {"sft": run["sft_evaluation"], "offline_dpo": evaluation, "iterative_dpo": run[f"{last}_evaluation"]}
 

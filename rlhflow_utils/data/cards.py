@@ -192,7 +192,9 @@ def pin() -> int:
 
     profiles = [load_profile(path.stem) for path in sorted(PROFILES.glob("*.yaml")) if path.name != REVISIONS.name]
     published = [hub_id for fact in load_facts()["published"].values() for hub_id in fact["sets"]]
-    models = {name for each in profiles for name in (each.model.base, each.model.reward_base) if name}
+    models = {
+        name for each in profiles for name in (each.model.base, each.model.reward_base, each.reward_model.model) if name
+    }
     named = (name for each in profiles for name in hub_ids(each))
     kinds = dict.fromkeys([*published, *standard_sets().values(), *named], "dataset")
     kinds |= {name: "model" for name in models if name.count("/") == 1 and not (PROJECT / name).is_dir()}

@@ -45,7 +45,7 @@ class Candidate:
 
     row_id: str  # the native row's, with `#1v2` where the native row gives several pairs
     prompt: list[Message]  # context of the chosen answer
-    chosen: Any  # a string; anything else is left as it is, for the filters to count
+    chosen: Any  # a string (in some benchmarks a list); anything else is left as it is, for the filters to count
     rejected: Any
     chosen_score: float | None = None  # the native scores, where the schema has them
     rejected_score: float | None = None

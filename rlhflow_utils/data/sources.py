@@ -330,6 +330,28 @@ def reward_bench(row_id: str, row: Row) -> Candidate:
     return pair
 
 
+def reward_bench_2(row_id: str, row: Row) -> Candidate:
+    """allenai/reward-bench-2: one right answer; in `Ties` any number, and the row's id (``ref:3`` or ``tied:3``)."""
+    subset = get(row, "subset", str)
+    if subset == "Ties" and not re.fullmatch(r"(ref|tied):\d+", row_id := get(row, "id", str)):
+        raise FieldError(f"field 'id' of a row of Ties must be ref:number or tied:number, found {row_id!r}")
+    right = _texts(row, "chosen", None if subset == "Ties" else 1)
+    return Candidate(row_id, get_prompt(row, "prompt"), right, _texts(row, "rejected"), subset=subset)
+
+
+def rm_bench(row_id: str, row: Row) -> Candidate:
+    """THU-KEG/RM-Bench (``total_dataset.json``): answers in three styles on each side."""
+    sides = _texts(row, "chosen", 3), _texts(row, "rejected", 3)
+    return Candidate(row_id, get_prompt(row, "prompt"), *sides, subset=get(row, "domain", str))
+
+
+def _texts(row: Row, path: str, count: int | None = None) -> list[str]:
+    texts: list[str] = get(row, path, list)
+    if not (texts and all(isinstance(text, str) for text in texts) and len(texts) == (count or len(texts))):
+        raise FieldError(f"field {path!r} must be a list of {count or 'one or more'} strings, found {str(texts)[:80]}")
+    return texts
+
+
 def llmbar(row_id: str, row: Row) -> Candidate:
     """princeton-nlp/LLMBar: ``label`` names the better output; the subset is the file's name."""
     winner, stem = get_label(row, "label", (1, 2)), row_id.rpartition(":")[0]
@@ -399,8 +421,8 @@ def exact_match(row_id: str, row: Row) -> Prompt:
 CONVERTERS: dict[str, Converter] = {
     **{each.__name__: each for each in (
         hh_rlhf, shp, helpsteer, pku_safe_rlhf, ultrafeedback, ultrafeedback_binarized, code_ultrafeedback, orca,
-        summarize_from_feedback, nectar, rlhflow_standard, pandalm, fine_grained_rlhf, reward_bench, llmbar,
-        humanevalpack, xstest, llama_factory_kto, exact_match,
+        summarize_from_feedback, nectar, rlhflow_standard, pandalm, fine_grained_rlhf, reward_bench,
+        reward_bench_2, rm_bench, llmbar, humanevalpack, xstest, llama_factory_kto, exact_match,
     )},
     # openbmb/UltraInteract_pair: a correct and an incorrect next step after one trajectory
     "ultrainteract": lambda row_id, row: _pair(row_id, row, "trajectory"),

@@ -33,14 +33,16 @@ Verdict = TypeVar("Verdict")
 PROMPTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 CHARACTERS_PER_TOKEN = 4  # of English text, about; an estimate before the start needs no tokenizer of the judge
 MAX_TOKENS = 512  # of a verdict with its explanation
+THINKING_TOKENS_PER_SECOND = 20  # at least: a judge that thinks is waited for that much longer
 LIKE_VERDICT = r"(?i)\[(?=\[)|\](?=\])|rating[^\w\[]*\[(?=\d)|<(?=/?think)"  # what a space is put behind
 
 
-def compare_rewards(rewards_a: Sequence[float], rewards_b: Sequence[float]) -> list[float]:
-    """1, 0.5 or 0 for a: higher, equal or lower reward than b."""
+def compare_rewards(rewards_a: Sequence[float | None], rewards_b: Sequence[float | None]) -> list[float | None]:
+    """1, 0.5 or 0 for a: higher, equal or lower reward than b; None where there is no reward."""
     for rewards in (rewards_a, rewards_b):
         check_finite(rewards, (f"row {place}" for place in range(len(rewards))))
-    return [0.5 if a == b else float(a > b) for a, b in zip(rewards_a, rewards_b, strict=True)]
+    pairs = zip(rewards_a, rewards_b, strict=True)
+    return [None if a is None or b is None else 0.5 if a == b else float(a > b) for a, b in pairs]
 
 
 class Failure(NamedTuple):
@@ -57,6 +59,8 @@ class ChatEndpoint:
     OPENAI_API_KEY; `timeout` is in seconds for one attempt. Only verdicts are cached, under the endpoint and the whole
     question: a second run asks again for what failed. `counts` holds `asked` (requests that came to an end), `cached`,
     and failures by status.
+    `evaluation.endpoint_thinking_tokens` come on top of a verdict's; a judge that has them is asked for so many
+    `max_completion_tokens`, at the server's own temperature: OpenAI's refuse `max_tokens` and temperature 0.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class ChatEndpoint:
         from openai import OpenAI
 
         self.settings, self.cache_file, self.workers = evaluation, cache_file, workers
+        timeout += evaluation.endpoint_thinking_tokens / THINKING_TOKENS_PER_SECOND
         key = os.environ.get("OPENAI_API_KEY", "none")  # local servers want no key, but the client does
         self.client = OpenAI(base_url=evaluation.endpoint_url, api_key=key, timeout=timeout, max_retries=max_retries)
         self.counts = Counter(dict.fromkeys(("asked", "cached", "refused", "timed_out", "unparsable"), 0))
@@ -96,6 +101,7 @@ class ChatEndpoint:
         Repeated and cached conversations are sent once; the cost is printed before. RuntimeError where the endpoint
         keeps failing, or where more than `evaluation.max_failed_share` of the verdicts failed; the others are kept.
         """
+        max_tokens += self.settings.endpoint_thinking_tokens
         print(f"{self}: {self.cost(conversations, max_tokens)}", flush=True)
         keys = [self._key(each, max_tokens) for each in conversations]
         for key in set(keys) & set(self._cache):
@@ -144,12 +150,15 @@ class ChatEndpoint:
     def _request(
         self, key: str, conversation: Conversation, parse: Callable[[str], Any], max_tokens: int
     ) -> Failure | None:
-        reply = self._send(conversation, max_tokens)
+        choice = self._send(conversation, max_tokens)
         with self._lock:
             self.counts["asked"] += 1
-            if isinstance(reply, Failure):
-                return reply
+            if isinstance(choice, Failure):
+                return choice
+            reply = (choice.message.content or "") if choice else ""
             if parse(reply) is None:
+                if choice and choice.finish_reason == "length":
+                    reply = f"cut off after {max_tokens} tokens, raise evaluation.endpoint_thinking_tokens: {reply}"
                 return Failure("unparsable", reply)
             self._cache[key] = reply
             if self.cache_file:
@@ -158,12 +167,15 @@ class ChatEndpoint:
                     handle.write(json.dumps({"key": key, "text": reply}) + "\n")
         return None
 
-    def _send(self, conversation: Conversation, max_tokens: int) -> str | Failure:
+    def _send(self, conversation: Conversation, max_tokens: int) -> Any:
+        """The endpoint's choice (`message`, `finish_reason`), None where it gives none, or a `Failure`."""
         import openai
 
-        arguments: Any = {"model": self.settings.judge_model, "messages": list(conversation), "temperature": 0.0}
+        thinks = self.settings.endpoint_thinking_tokens > 0
+        limits = {"max_completion_tokens": max_tokens} if thinks else {"max_tokens": max_tokens, "temperature": 0.0}
+        arguments: Any = {"model": self.settings.judge_model, "messages": list(conversation), **limits}
         try:
-            completion = self.client.chat.completions.create(**arguments, max_tokens=max_tokens)
+            completion = self.client.chat.completions.create(**arguments)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             return Failure("refused", str(error))
         except openai.APITimeoutError as error:
@@ -173,7 +185,7 @@ class ChatEndpoint:
                 f"{self}: {type(error).__name__}: {error}; check evaluation.endpoint_url and evaluation.judge_model "
                 "and run again (verdicts are kept)"
             ) from error
-        return (completion.choices[0].message.content or "") if completion.choices else ""
+        return completion.choices[0] if completion.choices else None
 
 
 def _read_cache(path: Path | None) -> dict[str, str]:

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from rlhflow_utils.data.reading import Prompt, Root
@@ -30,33 +29,38 @@ Row = Mapping[str, Any]
 
 
 def answer_held_out(run: Run, name: str, policy: Model, data: Artifact, reward_model: Model) -> Artifact:
-    """One answer of a policy to each held-out prompt, with the reward of the RM that trains (the proxy) beside it."""
+    """One answer of a policy to each held-out prompt, with the reward of the RM that trains (the proxy) beside it.
+
+    The reward is null where the answer is too long for the RM.
+    """
     profile = run.profile
     one = profile.generation.variant(1, [profile.evaluation.temperature])
     prompts, into, scored = Prompts(data, "evaluation_prompts"), run / f"{name}_answers", run / f"{name}_answers_scored"
     answers = generate_responses(policy, prompts, one, profile.model, run.seed, profile.launch, into=into)
-    return score_responses(reward_model, answers, profile.reward_model, profile.model, into=scored)
+    return score_responses(reward_model, answers, profile.reward_model, profile.model, keep=True, into=scored)
 
 
 @stage
 def evaluate_policy(
     answers: Artifact, reference: Artifact, evaluation: EvaluationSettings, world: WorldSettings | None,
-    judge_model: Model | None, batch_tokens: int, seed: int, *, cache_file: Path, into: Path,
+    judge_model: Model | None, batch_tokens: int, seed: int, output: int | str | None = None, *, cache_file: Path,
+    into: Path,
 ) -> Summary:  # fmt: skip
     """Win rate of a policy against SFT on the same prompts, and everything behind it in `results.json`.
 
     `answers` and `reference` come from `answer_held_out`; both may be the SFT model's, then every prompt is a tie.
     `estimates` has each metric with its interval (lengths are in characters), `skills` the
     same for each skill (gold judge only), `prompts` the columns behind it all, one entry per prompt. A prompt whose
-    verdict failed has the outcome null, is left out of win rates, and is counted as `no_verdict`.
+    verdict failed (or whose answers are too long for a judge RM) has the outcome null, is left out of win rates, and is
+    counted as `no_verdict`.
     """
     judge, rows = evaluation.judge, _pair_up(list(answers.dataset()), list(reference.dataset()))
     prompts = [row["prompt"] for row, _ in rows]
     ours, theirs = ([pair[side]["responses"][0] for pair in rows] for side in (0, 1))
     verdicts, judge_counts = judge_answers(
-        prompts, ours, theirs, evaluation, world, judge_model, batch_tokens, cache_file
+        prompts, ours, theirs, evaluation, world, judge_model, batch_tokens, cache_file, output
     )
-    proxy_rewards = [[float(pair[side]["rewards"][0]) for pair in rows] for side in (0, 1)]
+    proxy_rewards = [[pair[side]["rewards"][0] for pair in rows] for side in (0, 1)]
     columns = {
         "prompt_id": [row["prompt_id"] for row, _ in rows], **verdicts,
         "length": [len(text) for text in ours], "reference_length": [len(text) for text in theirs],
@@ -86,6 +90,7 @@ def evaluate_policy(
 def judge_answers(
     prompts: Sequence[Sequence[Message]], ours: Sequence[str], theirs: Sequence[str], evaluation: EvaluationSettings,
     world: WorldSettings | None, judge_model: Model | None, batch_tokens: int, cache_file: Path | None,
+    output: int | str | None = None,
 ) -> tuple[dict[str, list[Any]], dict[str, int]]:  # fmt: skip
     """`outcome` of each prompt from the judge that the profile asks for, and what else it knows; and its counts.
 
@@ -101,7 +106,7 @@ def judge_answers(
     if evaluation.judge == "gold":
         assert world is not None
         gold, questions = World(world), [prompt[-1]["content"] for prompt in prompts]
-        rewards = [
+        rewards: list[list[float | None]] = [
             [float(gold.reward(*pair)) for pair in zip(questions, texts, strict=True)] for texts in (ours, theirs)
         ]
         columns["skill"] = [gold.skill_of(question) for question in questions]
@@ -109,7 +114,7 @@ def judge_answers(
     else:
         model = judge_model or evaluation.judge_model
         assert model is not None
-        scorer = load_scorer(model, batch_tokens)
+        scorer = load_scorer(model, batch_tokens, output=output)
         rewards = [scorer(zip(prompts, texts, strict=True)) for texts in (ours, theirs)]
     return {"reward": rewards[0], "reference_reward": rewards[1], "outcome": compare_rewards(*rewards), **columns}, {}
 
@@ -121,8 +126,8 @@ def _estimates(table: pd.DataFrame, evaluation: EvaluationSettings, seed: int) -
     shares = {"accuracy": "right", "truncation_rate": "truncated"}
     samples, confidence = evaluation.bootstrap_samples, evaluation.confidence
     judged = table.dropna(subset="outcome")
-    found = {name: bootstrap_mean((judged if column == "outcome" else table)[column], samples, confidence, seed)
-             for name, column in means.items() if column in table}  # fmt: skip
+    found = {name: bootstrap_mean(table[column].dropna(), samples, confidence, seed)
+             for name, column in means.items() if column in table and table[column].notna().any()}  # fmt: skip
     found |= {name: accuracy(table[column], confidence) for name, column in shares.items() if column in table}
     lengths = judged["length"], judged["reference_length"]
     found["length_adjusted_win_rate"] = length_adjusted_win_rate(judged["outcome"], *lengths, confidence).win_rate
@@ -147,7 +152,9 @@ def _pair_up(policy: Sequence[Row], reference: Sequence[Row]) -> list[tuple[Row,
 def ranking_reward(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """Mean over prompts of what ranks the training pairs, r − λ|a| (eq. 8), from an evaluation's `results.json`."""
     prompts, evaluation = results["prompts"], run.profile.evaluation
-    penalised = prompts["proxy_reward"] - run.profile.pair_building.length_penalty * np.array(prompts["length"])
+    penalty = run.profile.pair_building.length_penalty
+    scored = zip(prompts["proxy_reward"], prompts["length"], strict=True)
+    penalised = [reward - penalty * length for reward, length in scored if reward is not None]
     return asdict(bootstrap_mean(penalised, evaluation.bootstrap_samples, evaluation.confidence, run.seed))
 
 

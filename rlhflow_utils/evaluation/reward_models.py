@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,9 @@ from rlhflow_utils.evaluation.statistics import accuracy, calibration, mean_pear
 from rlhflow_utils.guide import settings as sections
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import Message
-from rlhflow_utils.models.forward import Model
+from rlhflow_utils.models.forward import Model, count_too_long
 from rlhflow_utils.models.preference_model import preference_probability
-from rlhflow_utils.models.reward_model import score
+from rlhflow_utils.models.reward_model import load_scorer
 from rlhflow_utils.simulator.gold import World
 
 Method = Literal["bt", "pm", "prompting"]
@@ -69,18 +70,20 @@ def relabel_by_gold(
 
 
 def score_pairs(
-    judge: Model, method: Method, pairs: Sequence[Pair], batch_tokens: int, model: sections.ModelSettings | None = None
-) -> list[tuple[float, float]]:
-    """A number for the chosen and one for the rejected answer of each pair.
+    judge: Model, method: Method, pairs: Sequence[Pair], batch_tokens: int, model: sections.ModelSettings | None = None,
+    output: int | str | None = None,
+) -> list[tuple[float, float] | None]:  # fmt: skip
+    """A number for the chosen and one for the rejected answer of each pair; None: too long for the judge.
 
     `bt` scores each answer alone. `pm` and `prompting` read both, in both orders: P(chosen is preferred), and its
     complement, from the next-token probabilities of A and B of a trained PM, or of a model without preference labels.
     """
     if method == "bt":
-        conversations = [(prompt, answer) for prompt, *answers in pairs for answer in answers]
-        rewards = score(judge, conversations, batch_tokens, model)
-        return list(zip(rewards[::2], rewards[1::2], strict=True))
-    return [(p, 1.0 - p) for p in preference_probability(judge, pairs, batch_tokens, model)]
+        each = {(id(prompt), answer): (prompt, answer) for prompt, *answers in pairs for answer in answers}
+        rewards = dict(zip(each, load_scorer(judge, batch_tokens, model, output)(each.values()), strict=True))
+        both = ((rewards[id(prompt), a], rewards[id(prompt), b]) for prompt, a, b in pairs)
+        return [None if a is None or b is None else (a, b) for a, b in both]
+    return [None if p is None else (p, 1.0 - p) for p in preference_probability(judge, pairs, batch_tokens, model)]
 
 
 @stage
@@ -89,7 +92,7 @@ def evaluate_reward_model(
     confidence: float, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Accuracy of an RM on pairs."""
-    return _evaluate(reward_model, "bt", pairs, settings.batch_tokens, model, confidence, into)
+    return _evaluate(reward_model, "bt", pairs, settings.batch_tokens, model, confidence, into, settings.output)
 
 
 @stage
@@ -103,12 +106,16 @@ def evaluate_preference_model(
 
 def _evaluate(
     judge: Model, method: Method, pairs: Artifact, batch_tokens: int, model: sections.ModelSettings, confidence: float,
-    into: Path,
+    into: Path, output: int | str | None = None,
 ) -> Summary:  # fmt: skip
     """Score the pairs and write `results.json`."""
     rows = list(pairs.dataset())
     texts = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in rows]
-    chosen, rejected = map(list, zip(*score_pairs(judge, method, texts, batch_tokens, model), strict=True))
+    scored = score_pairs(judge, method, texts, batch_tokens, model, output)
+    fits = [pair is not None for pair in scored]
+    counts = Rows(len(rows), sum(fits), count_too_long(len(rows), sum(fits)))
+    rows, texts = list(compress(rows, fits)), list(compress(texts, fits))
+    chosen, rejected = map(list, zip(*(pair for pair in scored if pair), strict=True))
     table = pd.DataFrame({"skill": [row["skill"] for row in rows], "correct": compare_rewards(chosen, rejected)})
     overall = accuracy(table["correct"], confidence)
     skills = {str(skill): accuracy(part["correct"], confidence) for skill, part in table.groupby("skill")}
@@ -116,7 +123,7 @@ def _evaluate(
     # Every pair enters once as (chosen, rejected) and once the other way round: the table is symmetric.
     bins = calibration([*probabilities, *(1 - probabilities)], [1] * len(rows) + [0] * len(rows))
     gaps = np.abs(np.subtract(bins["predicted"], bins["observed"]))
-    longer = compare_rewards(*([len(text[side]) for text in texts] for side in (1, 2)))
+    longer = pd.Series(compare_rewards(*([len(text[side]) for text in texts] for side in (1, 2))), dtype=float)
     results = {
         "accuracy": asdict(overall), "longer_wins": asdict(accuracy(longer, confidence)),
         "ties": int((table["correct"] == 0.5).sum()), "skills": {name: asdict(each) for name, each in skills.items()},
@@ -126,7 +133,7 @@ def _evaluate(
         results |= {"chosen_rewards": chosen, "rejected_rewards": rejected}
     write_json(into / "results.json", results)
     by_name = {f"accuracy_{skill}": estimate.value for skill, estimate in skills.items()}
-    return Summary({"pairs": Rows(len(rows), len(rows))}, {**overall.metrics("accuracy"), **by_name})
+    return Summary({"pairs": counts}, {**overall.metrics("accuracy"), **by_name})
 
 
 @stage

@@ -26,9 +26,7 @@ from rlhflow_utils.evaluation.reward_models import Method, score_pairs
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, weighted_mean
 from rlhflow_utils.guide.settings import ModelSettings, RewardBenchSettings
 from rlhflow_utils.guide.stage import Metric, Rows, Summary, stage, write_json
-from rlhflow_utils.models.chat import encode_conversation, encode_prompt, load_tokenizer
-from rlhflow_utils.models.forward import Model, hub_arguments, model_path
-from rlhflow_utils.models.preference_model import format_comparison
+from rlhflow_utils.models.forward import Model, count_too_long
 
 Row = Mapping[str, Any]
 Scores = dict[str, Estimate | None]
@@ -41,16 +39,16 @@ WEIGHTS_MAY_2024 = {**WEIGHTS, **_DATA["may_2024"]}
 @stage
 def evaluate_rewardbench(
     judge: Model, method: Method, settings: RewardBenchSettings, root: Root, batch_tokens: int, model: ModelSettings,
-    confidence: float, *, into: Path,
+    confidence: float, output: int | str | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
     """One model's scores: `results.json` (`summarise`) and `pairs.jsonl`, a row of `judge_rows` a line."""
     rows, without_pair = load_benchmark(settings, root)
-    kept, too_long = drop_long_rows(rows, method, judge, model)
-    pairs = judge_rows(kept, method, judge, batch_tokens, model)
+    pairs = judge_rows(rows, method, judge, batch_tokens, model, output)
+    dropped = {"no_pair": without_pair, **count_too_long(len(rows), len(pairs))}
+    counts = Rows(len(rows) + without_pair, len(pairs), dropped)
     pairs.to_json(into / "pairs.jsonl", orient="records", lines=True, double_precision=15)
     results = {"method": method, **summarise(pairs, confidence)}
     write_json(into / "results.json", results)
-    counts = Rows(len(rows) + without_pair, len(pairs), {"no_pair": without_pair, "too_long": too_long})
     metrics: dict[str, Metric] = {}
     for section, found in results["sections"].items():
         metrics |= Estimate(**found).metrics(section) if found else {section: None}
@@ -74,45 +72,28 @@ def load_benchmark(settings: RewardBenchSettings, root: Root) -> tuple[list[Row]
                 if not isinstance(text, str):
                     raise SourceError(
                         f"source {source.name!r}: row {each.row_id}: field {field!r} must be a string, found "
-                        f"{type(text).__name__}; rewardbench.sources wants pairs of one answer against one"
+                        f"{type(text).__name__}; rewardbench.sources wants one, rewardbench.rewardbench_2 lists"
                     )
             rows.append({"row_id": each.row_id, "subset": each.subset, "prompt": each.prompt, **sides})
     return rows, without_pair
 
 
-def drop_long_rows(
-    rows: Sequence[Row], method: Method, judge: Model, model: ModelSettings | None = None
-) -> tuple[list[Row], int]:
-    """Rows that fit into the model's positions, and how many do not: nothing is truncated."""
-    from transformers import AutoConfig
-
-    tokenizer = load_tokenizer(judge, model)
-    config = AutoConfig.from_pretrained(model_path(judge), **hub_arguments(judge, model))
-    limit = getattr(config, "max_position_embeddings", None)
-
-    def tokens(row: Row) -> int:
-        x, a, b = row["prompt"], row["chosen"], row["rejected"]
-        if method == "bt":
-            return max(len(encode_conversation(x, answer, tokenizer)) for answer in (a, b))
-        return max(len(encode_prompt(format_comparison(x, *order), tokenizer)) for order in ((a, b), (b, a)))
-
-    kept = [row for row in rows if limit is None or tokens(row) <= limit]
-    return kept, len(rows) - len(kept)
-
-
 def judge_rows(
-    rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None
-) -> pd.DataFrame:
-    """What a judge says about each row.
+    rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None,
+    output: int | str | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """What a judge says about each row that fits into its positions.
 
     `row_id`, `subset`, `prompt_length` (characters of all turns), `chosen` and `rejected` (see `score_pairs`), and
     `outcome`: 1 where chosen is preferred, 0.5 for a tie, 0 where rejected is.
     """
     texts = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    scored = score_pairs(judge, method, texts, batch_tokens, model, output)
     table = pd.DataFrame(rows, columns=["row_id", "subset"])
     table["prompt_length"] = [sum(len(turn["content"]) for turn in prompt) for prompt, _, _ in texts]
-    table[["chosen", "rejected"]] = score_pairs(judge, method, texts, batch_tokens, model)
-    return table.assign(outcome=compare_rewards(table["chosen"].tolist(), table["rejected"].tolist()))
+    table[["chosen", "rejected"]] = [pair or (None, None) for pair in scored]
+    table["outcome"] = compare_rewards(*([pair and pair[side] for pair in scored] for side in (0, 1)))
+    return table.dropna(subset="outcome").reset_index(drop=True)
 
 
 def summarise(pairs: pd.DataFrame, confidence: float) -> dict[str, Any]:

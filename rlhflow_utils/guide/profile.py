@@ -69,7 +69,8 @@ def validate(raw: Raw, origin: str, overrides: Mapping[str, Any] | None = None) 
     for source in hub_sources(raw):
         source["revision"] = pinned.get(source["hub_id"])
     if isinstance(model := raw.get("model"), dict):
-        named = (model.get("base"), model.get("reward_base"))
+        reward_model = raw["reward_model"] if isinstance(raw.get("reward_model"), dict) else {}
+        named = (model.get("base"), model.get("reward_base"), reward_model.get("model"))
         model["revisions"] = {each: pinned[each] for each in named if each in pinned}
     try:
         return Profile.model_validate(raw)

@@ -96,6 +96,10 @@ class Run:
         """What the RM and the PM start from: the instruct model (paper 2.2, footnote), or else the run's SFT model."""
         return _folder_or_id(self.profile.model.reward_base) or self["sft"]
 
+    def reward_model(self) -> Artifact | Path | str:
+        """The RM that ranks in the loop: the profile's finished one, else chapter 03's of the main mixture."""
+        return _folder_or_id(self.profile.reward_model.model) or self[f"bt_{self.profile.data.main_mixture}"]
+
     def judge_model(self) -> Artifact | Path | str | None:
         """The judge RM: the profile's, else chapter 03's, trained on pairs held apart; None where no RM judges."""
         settings = self.profile.evaluation

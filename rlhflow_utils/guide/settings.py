@@ -33,7 +33,7 @@ class ModelSettings(Section):
     reward_base: str | None = Field(description="folder or hub id the RM and PM start from; null: the run's SFT model")
     dtype: Literal["float32", "bfloat16"] = Field(description="dtype of inference; of arithmetic in training")
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
-    chat_template: str | None = Field(description="Jinja text that replaces the tokenizer's template; null: keep it")
+    chat_template: str | None = Field(description="Jinja text that replaces all but a judge's own; null: keep theirs")
     pad_token: str | None = Field(description="token used for padding; null: the tokenizer's own, or an unused one")
     revisions: dict[str, str] = Field(default={}, description="hub id -> commit; filled from profiles/revisions.yaml")
 
@@ -69,6 +69,8 @@ class RewardModelSettings(TrainingSettings):
     """Chapter 03 (paper 2.2, eq. 4); `trainer` holds RewardConfig fields."""
 
     mixtures: list[str] = Field(description="one RM per mixture")
+    model: str | None = Field(default=None, description="finished RM that ranks in the loop, 05 and 06 measure it too")
+    output: int | str | None = Field(default=None, description="the reward, by name or index, where an RM has several")
     batch_tokens: PositiveInt = Field(description="padded tokens per scoring batch")
 
 
@@ -169,6 +171,8 @@ class DataSettings(Section):
 
 class RewardBenchSettings(Section):
     sources: list[SourceSettings]
+    rewardbench_2: list[SourceSettings] = Field(default=[], description="for the command `rewardbench`")
+    rm_bench: list[SourceSettings] = Field(default=[], description="for the command `rewardbench`")
 
 
 class LengthBiasSettings(Section):
@@ -220,6 +224,7 @@ class EvaluationSettings(Section):
     endpoint_prices: list[float] | None = Field(
         min_length=2, max_length=2, description="dollars per million prompt and completion tokens; null: not known"
     )
+    endpoint_thinking_tokens: int = Field(default=0, ge=0, description="a judge may think so long before its verdict")
     max_failed_share: float = Field(default=0.02, ge=0, le=1, description="verdicts that may fail (judge: endpoint)")
     temperature: PositiveFloat
     exact_match_sources: list[SourceSettings] = Field(description="exact-match task outside preferences and prompts")

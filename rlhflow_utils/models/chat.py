@@ -35,18 +35,24 @@ INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u20
 _say_once = lru_cache(logging.getLogger(__name__).warning)
 
 
-def load_tokenizer(model: Model, settings: ModelSettings | None = None) -> PreTrainedTokenizerBase:
-    """A model's checked tokenizer; `chat_template` and `pad_token` of the settings replace its own."""
+def load_tokenizer(
+    model: Model, settings: ModelSettings | None = None, own_template: bool = False
+) -> PreTrainedTokenizerBase:
+    """A model's checked tokenizer; `chat_template` and `pad_token` of the settings replace its own.
+
+    `own_template`: only where it has no chat template, or has that token in its vocabulary.
+    """
     from transformers import AutoTokenizer
 
     path = model_path(model)
     tokenizer = AutoTokenizer.from_pretrained(path, **hub_arguments(model, settings))
-    if settings and settings.chat_template:
+    if settings and settings.chat_template and not (own_template and tokenizer.chat_template):
         tokenizer.chat_template = settings.chat_template
-    if settings and settings.pad_token:
-        if settings.pad_token not in tokenizer.get_vocab():
-            raise ValueError(f"{path}: model.pad_token {settings.pad_token!r} is not in the tokenizer's vocabulary")
-        tokenizer.pad_token = settings.pad_token
+    pad_token, known = settings.pad_token if settings else None, tokenizer.get_vocab()
+    if pad_token and not own_template and pad_token not in known:
+        raise ValueError(f"{path}: model.pad_token {pad_token!r} is not in the tokenizer's vocabulary")
+    if pad_token in known:
+        tokenizer.pad_token = pad_token
     elif tokenizer.chat_template and tokenizer.pad_token_id in (None, *stop_token_ids(tokenizer)):
         tokenizer.pad_token = unused_token(tokenizer)
         if tokenizer.pad_token:
@@ -130,6 +136,12 @@ def encode_conversation(prompt: Sequence[Message], response: str, tokenizer: Pre
     """Both parts of `encode_turn` in one list."""
     before, ids = encode_turn(prompt, response, tokenizer)
     return before + ids
+
+
+def encode_rendered(prompt: Sequence[Message], response: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A conversation to the end of what the template writes, which may go on behind the end of turn."""
+    messages = _cut_special([*prompt, {"role": "assistant", "content": response}], tokenizer)
+    return _encode(render(messages, tokenizer), tokenizer)
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rlhflow_utils.guide.stage import Artifact, Rows, Summary, write_json
+from rlhflow_utils.guide.stage import Artifact, Metric, Rows, Summary, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -46,12 +46,9 @@ def load_model(model: Model, kind: Literal["causal", "reward"], settings: ModelS
 
     path, keywords = model_path(model), hub_arguments(model, settings)
     if kind == "reward":
-        config = AutoConfig.from_pretrained(path, **keywords)
-        if config.num_labels != 1 or not any("SequenceClassification" in name for name in config.architectures or []):
-            raise ValueError(
-                f"{path} is no reward model (architectures: {config.architectures}, outputs: {config.num_labels}); "
-                "give a sequence classifier with one output"
-            )
+        names = AutoConfig.from_pretrained(path, **keywords).architectures
+        if not any("SequenceClassification" in name for name in names or []):
+            raise ValueError(f"{path} is no reward model (architectures: {names}); give a sequence classifier")
         keywords["key_mapping"] = {SCORE_HEADS: "score.weight"}
     if settings:
         keywords |= {"dtype": settings.dtype, "attn_implementation": settings.attn_implementation}
@@ -93,34 +90,30 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
 def in_batches(
     model: PreTrainedModel, sequences: Sequence[TokenIds], batch_tokens: int,
     forward: Callable[[list[TokenIds]], torch.Tensor], what: str, prompts: Sequence[Sequence[Message]],
-) -> list[float]:  # fmt: skip
+) -> list[float | None]:  # fmt: skip
     """`forward` of every sequence, a finite number each, in batches of similar length.
 
-    Errors call a sequence `what` and name it by its prompt.
+    None: more tokens than the model has positions. Errors call a sequence `what` and name it by its prompt.
     """
     import torch
 
-    lengths = [len(ids) for ids in sequences]
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit and lengths and max(lengths) > limit:
-        raise ValueError(
-            f"{what} {lengths.index(max(lengths))} has {max(lengths)} tokens, {model.config.name_or_path} takes "
-            f"{limit}; drop longer rows first (nothing is truncated here)"
-        )
-    values = [0.0] * len(sequences)
-    for batch in length_batches(lengths, batch_tokens):
+    limit = getattr(model.config, "max_position_embeddings", None) or math.inf
+    fitting = [index for index, ids in enumerate(sequences) if len(ids) <= limit]
+    values: list[float | None] = [None] * len(sequences)
+    for batch in length_batches([len(sequences[index]) for index in fitting], batch_tokens):
+        indices = [fitting[place] for place in batch]
         with torch.inference_mode():
-            found = forward([sequences[index] for index in batch]).tolist()
-        for index, value in zip(batch, found, strict=True):
+            found = forward([sequences[index] for index in indices]).tolist()
+        for index, value in zip(indices, found, strict=True):
             values[index] = value
     check_finite(values, (f"{what} {i}, prompt {prompt[-1]['content'][:60]!r}" for i, prompt in enumerate(prompts)))
     return values
 
 
-def check_finite(values: Iterable[float], names: Iterable[str]) -> None:
-    """ValueError where a number is NaN or infinite; the names say whose it is."""
+def check_finite(values: Iterable[float | None], names: Iterable[str]) -> None:
+    """ValueError where a number is NaN or infinite (None: there is none); the names say whose it is."""
     for value, name in zip(values, names, strict=True):
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             raise ValueError(
                 f"{name}: the score is {value}, which says nothing; look for broken weights, or for overflow in half "
                 "precision (model.dtype: float32)"
@@ -155,14 +148,16 @@ def next_token_logits(model: PreTrainedModel, sequences: Sequence[TokenIds], pad
 
 
 def reward_rows(
-    responses: Artifact, compute: Callable[[list[dict[str, Any]]], list[list[float]]], into: Path
-) -> Summary:
+    responses: Artifact, compute: Callable[[list[dict[str, Any]]], list[list[float | None]]], into: Path,
+    keep: bool = False,
+) -> Summary:  # fmt: skip
     """Write ``data``, the rows of `responses` with the column `rewards`, for a stage that scores or ranks.
 
-    `compute` (rows -> a number for each response of each row) gets one shard at a time: the unit of resuming.
+    `compute` (rows -> a number for each response of each row) gets one shard at a time: the unit of resuming. Rows with
+    a response that is too long for the model (None) are dropped and counted; `keep` keeps them, with null there.
     """
     rows = responses.dataset()
-    rewards: list[list[float]] = []
+    rewards: list[list[float | None]] = []
     for start in range(0, len(rows), ROWS_PER_SHARD):
         file = into / "shards" / f"{start // ROWS_PER_SHARD:05d}.json"
         if not file.exists():
@@ -171,6 +166,18 @@ def reward_rows(
     groups = list(zip(rows["prompt_id"], rewards, strict=True))
     names = (f"prompt {prompt_id}, response {place}" for prompt_id, group in groups for place in range(len(group)))
     check_finite(chain.from_iterable(rewards), names)
-    rows.add_column("rewards", rewards).save_to_disk(str(into / "data"))
-    means = {"mean_reward": fmean(map(fmean, rewards)), "mean_best_reward": fmean(map(max, rewards))}
-    return Summary(rows={"prompts": Rows(len(rows), len(rewards))}, metrics=means)
+    whole = [place for place, group in enumerate(rewards) if None not in group]
+    dropped, found = count_too_long(len(rows), len(whole)), cast("list[list[float]]", [rewards[i] for i in whole])
+    means: dict[str, Metric] = {"mean_reward": fmean(map(fmean, found)), "mean_best_reward": fmean(map(max, found))}
+    if keep:
+        rows.add_column("rewards", rewards).save_to_disk(str(into / "data"))
+        return Summary({"prompts": Rows(len(rows), len(rows))}, {**means, **dropped})
+    rows.select(whole).add_column("rewards", found).save_to_disk(str(into / "data"))
+    return Summary({"prompts": Rows(len(rows), len(found), dropped)}, means)
+
+
+def count_too_long(rows: int, fitting: int) -> dict[str, int]:
+    """Rows dropped by reason: those of more tokens than a model has positions. ValueError where none is left."""
+    if not fitting:
+        raise ValueError(f"none of {rows} rows fits into the model's positions (max_position_embeddings in its config)")
+    return {"too_long_for_model": rows - fitting} if fitting < rows else {}

@@ -10,6 +10,7 @@ logits are read right after the generation prompt, wherever the template puts it
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import ModelSettings, PreferenceModelSettings
 
 Comparison = tuple[Sequence[Message], str, str]  # prompt messages, response a, response b
-Compare = Callable[[Sequence[Comparison]], Sequence[float]]  # P(a is better) of each comparison
+Compare = Callable[[Sequence[Comparison]], Sequence[float | None]]  # P(a is better); None: too long for the model
 Prompts = Sequence[Sequence[Message]]
 
 
@@ -71,7 +72,7 @@ def chosen_first(seed: int, row_id: str) -> bool:
 
 def preference_probability(
     model: Model, comparisons: Iterable[Comparison], batch_tokens: int, settings: ModelSettings | None = None
-) -> list[float]:
+) -> list[float | None]:
     """P(a ≻ b | x) of every comparison; see `load_compare`."""
     return list(load_compare(model, batch_tokens, settings)(list(comparisons)))
 
@@ -79,9 +80,9 @@ def preference_probability(
 def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None = None) -> Compare:
     """`preference_probability` with the model loaded once: a trained PM, or an instruct model that is only prompted.
 
-    Both orders are averaged, (p(a, b) + 1 - p(b, a)) / 2, so that P(a ≻ b) + P(b ≻ a) = 1.
+    Both orders are averaged, (p(a, b) + 1 - p(b, a)) / 2, so that P(a ≻ b) + P(b ≻ a) = 1. None: one is too long.
     """
-    network, tokenizer = load_model(model, "causal", settings), load_tokenizer(model, settings)
+    network, tokenizer = load_model(model, "causal", settings), load_tokenizer(model, settings, own_template=True)
     opening, labels = answer_ids(tokenizer)
 
     def forward(sequences: list[TokenIds]) -> torch.Tensor:
@@ -89,12 +90,13 @@ def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None
         logits = next_token_logits(network, sequences, int(tokenizer.pad_token_id))
         return logits[:, labels].softmax(-1)[:, 0]
 
-    def compare(comparisons: Sequence[Comparison]) -> list[float]:
+    def compare(comparisons: Sequence[Comparison]) -> list[float | None]:
         both = [order for x, a, b in comparisons for order in (format_comparison(x, a, b), format_comparison(x, b, a))]
         questions = [encode_prompt(question, tokenizer) + opening for question in both]
         prompts = [x for x, _, _ in comparisons for _ in range(2)]
         p = in_batches(network, questions, batch_tokens, forward, "comparison", prompts)
-        return [0.5 + (p[i] - p[i + 1]) / 2 for i in range(0, len(p), 2)]  # exactly 0.5 where both orders agree
+        # Exactly 0.5 where both orders agree.
+        return [None if a is None or b is None else 0.5 + (a - b) / 2 for a, b in zip(p[::2], p[1::2], strict=True)]
 
     return compare
 
@@ -111,22 +113,23 @@ def rank_responses(
     """
     compare = cache(partial(load_compare, preference_model, settings.batch_tokens, model))
 
-    def compute(rows: list[dict[str, Any]]) -> list[list[float]]:
+    def compute(rows: list[dict[str, Any]]) -> list[list[float | None]]:
         prompts, texts = [row["prompt"] for row in rows], [row["responses"] for row in rows]
         if tournament == "round_robin":
             return round_robin(compare(), prompts, texts)
         winners = zip(knock_out(compare(), prompts, texts), texts, strict=True)
-        return [[float(index == winner) for index in range(len(group))] for winner, group in winners]
+        places = ((winner, range(len(group))) for winner, group in winners)
+        return [[None if winner is None else float(place == winner) for place in every] for winner, every in places]
 
     return reward_rows(responses, compute, into)
 
 
-def knock_out(compare: Compare, prompts: Prompts, responses: Sequence[Sequence[str]]) -> list[int]:
+def knock_out(compare: Compare, prompts: Prompts, responses: Sequence[Sequence[str]]) -> list[int | None]:
     """Index of the best of n responses, per prompt: n - 1 comparisons (paper 2.2), one batch per round.
 
-    A tied match is won by the earlier response; of an odd round the last response goes through unmatched.
+    A tied match is won by the earlier response; the last of an odd round goes through unmatched. None: one is too long.
     """
-    left = [list(range(len(group))) for group in responses]
+    left, undecided = [list(range(len(group))) for group in responses], set[int]()
     while any(len(indices) > 1 for indices in left):
         matches = [
             (row, a, b) for row, indices in enumerate(left) for a, b in zip(indices[0::2], indices[1::2], strict=False)
@@ -134,19 +137,20 @@ def knock_out(compare: Compare, prompts: Prompts, responses: Sequence[Sequence[s
         p = compare([(prompts[row], responses[row][a], responses[row][b]) for row, a, b in matches])
         winners: list[list[int]] = [[] for _ in left]
         for (row, a, b), value in zip(matches, p, strict=True):
-            winners[row].append(a if value >= 0.5 else b)
+            winners[row].append(a if value is None or value >= 0.5 else b)
+            undecided |= {row} if value is None else set()
         left = [winners[row] + ([indices[-1]] if len(indices) % 2 else []) for row, indices in enumerate(left)]
-    return [indices[0] for indices in left]
+    return [None if row in undecided else indices[0] for row, indices in enumerate(left)]
 
 
-def round_robin(compare: Compare, prompts: Prompts, responses: Sequence[Sequence[str]]) -> list[list[float]]:
-    """Each response's mean P(better) over the n - 1 others, per prompt: n (n - 1) / 2 comparisons, no cycles."""
+def round_robin(compare: Compare, prompts: Prompts, responses: Sequence[Sequence[str]]) -> list[list[float | None]]:
+    """Each response's mean P(better) over the others, per prompt (n (n - 1) / 2 comparisons); None: one is too long."""
     matches = [
         (row, a, b) for row, group in enumerate(responses) for a in range(len(group)) for b in range(a + 1, len(group))
     ]
     p = compare([(prompts[row], responses[row][a], responses[row][b]) for row, a, b in matches])
     scores = [[0.0] * len(group) for group in responses]
     for (row, a, b), value in zip(matches, p, strict=True):
-        scores[row][a] += value
-        scores[row][b] += 1 - value
-    return [[score / max(1, len(group) - 1) for score in group] for group in scores]
+        scores[row][a] += math.nan if value is None else value
+        scores[row][b] += math.nan if value is None else 1 - value
+    return [[None if math.isnan(score) else score / max(1, len(group) - 1) for score in group] for group in scores]

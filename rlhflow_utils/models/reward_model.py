@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
-from rlhflow_utils.models.chat import Message, encode_conversation, load_tokenizer
+from rlhflow_utils.models.chat import Message, encode_conversation, encode_rendered, load_tokenizer
 from rlhflow_utils.models.forward import Model, TokenIds, in_batches, load_model, pad, reward_rows
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PretrainedConfig
 
     from rlhflow_utils.guide.settings import ModelSettings, RewardModelSettings
 
@@ -25,44 +26,53 @@ Conversation = tuple[Sequence[Message], str]  # prompt messages, response text
 
 @stage
 def score_responses(
-    reward_model: Model, responses: Artifact, settings: RewardModelSettings, model: ModelSettings, *, into: Path
-) -> Summary:
-    """A reward for every response: the rows of `responses` with the column `rewards`."""
-    loaded = cache(partial(load_scorer, reward_model, settings.batch_tokens, model))
+    reward_model: Model, responses: Artifact, settings: RewardModelSettings, model: ModelSettings, keep: bool = False,
+    *, into: Path,
+) -> Summary:  # fmt: skip
+    """A reward for every response: the rows of `responses` with the column `rewards`; `keep` as in `reward_rows`."""
+    loaded = cache(partial(load_scorer, reward_model, settings.batch_tokens, model, settings.output))
 
-    def compute(rows: list[dict[str, Any]]) -> list[list[float]]:
+    def compute(rows: list[dict[str, Any]]) -> list[list[float | None]]:
         flat = iter(loaded()((row["prompt"], text) for row in rows for text in row["responses"]))
         return [[next(flat) for _ in row["responses"]] for row in rows]
 
-    return reward_rows(responses, compute, into)
-
-
-def score(
-    model: Model, conversations: Iterable[Conversation], batch_tokens: int, settings: ModelSettings | None = None
-) -> list[float]:
-    """The reward r(x, a) of every conversation, in the given order; see `load_scorer`."""
-    return load_scorer(model, batch_tokens, settings)(conversations)
+    return reward_rows(responses, compute, into, keep)
 
 
 def load_scorer(
-    model: Model, batch_tokens: int, settings: ModelSettings | None = None
-) -> Callable[[Iterable[Conversation]], list[float]]:
-    """`score` with the model loaded once; rewards do not depend on `batch_tokens`, the padded tokens of a forward pass.
+    model: Model, batch_tokens: int, settings: ModelSettings | None = None, output: int | str | None = None
+) -> Callable[[Iterable[Conversation]], list[float | None]]:
+    """The reward r(x, a) of every conversation, in the given order; None: longer than the model's positions.
 
-    Every conversation ends with the end-of-turn token, where training pooled the score: also one whose response was
-    cut off by the token limit.
+    It does not depend on `batch_tokens`, the padded tokens of a forward pass. An RM's own chat template goes first. For
+    one trained here, conversations end with the end-of-turn token, where training pooled the score: also where the
+    token limit cut the response off. Any other reads all that its template writes. `output`: which of several it is.
     """
-    network, tokenizer = load_model(model, "reward", settings), load_tokenizer(model, settings)
+    network, tokenizer = load_model(model, "reward", settings), load_tokenizer(model, settings, own_template=True)
     network.config.pad_token_id = tokenizer.pad_token_id  # the score is pooled at the last token that is not padding
+    place, ours = find_output(network.config, output), getattr(network.config, "scored_at_end_of_turn", False)
+    encode = encode_conversation if ours else encode_rendered
 
     def forward(sequences: list[TokenIds]) -> torch.Tensor:
         ids, mask = pad(sequences, network.config.pad_token_id, "right", network.device)
         logits: torch.Tensor = network(input_ids=ids, attention_mask=mask).logits
-        return logits[:, 0]
+        return logits[:, place]
 
-    def scorer(conversations: Iterable[Conversation]) -> list[float]:
+    def scorer(conversations: Iterable[Conversation]) -> list[float | None]:
         pairs = list(conversations)
-        sequences = [encode_conversation(prompt, response, tokenizer) for prompt, response in pairs]
+        sequences = [encode(prompt, response, tokenizer) for prompt, response in pairs]
         return in_batches(network, sequences, batch_tokens, forward, "conversation", [prompt for prompt, _ in pairs])
 
     return scorer
+
+
+def find_output(config: PretrainedConfig, output: int | str | None) -> int:
+    """Which output of a sequence classifier is the reward: its only one, or the one with this index or name."""
+    names = [str(config.id2label[place]) for place in range(config.num_labels)]
+    place = 0 if len(names) == 1 else names.index(str(output)) if output in names else output
+    if not isinstance(place, int) or place not in range(len(names)):
+        raise ValueError(
+            f"{config.name_or_path} has the outputs {', '.join(names)}, reward_model.output is {output!r}: set it to "
+            "the name, or the index from 0, of the one that is the reward"
+        )
+    return place

@@ -249,9 +249,11 @@ def load_model(path: str, job: TrainingJob, frozen: bool) -> transformers.PreTra
     check_weights(path, found, ("score.weight", "lm_head.weight") if job.kind == "reward" else ())
     tokenizer = load_tokenizer(path, job.model_settings)
     model.config.pad_token_id = tokenizer.pad_token_id
-    if job.kind == "reward" and frozen:
-        model.score.to(torch.float32)  # trains beside the adapter
-    if job.kind != "reward":  # saved with the model: whoever generates with it stops where training did
+    if job.kind == "reward":
+        model.config.scored_at_end_of_turn = True  # for `load_scorer`: other RMs read to the end of their template
+        if frozen:
+            model.score.to(torch.float32)  # trains beside the adapter
+    else:  # saved with the model: whoever generates with it stops where training did
         model.generation_config.eos_token_id = stop_token_ids(tokenizer)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

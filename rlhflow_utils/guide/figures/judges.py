@@ -19,7 +19,7 @@ Scores = Mapping[str, Mapping[str, Estimate | None]]  # model -> section -> accu
 Printed = Mapping[str, Mapping[str, float | None]]  # the same, in per cent, as the paper has it
 PARTS = ("chat", "chat_hard", "safety", "reasoning", "overall")
 SECTION_NAMES = {part: part.title().replace("_", "-") for part in PARTS}
-METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, mix1"}
+METHOD_NAMES = {"bt": "BT", "pm": "PM", "bt_mix1": "BT, mix1", "pm_mix1": "PM, mix1", "bt_public": "BT, public"}
 
 
 def funnel(counts: Mapping[str, Mapping[str, Any]], caption: str = "") -> Figure:
