@@ -126,7 +126,7 @@ def shrunk_run(folder: Path, overrides: Mapping[str, Any] | None = None) -> None
         for k in range(1, profile.iterative.iterations + 1):
             prompts = prompts_of_iteration(data, k, profile.iterative)
             settings, into = profile.generation, run / f"iter{k}_responses"
-            answers = generate_responses(policy, prompts, settings, *training, into=into)
+            answers = generate_responses(policy, prompts, settings, profile.model, run.seed, profile.actors, into=into)
             scores = score_responses(rm, answers, profile.reward_model, profile.model, into=run / f"iter{k}_scores")
             pairs = build_preference_pairs(scores, profile.pair_building, run.seed, into=run / f"iter{k}_pairs")
             policy = stages.train_dpo(policy, sft, [pairs], profile.dpo, *training, into=run / f"iter{k}_dpo")

@@ -91,7 +91,7 @@ for label, (judge, method) in judges.items():
     batch_tokens = profile.reward_model.batch_tokens if method == "bt" else profile.preference_model.batch_tokens
     benchmarks[label] = rewardbench.evaluate_rewardbench(
         judge, method, profile.rewardbench, run.data_root(), batch_tokens, profile.model, profile.evaluation.confidence,
-        into=run / f"rewardbench_{label}",
+        profile.actors, into=run / f"rewardbench_{label}",
     )  # fmt: skip
 
 # %% [markdown]

@@ -60,7 +60,7 @@ print("two prompts, the second with answers of equal length:", two_prompts)
 # %%
 sampling = profile.generation.variant(profile.length_bias.responses, profile.generation.temperatures)
 responses = generate_responses(
-    sft, Prompts(data, count=profile.length_bias.prompts), sampling, profile.model, run.seed, profile.launch,
+    sft, Prompts(data, count=profile.length_bias.prompts), sampling, profile.model, run.seed, profile.actors,
     into=run / "length_bias_responses",
 )  # fmt: skip
 print(responses.rows)
@@ -69,8 +69,9 @@ print(responses.rows)
 studies = {}
 for mixture in profile.reward_model.mixtures:
     scores = score_responses(
-        run[f"bt_{mixture}"], responses, profile.reward_model, profile.model, into=run / f"length_bias_scores_{mixture}"
-    )
+        run[f"bt_{mixture}"], responses, profile.reward_model, profile.model, profile.actors,
+        into=run / f"length_bias_scores_{mixture}",
+    )  # fmt: skip
     studies[mixture] = reward_models.measure_length_bias(
         scores, profile.evaluation, run.seed, into=run / f"length_bias_{mixture}"
     )

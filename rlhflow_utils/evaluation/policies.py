@@ -22,7 +22,7 @@ from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import Message, prompt_key
 from rlhflow_utils.models.forward import Model
-from rlhflow_utils.models.reward_model import load_scorer, score_responses
+from rlhflow_utils.models.reward_model import score, score_responses
 from rlhflow_utils.online.generation import Prompts, generate_responses
 from rlhflow_utils.simulator.gold import World
 
@@ -34,14 +34,14 @@ def answer_held_out(run: Run, name: str, policy: Model, data: Artifact, reward_m
     profile = run.profile
     one = profile.generation.variant(1, [profile.evaluation.temperature])
     prompts, into, scored = Prompts(data, "evaluation_prompts"), run / f"{name}_answers", run / f"{name}_answers_scored"
-    answers = generate_responses(policy, prompts, one, profile.model, run.seed, profile.launch, into=into)
-    return score_responses(reward_model, answers, profile.reward_model, profile.model, into=scored)
+    answers = generate_responses(policy, prompts, one, profile.model, run.seed, profile.actors, into=into)
+    return score_responses(reward_model, answers, profile.reward_model, profile.model, profile.actors, into=scored)
 
 
 @stage
 def evaluate_policy(
     answers: Artifact, reference: Artifact, evaluation: EvaluationSettings, world: WorldSettings | None,
-    judge_model: Model | None, batch_tokens: int, seed: int, *, cache_file: Path, into: Path,
+    judge_model: Model | None, batch_tokens: int, seed: int, actors: int | None = None, *, cache_file: Path, into: Path,
 ) -> Summary:  # fmt: skip
     """Win rate of a policy against SFT on the same prompts, and everything behind it in `results.json`.
 
@@ -54,7 +54,7 @@ def evaluate_policy(
     prompts = [row["prompt"] for row, _ in rows]
     ours, theirs = ([pair[side]["responses"][0] for pair in rows] for side in (0, 1))
     verdicts, judge_counts = judge_answers(
-        prompts, ours, theirs, evaluation, world, judge_model, batch_tokens, cache_file
+        prompts, ours, theirs, evaluation, world, judge_model, batch_tokens, cache_file, actors
     )
     proxy_rewards = [[float(pair[side]["rewards"][0]) for pair in rows] for side in (0, 1)]
     columns = {
@@ -86,6 +86,7 @@ def evaluate_policy(
 def judge_answers(
     prompts: Sequence[Sequence[Message]], ours: Sequence[str], theirs: Sequence[str], evaluation: EvaluationSettings,
     world: WorldSettings | None, judge_model: Model | None, batch_tokens: int, cache_file: Path | None,
+    actors: int | None = None,
 ) -> tuple[dict[str, list[Any]], dict[str, int]]:  # fmt: skip
     """`outcome` of each prompt from the judge that the profile asks for, and what else it knows; and its counts.
 
@@ -109,8 +110,9 @@ def judge_answers(
     else:
         model = judge_model or evaluation.judge_model
         assert model is not None
-        scorer = load_scorer(model, batch_tokens)
-        rewards = [scorer(zip(prompts, texts, strict=True)) for texts in (ours, theirs)]
+        conversations = [pair for texts in (ours, theirs) for pair in zip(prompts, texts, strict=True)]
+        both = score(model, conversations, batch_tokens, None, actors)
+        rewards = [both[: len(ours)], both[len(ours) :]]
     return {"reward": rewards[0], "reference_reward": rewards[1], "outcome": compare_rewards(*rewards), **columns}, {}
 
 

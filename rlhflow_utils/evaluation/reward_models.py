@@ -69,8 +69,9 @@ def relabel_by_gold(
 
 
 def score_pairs(
-    judge: Model, method: Method, pairs: Sequence[Pair], batch_tokens: int, model: sections.ModelSettings | None = None
-) -> list[tuple[float, float]]:
+    judge: Model, method: Method, pairs: Sequence[Pair], batch_tokens: int, model: sections.ModelSettings | None = None,
+    actors: int | None = None,
+) -> list[tuple[float, float]]:  # fmt: skip
     """A number for the chosen and one for the rejected answer of each pair.
 
     `bt` scores each answer alone. `pm` and `prompting` read both, in both orders: P(chosen is preferred), and its
@@ -78,37 +79,37 @@ def score_pairs(
     """
     if method == "bt":
         conversations = [(prompt, answer) for prompt, *answers in pairs for answer in answers]
-        rewards = score(judge, conversations, batch_tokens, model)
+        rewards = score(judge, conversations, batch_tokens, model, actors)
         return list(zip(rewards[::2], rewards[1::2], strict=True))
-    return [(p, 1.0 - p) for p in preference_probability(judge, pairs, batch_tokens, model)]
+    return [(p, 1.0 - p) for p in preference_probability(judge, pairs, batch_tokens, model, actors)]
 
 
 @stage
 def evaluate_reward_model(
     reward_model: Model, pairs: Artifact, settings: sections.RewardModelSettings, model: sections.ModelSettings,
-    confidence: float, *, into: Path,
+    confidence: float, actors: int | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Accuracy of an RM on pairs."""
-    return _evaluate(reward_model, "bt", pairs, settings.batch_tokens, model, confidence, into)
+    return _evaluate(reward_model, "bt", pairs, settings.batch_tokens, model, confidence, actors, into)
 
 
 @stage
 def evaluate_preference_model(
     preference_model: Model, pairs: Artifact, settings: sections.PreferenceModelSettings, model: sections.ModelSettings,
-    confidence: float, *, into: Path,
+    confidence: float, actors: int | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Accuracy of a PM on pairs, both orders averaged."""
-    return _evaluate(preference_model, "pm", pairs, settings.batch_tokens, model, confidence, into)
+    return _evaluate(preference_model, "pm", pairs, settings.batch_tokens, model, confidence, actors, into)
 
 
 def _evaluate(
     judge: Model, method: Method, pairs: Artifact, batch_tokens: int, model: sections.ModelSettings, confidence: float,
-    into: Path,
+    actors: int | None, into: Path,
 ) -> Summary:  # fmt: skip
     """Score the pairs and write `results.json`."""
     rows = list(pairs.dataset())
     texts = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in rows]
-    chosen, rejected = map(list, zip(*score_pairs(judge, method, texts, batch_tokens, model), strict=True))
+    chosen, rejected = map(list, zip(*score_pairs(judge, method, texts, batch_tokens, model, actors), strict=True))
     table = pd.DataFrame({"skill": [row["skill"] for row in rows], "correct": compare_rewards(chosen, rejected)})
     overall = accuracy(table["correct"], confidence)
     skills = {str(skill): accuracy(part["correct"], confidence) for skill, part in table.groupby("skill")}

@@ -41,12 +41,12 @@ WEIGHTS_MAY_2024 = {**WEIGHTS, **_DATA["may_2024"]}
 @stage
 def evaluate_rewardbench(
     judge: Model, method: Method, settings: RewardBenchSettings, root: Root, batch_tokens: int, model: ModelSettings,
-    confidence: float, *, into: Path,
+    confidence: float, actors: int | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
     """One model's scores: `results.json` (`summarise`) and `pairs.jsonl`, a row of `judge_rows` a line."""
     rows, without_pair = load_benchmark(settings, root)
     kept, too_long = drop_long_rows(rows, method, judge, model)
-    pairs = judge_rows(kept, method, judge, batch_tokens, model)
+    pairs = judge_rows(kept, method, judge, batch_tokens, model, actors)
     pairs.to_json(into / "pairs.jsonl", orient="records", lines=True, double_precision=15)
     results = {"method": method, **summarise(pairs, confidence)}
     write_json(into / "results.json", results)
@@ -101,8 +101,9 @@ def drop_long_rows(
 
 
 def judge_rows(
-    rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None
-) -> pd.DataFrame:
+    rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None,
+    actors: int | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """What a judge says about each row.
 
     `row_id`, `subset`, `prompt_length` (characters of all turns), `chosen` and `rejected` (see `score_pairs`), and
@@ -111,7 +112,7 @@ def judge_rows(
     texts = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
     table = pd.DataFrame(rows, columns=["row_id", "subset"])
     table["prompt_length"] = [sum(len(turn["content"]) for turn in prompt) for prompt, _, _ in texts]
-    table[["chosen", "rejected"]] = score_pairs(judge, method, texts, batch_tokens, model)
+    table[["chosen", "rejected"]] = score_pairs(judge, method, texts, batch_tokens, model, actors)
     return table.assign(outcome=compare_rewards(table["chosen"].tolist(), table["rejected"].tolist()))
 
 

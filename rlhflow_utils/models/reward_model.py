@@ -7,13 +7,13 @@ by one; nothing is truncated; text is never searched for a BOS string to cut out
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
 from rlhflow_utils.models.chat import Message, encode_conversation, load_tokenizer
-from rlhflow_utils.models.forward import Model, TokenIds, in_batches, load_model, pad, reward_rows
+from rlhflow_utils.models.forward import Model, TokenIds, in_batches, in_shards, load_model, pad, reward_rows
 
 if TYPE_CHECKING:
     import torch
@@ -25,23 +25,29 @@ Conversation = tuple[Sequence[Message], str]  # prompt messages, response text
 
 @stage
 def score_responses(
-    reward_model: Model, responses: Artifact, settings: RewardModelSettings, model: ModelSettings, *, into: Path
-) -> Summary:
+    reward_model: Model, responses: Artifact, settings: RewardModelSettings, model: ModelSettings,
+    actors: int | None = None, *, into: Path,
+) -> Summary:  # fmt: skip
     """A reward for every response: the rows of `responses` with the column `rewards`."""
-    loaded = cache(partial(load_scorer, reward_model, settings.batch_tokens, model))
 
-    def compute(rows: list[dict[str, Any]]) -> list[list[float]]:
-        flat = iter(loaded()((row["prompt"], text) for row in rows for text in row["responses"]))
-        return [[next(flat) for _ in row["responses"]] for row in rows]
+    def start() -> nullcontext[Callable[[list[dict[str, Any]]], list[list[float]]]]:
+        scorer = load_scorer(reward_model, settings.batch_tokens, model)
 
-    return reward_rows(responses, compute, into)
+        def compute(rows: list[dict[str, Any]]) -> list[list[float]]:
+            flat = iter(scorer((row["prompt"], text) for row in rows for text in row["responses"]))
+            return [[next(flat) for _ in row["responses"]] for row in rows]
+
+        return nullcontext(compute)
+
+    return reward_rows(responses, start, into, actors)
 
 
 def score(
-    model: Model, conversations: Iterable[Conversation], batch_tokens: int, settings: ModelSettings | None = None
-) -> list[float]:
+    model: Model, conversations: Iterable[Conversation], batch_tokens: int, settings: ModelSettings | None = None,
+    actors: int | None = None,
+) -> list[float]:  # fmt: skip
     """The reward r(x, a) of every conversation, in the given order; see `load_scorer`."""
-    return load_scorer(model, batch_tokens, settings)(conversations)
+    return in_shards(list(conversations), lambda: nullcontext(load_scorer(model, batch_tokens, settings)), actors)
 
 
 def load_scorer(
