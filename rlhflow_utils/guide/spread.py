@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 Start = Callable[[], AbstractContextManager[Callable[[T], R]]]
-RETRIES = 3  # how often an actor is started again, and a shard given again, after a process or a node was lost
+RESTARTS = 3  # of one actor, whose process or node was lost; then its shard fails
 
 
 def spread(
@@ -39,8 +39,8 @@ def spread(
     from ray.exceptions import RayTaskError
     from ray.util import ActorPool
 
-    retries = {"max_restarts": RETRIES, "max_task_retries": RETRIES}
-    actor_class = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD", **retries)(_Actor)
+    lost = {"max_restarts": RESTARTS, "max_task_retries": -1}  # a shard is given again as long as its actor comes back
+    actor_class = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD", **lost)(_Actor)
     workers = [actor_class.remote(start) for _ in range(min(count, len(places)))]
     pool = ActorPool(workers)
     try:
