@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -105,6 +106,8 @@ def test_what_an_actor_raises_is_raised_here(cluster: Any) -> None:
         list(spread([0], int, start, 1))
     with pytest.raises(ValueError, match=r"^actors: 1 with 2 GPUs each do not fit into 2 GPUs on 2 machines; lower"):
         list(spread([0], int, start, None, 2))
+    with pytest.raises(RuntimeError, match=r"^an actor was lost 4 times, mostly for want of memory: lower"):
+        list(spread([9], int, lambda: nullcontext(os._exit), 1))
     assert list(spread([], int, start, 5)) == []
 
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 Start = Callable[[], AbstractContextManager[Callable[[T], R]]]
-RESTARTS = 3  # of one actor, whose process or node was lost; then its shard fails
+RESTARTS = 3  # of one actor, whose process or node was lost; then the work fails
 
 
 def spread(
@@ -36,7 +36,7 @@ def spread(
                 yield place, compute(shard(place))
         return
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import ActorDiedError, RayTaskError
     from ray.util import ActorPool
 
     lost = {"max_restarts": RESTARTS, "max_task_retries": -1}  # a shard is given again as long as its actor comes back
@@ -50,7 +50,12 @@ def spread(
             try:
                 yield pool.get_next_unordered()
             except RayTaskError as error:
-                raise error.cause from None
+                raise error.cause from error
+            except ActorDiedError as error:
+                raise RuntimeError(
+                    f"an actor was lost {RESTARTS + 1} times, mostly for want of memory: lower batch_tokens or "
+                    "generation.batch_size, or see Ray's logs in /tmp/ray/session_latest/logs"
+                ) from error
             while idle := pool.pop_idle():  # no shard is left for it; a lost actor may need its GPU
                 _end(idle)
     finally:
