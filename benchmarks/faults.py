@@ -126,7 +126,7 @@ def shrunk_run(folder: Path, overrides: Mapping[str, Any] | None = None) -> None
         for k in range(1, profile.iterative.iterations + 1):
             prompts = prompts_of_iteration(data, k, profile.iterative)
             settings, into = profile.generation, run / f"iter{k}_responses"
-            answers = generate_responses(policy, prompts, settings, *training, into=into)
+            answers = generate_responses(policy, prompts, settings, profile.model, run.seed, profile.actors, into=into)
             scores = score_responses(rm, answers, profile.reward_model, profile.model, into=run / f"iter{k}_scores")
             pairs = build_preference_pairs(scores, profile.pair_building, run.seed, into=run / f"iter{k}_pairs")
             policy = stages.train_dpo(policy, sft, [pairs], profile.dpo, *training, into=run / f"iter{k}_dpo")
@@ -352,7 +352,7 @@ FINISHED = {
 }
 # A file of an unfinished stage, which a kill has left: the stage, and a pattern in its working folder.
 UNFINISHED = {
-    "shard": ("iter2_responses", "shards-*/00001.parquet"),
+    "shard": ("iter2_responses", "shards-*/00001.arrow"),
     "checkpoint weights": ("sft", "checkpoints/checkpoint-*/model.safetensors"),
     "checkpoint optimiser": ("sft", "checkpoints/checkpoint-*/optimizer.pt"),
     "checkpoint state": ("sft", "checkpoints/checkpoint-*/trainer_state.json"),
@@ -394,7 +394,7 @@ def kill_beside(name: str, pattern: str, folder: Path) -> None:
     """Kill this process as soon as a stage's working folder holds two files of a pattern (or one, of a single one)."""
     wanted = 2 if "*" in pattern else 1
     if "shards" in pattern:
-        pattern = "shards-*/*.parquet"
+        pattern = "shards-*/*.arrow"
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("open", "os.mkdir", "os.rename") and str(folder) in str(arguments[0]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -146,4 +147,4 @@ def test_a_score_in_a_file_that_is_not_finite_is_named(tmp_path: Path) -> None:
     rows = [{"prompt_id": "p0", "responses": ["a", "b"]}]
     write_json(tmp_path / "shards" / "00000.json", [[1.0, math.nan]])
     with pytest.raises(ValueError, match="prompt p0, response 1: the score is nan"):
-        reward_rows(_artifact(tmp_path / "responses", rows), lambda rows: [], tmp_path)
+        reward_rows(_artifact(tmp_path / "responses", rows), nullcontext, tmp_path, None)

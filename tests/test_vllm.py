@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from lost_actors import actors, one_is_killed
 from tiny_models import MODEL, artifact, prompts, save_policy, settings
 
 from rlhflow_utils.models.chat import encode_prompt, load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import load_model
+from rlhflow_utils.online import generation
 from rlhflow_utils.online.engines import Request, open_sampler, start_vllm, vllm_outputs
 from rlhflow_utils.online.generation import Prompts, generate_responses
 
@@ -95,19 +97,25 @@ def test_a_prompt_has_the_same_responses_in_any_company(policy: Path, engine: An
     ]
 
 
-def test_stage_generates_in_a_child_process(policy: Path, engine: Any, tmp_path: Path) -> None:
-    data = artifact(tmp_path / "data", "prompts", prompts(5))
-    greedy = [
-        generate_responses(
-            policy, Prompts(data), settings(backend=backend).variant(1, [0.0]), MODEL, SEED, None,
-            into=tmp_path / backend,
-        ).dataset()
-        for backend in ("vllm", "transformers")
-    ]  # fmt: skip
-    assert list(greedy[0]["prompt_id"]) == [f"p{index}" for index in range(5)]
-    assert greedy[0].features == greedy[1].features
-    same = [ours == theirs for ours, theirs in zip(greedy[0]["responses"], greedy[1]["responses"], strict=True)]
-    assert sum(same) >= 4, "greedy answers may part only where two tokens are almost equally likely"
+def test_two_actors_give_the_rows_of_one_engine_also_when_one_is_lost(
+    policy: Path, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, tokenizer, asked = prompts(8), load_tokenizer(policy), settings(backend="vllm", shard_size=1)
+    stops = stop_token_ids(tokenizer)
+
+    def sampler(request: Request) -> list[list[list[int]]]:
+        groups = vllm_outputs(engine, asked, stops, request)
+        return [[list(response.token_ids) for response in group] for group in groups]
+
+    data, arguments = artifact(tmp_path / "data", "prompts", rows), (MODEL, SEED)
+    with one_is_killed(generation, monkeypatch):
+        found = generate_responses(policy, Prompts(data), asked, *arguments, 2, into=tmp_path / "vllm").dataset()
+    assert found.to_list() == [
+        row for one in rows for row in generation.respond(sampler, [one], asked, SEED, tokenizer)
+    ]
+    assert not actors()
+    here = generate_responses(policy, Prompts(data), settings(), *arguments, 0, into=tmp_path / "transformers")
+    assert found.features == here.dataset().features
 
 
 def ask(

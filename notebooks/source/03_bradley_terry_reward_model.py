@@ -159,10 +159,11 @@ print(test.rows)
 print("share of held-out labels that the gold reward reversed:", test.metrics["label_noise"])
 tests = {
     mixture: evaluate_reward_model(
-        model, test, profile.reward_model, profile.model, profile.evaluation.confidence, into=run / f"bt_{mixture}_test"
+        model, test, profile.reward_model, profile.model, profile.evaluation.confidence, profile.actors,
+        into=run / f"bt_{mixture}_test",
     )
     for mixture, model in models.items()
-}
+}  # fmt: skip
 
 # %%
 results = {mixture: done.read_json("results.json") for mixture, done in tests.items()}

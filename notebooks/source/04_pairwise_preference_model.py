@@ -108,7 +108,7 @@ del network
 # %%
 tests = {
     mixture: evaluate_preference_model(
-        model, test, profile.preference_model, profile.model, profile.evaluation.confidence,
+        model, test, profile.preference_model, profile.model, profile.evaluation.confidence, profile.actors,
         into=run / f"pm_{mixture}_test",
     )
     for mixture, model in models.items()

@@ -96,7 +96,7 @@ for label, (judge, method) in judges.items():
     batch_tokens = profile.reward_model.batch_tokens if method == "bt" else profile.preference_model.batch_tokens
     benchmarks[label] = rewardbench.evaluate_rewardbench(
         judge, method, profile.rewardbench, run.data_root(), batch_tokens, profile.model, profile.evaluation.confidence,
-        profile.reward_model.output, into=run / f"rewardbench_{label}",
+        profile.reward_model.output, profile.actors, into=run / f"rewardbench_{label}",
     )  # fmt: skip
 
 # %% [markdown]

@@ -63,7 +63,7 @@ print("two prompts, the second with answers of equal length:", two_prompts)
 # %%
 sampling = profile.generation.variant(profile.length_bias.responses, profile.generation.temperatures)
 responses = generate_responses(
-    sft, Prompts(data, count=profile.length_bias.prompts), sampling, profile.model, run.seed, profile.launch,
+    sft, Prompts(data, count=profile.length_bias.prompts), sampling, profile.model, run.seed, profile.actors,
     into=run / "length_bias_responses",
 )  # fmt: skip
 print(responses.rows)
@@ -74,8 +74,9 @@ if profile.reward_model.model:
     judges["public"] = run.reward_model()
 for mixture, judge in judges.items():
     scores = score_responses(
-        judge, responses, profile.reward_model, profile.model, into=run / f"length_bias_scores_{mixture}"
-    )
+        judge, responses, profile.reward_model, profile.model, profile.actors,
+        into=run / f"length_bias_scores_{mixture}",
+    )  # fmt: skip
     studies[mixture] = reward_models.measure_length_bias(
         scores, profile.evaluation, run.seed, into=run / f"length_bias_{mixture}"
     )

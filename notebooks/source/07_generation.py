@@ -104,6 +104,8 @@ else:
         for each in ids
     ]  # fmt: skip
     answers = [[chat.decode_response(row.tolist(), tokenizer) for row in rows] for rows in sampled]
+    del model, sampled  # their memory is needed below
+    torch.cuda.empty_cache()
 
 # %% [markdown]
 # Real prompts can be harmful text, so answers are printed for the simulated world only.
@@ -130,7 +132,7 @@ if profile.world:
 
 # %%
 responses = generate_responses(
-    sft, prompts, profile.generation, profile.model, run.seed, profile.launch, into=run / "iter1_responses"
+    sft, prompts, profile.generation, profile.model, run.seed, profile.actors, into=run / "iter1_responses"
 )
 print(responses.rows)
 

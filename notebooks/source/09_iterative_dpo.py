@@ -181,7 +181,7 @@ policy, pairs, policies = sft, [], {"sft": sft}
 for k in range(1, profile.iterative.iterations + 1):
     prompts = iterative_dpo.prompts_of_iteration(data, k, profile.iterative)  # never the same prompt twice
     responses = generation.generate_responses(
-        policy, prompts, profile.generation, profile.model, run.seed, profile.launch, into=run / f"iter{k}_responses"
+        policy, prompts, profile.generation, profile.model, run.seed, profile.actors, into=run / f"iter{k}_responses"
     )
     scores = iterative_dpo.rank(run, ranker, responses, into=run / f"iter{k}_scores")
     pairs += [
@@ -211,7 +211,8 @@ answers = {name: answer_held_out(run, name, model, data, reward_model) for name,
 evaluations = {
     name: evaluate_policy(
         answered, answers["sft"], profile.evaluation, profile.world, run.judge_model(), profile.reward_model.batch_tokens,
-        run.seed, profile.reward_model.output, cache_file=run.cache / "judge.jsonl", into=run / f"{name}_evaluation",
+        run.seed, profile.reward_model.output, profile.actors, cache_file=run.cache / "judge.jsonl",
+        into=run / f"{name}_evaluation",
     )
     for name, answered in answers.items()
 }  # fmt: skip

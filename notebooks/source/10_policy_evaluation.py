@@ -84,7 +84,8 @@ trained = {"sft": sft, "offline_dpo": offline, "iterative_dpo": run[f"{last}_dpo
 answers = policies.answer_held_out(run, "offline_dpo", offline, data, proxy)
 evaluation = policies.evaluate_policy(
     answers, reference, profile.evaluation, profile.world, run.judge_model(), profile.reward_model.batch_tokens, run.seed,
-    profile.reward_model.output, cache_file=run.cache / "judge.jsonl", into=run / "offline_dpo_evaluation",
+    profile.reward_model.output, profile.actors, cache_file=run.cache / "judge.jsonl",
+    into=run / "offline_dpo_evaluation",
 )  # fmt: skip
 evaluations = {"sft": run["sft_evaluation"], "offline_dpo": evaluation, "iterative_dpo": run[f"{last}_evaluation"]}
 
@@ -99,7 +100,7 @@ if profile.evaluation.exact_match_sources:
     greedy = profile.generation.variant(1, [0.0])
     for name, policy in trained.items():
         given = generate_responses(
-            policy, Prompts(tests, "exact_match"), greedy, profile.model, run.seed, profile.launch,
+            policy, Prompts(tests, "exact_match"), greedy, profile.model, run.seed, profile.actors,
             into=run / f"{name}_exact_match_answers",
         )  # fmt: skip
         taxes[name] = policies.evaluate_exact_match(

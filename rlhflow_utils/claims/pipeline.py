@@ -58,6 +58,11 @@ class Seed:
         """The last arguments of every training stage: model, seed, launch."""
         return self.profile.model, self.run.seed, self.profile.launch
 
+    @property
+    def sampling(self) -> tuple[Any, ...]:
+        """The last arguments of `generate_responses`: model, seed, actors."""
+        return self.profile.model, self.run.seed, self.profile.actors
+
 
 def prepare(run: Run, settings: ClaimsSettings) -> Seed:
     """World, data, base and SFT model of one seed."""
@@ -112,14 +117,14 @@ def measure_judge(seed: Seed, design: Variant) -> Found:
     model = preference_model(seed) if kind == "pm" else reward_model(seed, design) if kind == "bt" else seed.sft
     bench = rewardbench.evaluate_rewardbench(
         model, kind, profile.rewardbench, seed.world, profile.reward_model.batch_tokens, profile.model, confidence,
-        into=run / "rewardbench",
+        profile.reward_model.output, profile.actors, into=run / "rewardbench",
     )  # fmt: skip
     found = estimates(bench.read_json("results.json")["sections"])
     found["safety_and_reasoning"] = measured(weighted_mean([found["safety"], found["reasoning"]], [1, 1]))
     if kind == "prompting":
         return found
     pairs = reward_models.write_clean_test_pairs(seed.data, profile.evaluation, profile.world, into=run / "test_pairs")
-    options, into = (profile.model, confidence), run / "test"
+    options, into = (profile.model, confidence, profile.actors), run / "test"
     if kind == "pm":
         tested = reward_models.evaluate_preference_model(model, pairs, profile.preference_model, *options, into=into)
     else:
@@ -134,8 +139,9 @@ def length_bias(seed: Seed, model: Artifact) -> Artifact:
     run, profile = seed.run, seed.profile
     many = profile.generation.variant(profile.length_bias.responses, profile.generation.temperatures)
     prompts = Prompts(seed.data, count=profile.length_bias.prompts)
-    responses = generate_responses(seed.sft, prompts, many, *seed.training, into=run / "length_bias_responses")
-    scores = score_responses(model, responses, profile.reward_model, profile.model, into=run / "length_bias_scores")
+    responses = generate_responses(seed.sft, prompts, many, *seed.sampling, into=run / "length_bias_responses")
+    options, into = (profile.reward_model, profile.model, profile.actors), run / "length_bias_scores"
+    scores = score_responses(model, responses, *options, into=into)
     return reward_models.measure_length_bias(scores, profile.evaluation, run.seed, into=run / "length_bias")
 
 
@@ -180,7 +186,7 @@ def run_loop(seed: Seed, design: Variant) -> list[Artifact]:
         count = design.at_once * profile.iterative.prompts_per_iteration
         iterative = profile.iterative.model_copy(update={"prompts_per_iteration": count})
         prompts = prompts_of_iteration(seed.data, iteration, iterative)
-        responses = generate_responses(policy, prompts, profile.generation, *seed.training, into=run / "responses")
+        responses = generate_responses(policy, prompts, profile.generation, *seed.sampling, into=run / "responses")
         scores = rank(run, ranker, responses, into=run / "scores")
         if design.verifier:
             assert profile.world is not None
@@ -221,8 +227,9 @@ def answer_held_out(seed: Seed, policy: Artifact, proxy: Artifact, count: int, d
     run, profile, draws = seed.run, seed.profile, seed.run.seed if draws is None else draws
     prompts = Prompts(seed.data, "evaluation_prompts")
     many = profile.generation.variant(count, [profile.evaluation.temperature])
-    answers = generate_responses(policy, prompts, many, profile.model, draws, profile.launch, into=run / "answers")
-    return score_responses(proxy, answers, profile.reward_model, profile.model, into=run / "answers_scored")
+    answers = generate_responses(policy, prompts, many, profile.model, draws, profile.actors, into=run / "answers")
+    options, into = (profile.reward_model, profile.model, profile.actors), run / "answers_scored"
+    return score_responses(proxy, answers, *options, into=into)
 
 
 def compare_with_sft(seed: Seed, answers: Artifact, proxy: Artifact, best_of: int = 1) -> Found:
@@ -239,7 +246,8 @@ def compare_with_sft(seed: Seed, answers: Artifact, proxy: Artifact, best_of: in
         theirs = pick_answers(reference, sample, 1, penalty, into=run / "sample")
         evaluated = policies.evaluate_policy(
             ours, theirs, profile.evaluation, profile.world, None, profile.reward_model.batch_tokens, run.seed,
-            cache_file=run.cache / "judge.jsonl", into=run / "evaluation",
+            profile.reward_model.output, profile.actors, cache_file=run.cache / "judge.jsonl",
+            into=run / "evaluation",
         )  # fmt: skip
         results.append(evaluated.read_json("results.json"))
     found = {
@@ -268,7 +276,7 @@ def exact_match(seed: Seed, policy: Artifact) -> Measure:
     run, profile = seed.run, seed.profile
     prompts = policies.write_exact_match_prompts(profile.evaluation, seed.world, into=run / "exact_match_prompts")
     greedy, asked = profile.generation.variant(1, [0.0]), Prompts(prompts, "exact_match")
-    answers = generate_responses(policy, asked, greedy, *seed.training, into=run / "exact_match_answers")
+    answers = generate_responses(policy, asked, greedy, *seed.sampling, into=run / "exact_match_answers")
     judged = policies.evaluate_exact_match(answers, profile.evaluation, seed.world, into=run / "exact_match")
     results = judged.read_json("results.json")
     return Measure(**results["exact_match"], units=tuple(results["prompts"]["correct"]))

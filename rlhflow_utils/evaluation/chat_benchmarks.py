@@ -131,7 +131,8 @@ class _Benchmark:
         """One answer to each conversation that is not too long, by its key."""
         rows = [{"prompt_id": key, "prompt": messages} for key, messages in conversations.items()]
         settings, out = self.profile.generation.variant(1, [temperature]), self.out / "answers"
-        data, _ = generate(self.model, rows, settings, self.profile.model, out, self.profile.seed)
+        profile = self.profile
+        data, _ = generate(self.model, rows, settings, profile.model, out, profile.seed, profile.actors)
         return {row["prompt_id"]: row["responses"][0] for row in data}
 
     def folder(self, name: str) -> Path:

@@ -21,7 +21,7 @@ from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import Message, prompt_key
 from rlhflow_utils.models.forward import Model
-from rlhflow_utils.models.reward_model import load_scorer, score_responses
+from rlhflow_utils.models.reward_model import score, score_responses
 from rlhflow_utils.online.generation import Prompts, generate_responses
 from rlhflow_utils.simulator.gold import World
 
@@ -36,15 +36,16 @@ def answer_held_out(run: Run, name: str, policy: Model, data: Artifact, reward_m
     profile = run.profile
     one = profile.generation.variant(1, [profile.evaluation.temperature])
     prompts, into, scored = Prompts(data, "evaluation_prompts"), run / f"{name}_answers", run / f"{name}_answers_scored"
-    answers = generate_responses(policy, prompts, one, profile.model, run.seed, profile.launch, into=into)
-    return score_responses(reward_model, answers, profile.reward_model, profile.model, keep=True, into=scored)
+    answers = generate_responses(policy, prompts, one, profile.model, run.seed, profile.actors, into=into)
+    options = (profile.reward_model, profile.model, profile.actors)
+    return score_responses(reward_model, answers, *options, keep=True, into=scored)
 
 
 @stage
 def evaluate_policy(
     answers: Artifact, reference: Artifact, evaluation: EvaluationSettings, world: WorldSettings | None,
-    judge_model: Model | None, batch_tokens: int, seed: int, output: int | str | None = None, *, cache_file: Path,
-    into: Path,
+    judge_model: Model | None, batch_tokens: int, seed: int, output: int | str | None = None,
+    actors: int | None = None, *, cache_file: Path, into: Path,
 ) -> Summary:  # fmt: skip
     """Win rate of a policy against SFT on the same prompts, and everything behind it in `results.json`.
 
@@ -58,7 +59,7 @@ def evaluate_policy(
     prompts = [row["prompt"] for row, _ in rows]
     ours, theirs = ([pair[side]["responses"][0] for pair in rows] for side in (0, 1))
     verdicts, judge_counts = judge_answers(
-        prompts, ours, theirs, evaluation, world, judge_model, batch_tokens, cache_file, output
+        prompts, ours, theirs, evaluation, world, judge_model, batch_tokens, cache_file, output, actors
     )
     proxy_rewards = [[pair[side]["rewards"][0] for pair in rows] for side in (0, 1)]
     columns = {
@@ -90,7 +91,7 @@ def evaluate_policy(
 def judge_answers(
     prompts: Sequence[Sequence[Message]], ours: Sequence[str], theirs: Sequence[str], evaluation: EvaluationSettings,
     world: WorldSettings | None, judge_model: Model | None, batch_tokens: int, cache_file: Path | None,
-    output: int | str | None = None,
+    output: int | str | None = None, actors: int | None = None,
 ) -> tuple[dict[str, list[Any]], dict[str, int]]:  # fmt: skip
     """`outcome` of each prompt from the judge that the profile asks for, and what else it knows; and its counts.
 
@@ -114,8 +115,9 @@ def judge_answers(
     else:
         model = judge_model or evaluation.judge_model
         assert model is not None
-        scorer = load_scorer(model, batch_tokens, output=output)
-        rewards = [scorer(zip(prompts, texts, strict=True)) for texts in (ours, theirs)]
+        conversations = [pair for texts in (ours, theirs) for pair in zip(prompts, texts, strict=True)]
+        both = score(model, conversations, batch_tokens, output=output, actors=actors)
+        rewards = [both[: len(ours)], both[len(ours) :]]
     return {"reward": rewards[0], "reference_reward": rewards[1], "outcome": compare_rewards(*rewards), **columns}, {}
 
 

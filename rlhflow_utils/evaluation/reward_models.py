@@ -19,7 +19,7 @@ from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import Message
 from rlhflow_utils.models.forward import Model, count_too_long
 from rlhflow_utils.models.preference_model import preference_probability
-from rlhflow_utils.models.reward_model import load_scorer
+from rlhflow_utils.models.reward_model import score
 from rlhflow_utils.simulator.gold import World
 
 Method = Literal["bt", "pm", "prompting"]
@@ -71,7 +71,7 @@ def relabel_by_gold(
 
 def score_pairs(
     judge: Model, method: Method, pairs: Sequence[Pair], batch_tokens: int, model: sections.ModelSettings | None = None,
-    output: int | str | None = None,
+    output: int | str | None = None, actors: int | None = None,
 ) -> list[tuple[float, float] | None]:  # fmt: skip
     """A number for the chosen and one for the rejected answer of each pair; None: too long for the judge.
 
@@ -80,38 +80,40 @@ def score_pairs(
     """
     if method == "bt":
         each = {(id(prompt), answer): (prompt, answer) for prompt, *answers in pairs for answer in answers}
-        rewards = dict(zip(each, load_scorer(judge, batch_tokens, model, output)(each.values()), strict=True))
+        scored = score(judge, list(each.values()), batch_tokens, model, output, actors)
+        rewards = dict(zip(each, scored, strict=True))
         both = ((rewards[id(prompt), a], rewards[id(prompt), b]) for prompt, a, b in pairs)
         return [None if a is None or b is None else (a, b) for a, b in both]
-    return [None if p is None else (p, 1.0 - p) for p in preference_probability(judge, pairs, batch_tokens, model)]
+    probabilities = preference_probability(judge, pairs, batch_tokens, model, actors)
+    return [None if p is None else (p, 1.0 - p) for p in probabilities]
 
 
 @stage
 def evaluate_reward_model(
     reward_model: Model, pairs: Artifact, settings: sections.RewardModelSettings, model: sections.ModelSettings,
-    confidence: float, *, into: Path,
+    confidence: float, actors: int | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Accuracy of an RM on pairs."""
-    return _evaluate(reward_model, "bt", pairs, settings.batch_tokens, model, confidence, into, settings.output)
+    return _evaluate(reward_model, "bt", pairs, settings.batch_tokens, model, confidence, actors, into, settings.output)
 
 
 @stage
 def evaluate_preference_model(
     preference_model: Model, pairs: Artifact, settings: sections.PreferenceModelSettings, model: sections.ModelSettings,
-    confidence: float, *, into: Path,
+    confidence: float, actors: int | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Accuracy of a PM on pairs, both orders averaged."""
-    return _evaluate(preference_model, "pm", pairs, settings.batch_tokens, model, confidence, into)
+    return _evaluate(preference_model, "pm", pairs, settings.batch_tokens, model, confidence, actors, into)
 
 
 def _evaluate(
     judge: Model, method: Method, pairs: Artifact, batch_tokens: int, model: sections.ModelSettings, confidence: float,
-    into: Path, output: int | str | None = None,
+    actors: int | None, into: Path, output: int | str | None = None,
 ) -> Summary:  # fmt: skip
     """Score the pairs and write `results.json`."""
     rows = list(pairs.dataset())
     texts = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in rows]
-    scored = score_pairs(judge, method, texts, batch_tokens, model, output)
+    scored = score_pairs(judge, method, texts, batch_tokens, model, output, actors)
     fits = [pair is not None for pair in scored]
     counts = Rows(len(rows), sum(fits), count_too_long(len(rows), sum(fits)))
     rows, texts = list(compress(rows, fits)), list(compress(texts, fits))

@@ -39,11 +39,11 @@ WEIGHTS_MAY_2024 = {**WEIGHTS, **_DATA["may_2024"]}
 @stage
 def evaluate_rewardbench(
     judge: Model, method: Method, settings: RewardBenchSettings, root: Root, batch_tokens: int, model: ModelSettings,
-    confidence: float, output: int | str | None = None, *, into: Path,
+    confidence: float, output: int | str | None = None, actors: int | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
     """One model's scores: `results.json` (`summarise`) and `pairs.jsonl`, a row of `judge_rows` a line."""
     rows, without_pair = load_benchmark(settings, root)
-    pairs = judge_rows(rows, method, judge, batch_tokens, model, output)
+    pairs = judge_rows(rows, method, judge, batch_tokens, model, output, actors)
     dropped = {"no_pair": without_pair, **count_too_long(len(rows), len(pairs))}
     counts = Rows(len(rows) + without_pair, len(pairs), dropped)
     pairs.to_json(into / "pairs.jsonl", orient="records", lines=True, double_precision=15)
@@ -80,7 +80,7 @@ def load_benchmark(settings: RewardBenchSettings, root: Root) -> tuple[list[Row]
 
 def judge_rows(
     rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None,
-    output: int | str | None = None,
+    output: int | str | None = None, actors: int | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """What a judge says about each row that fits into its positions.
 
@@ -88,7 +88,7 @@ def judge_rows(
     `outcome`: 1 where chosen is preferred, 0.5 for a tie, 0 where rejected is.
     """
     texts = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
-    scored = score_pairs(judge, method, texts, batch_tokens, model, output)
+    scored = score_pairs(judge, method, texts, batch_tokens, model, output, actors)
     table = pd.DataFrame(rows, columns=["row_id", "subset"])
     table["prompt_length"] = [sum(len(turn["content"]) for turn in prompt) for prompt, _, _ in texts]
     table[["chosen", "rejected"]] = [pair or (None, None) for pair in scored]

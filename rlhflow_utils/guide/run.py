@@ -203,12 +203,6 @@ def shortened(text: str) -> str:
     return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 1]}…"
 
 
-def run_module(module: str, *arguments: str) -> None:
-    """`stream_command` for ``python -m module arguments``, with this package on its path."""
-    search = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    stream_command([sys.executable, "-m", module, *arguments], {**os.environ, "PYTHONPATH": search})
-
-
 def stream_command(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
     """Run a command, copying its output line by line; RuntimeError with the last line that names an error."""
     tail: list[str] = []

@@ -309,7 +309,14 @@ class Profile(Section):
     iterative: IterativeSettings
     offline_dpo: OfflineDpoSettings
     evaluation: EvaluationSettings
-    launch: dict[str, Any] | None = Field(description="accelerate's configuration; null: run in the chapter's process")
+    launch: dict[str, Any] | None = Field(
+        description="accelerate's configuration; null: train in the chapter's process"
+    )
+    actors: int | None = Field(
+        ge=0,
+        description="Ray actors that generate and score, a GPU each (generation: engine.tensor_parallel_size); null: as"
+        " many as there are GPUs; 0, and null on a CPU: in the chapter's process",
+    )
     hub: HubSettings
 
     @model_validator(mode="after")

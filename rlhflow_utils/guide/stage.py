@@ -37,7 +37,7 @@ LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "
 CHECKING = "TYPE_CHECKING"
 STAGE_LINE = "▸ "  # the runner forwards lines that begin so to the terminal
 BY_KEY = "by_key"  # `into=run / BY_KEY`: the folder is named after the key, so equal work is shared
-NOT_IN_KEY = ("into", "cache_file")  # arguments that say where to write, not what
+NOT_IN_KEY = ("into", "cache_file", "actors")  # arguments that say where to write and who computes, not what
 Metric = float | int | str | None
 P = ParamSpec("P")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
@@ -10,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rlhflow_utils.guide.stage import Artifact, Metric, Rows, Summary, write_json
+from rlhflow_utils.guide.spread import R, Start, T, shards_of, spread
+from rlhflow_utils.guide.stage import Artifact, Metric, Rows, Summary, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Model = Artifact | Path | str  # a stage that trained one, a local folder, a hub id
 TokenIds = Sequence[int]
-ROWS_PER_SHARD = 1024  # the unit of resuming in `reward_rows`
+ROWS_PER_SHARD = 1024  # what an actor gets at a time; in `reward_rows` also the unit of resuming
 SCORE_HEADS = r"^(v_head|value_head|classifier|regression_layer)\.weight$"  # other names of `score.weight`
 
 
@@ -56,7 +56,8 @@ def load_model(model: Model, kind: Literal["causal", "reward"], settings: ModelS
     loaded, found = auto.from_pretrained(path, output_loading_info=True, **keywords)
     check_weights(path, found)
     head = loaded.score if kind == "reward" else loaded.get_output_embeddings()
-    head.weight = torch.nn.Parameter(head.weight.float(), requires_grad=False)
+    for name, weights in list(head.named_parameters()):  # a copy, where the embedding shares them
+        setattr(head, name, torch.nn.Parameter(weights.float(), requires_grad=False))
     head.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
@@ -147,33 +148,45 @@ def next_token_logits(model: PreTrainedModel, sequences: Sequence[TokenIds], pad
     return logits[torch.arange(len(sequences), device=logits.device), row_end]
 
 
+def in_shards(rows: Sequence[T], start: Start[Sequence[T], Sequence[R]], actors: int | None) -> list[R]:
+    """The result of every row, in order; `start` yields the function of a shard (see `spread`)."""
+    shards = [rows[part.start : part.stop] for part in shards_of(len(rows), ROWS_PER_SHARD)]
+    found = dict(spread(range(len(shards)), shards.__getitem__, start, actors))
+    return [result for place in sorted(found) for result in found[place]]
+
+
 def reward_rows(
-    responses: Artifact, compute: Callable[[list[dict[str, Any]]], list[list[float | None]]], into: Path,
+    responses: Artifact, start: Start[list[dict[str, Any]], list[list[float | None]]], into: Path, actors: int | None,
     keep: bool = False,
 ) -> Summary:  # fmt: skip
     """Write ``data``, the rows of `responses` with the column `rewards`, for a stage that scores or ranks.
 
-    `compute` (rows -> a number for each response of each row) gets one shard at a time: the unit of resuming. Rows with
-    a response that is too long for the model (None) are dropped and counted; `keep` keeps them, with null there.
+    `start` yields the function from rows to a number for each response of each row. It gets one shard at a time: the
+    unit of resuming. Rows with a response that is too long for the model (None) are dropped and counted; `keep` keeps
+    them, with null there.
     """
     rows = responses.dataset()
-    rewards: list[list[float | None]] = []
-    for start in range(0, len(rows), ROWS_PER_SHARD):
-        file = into / "shards" / f"{start // ROWS_PER_SHARD:05d}.json"
-        if not file.exists():
-            write_json(file, compute(list(rows.select(range(start, min(start + ROWS_PER_SHARD, len(rows)))))))
-        rewards += json.loads(file.read_text(encoding="utf-8"))
+    shards = shards_of(len(rows), ROWS_PER_SHARD)
+    files = [into / "shards" / f"{place:05d}.json" for place in range(len(shards))]
+    missing = [place for place, file in enumerate(files) if not file.exists()]
+
+    def asked(place: int) -> list[dict[str, Any]]:
+        return list(rows.select_columns(["prompt", "responses"]).select(shards[place]))
+
+    for place, found in spread(missing, asked, start, actors):
+        write_json(files[place], found)
+    rewards: list[list[float | None]] = [group for file in files for group in read_json(file)]
     groups = list(zip(rows["prompt_id"], rewards, strict=True))
     names = (f"prompt {prompt_id}, response {place}" for prompt_id, group in groups for place in range(len(group)))
     check_finite(chain.from_iterable(rewards), names)
     whole = [place for place, group in enumerate(rewards) if None not in group]
-    dropped, found = count_too_long(len(rows), len(whole)), cast("list[list[float]]", [rewards[i] for i in whole])
-    means: dict[str, Metric] = {"mean_reward": fmean(map(fmean, found)), "mean_best_reward": fmean(map(max, found))}
+    dropped, fit = count_too_long(len(rows), len(whole)), cast("list[list[float]]", [rewards[i] for i in whole])
+    means: dict[str, Metric] = {"mean_reward": fmean(map(fmean, fit)), "mean_best_reward": fmean(map(max, fit))}
     if keep:
         rows.add_column("rewards", rewards).save_to_disk(str(into / "data"))
         return Summary({"prompts": Rows(len(rows), len(rows))}, {**means, **dropped})
-    rows.select(whole).add_column("rewards", found).save_to_disk(str(into / "data"))
-    return Summary({"prompts": Rows(len(rows), len(found), dropped)}, means)
+    rows.select(whole).add_column("rewards", fit).save_to_disk(str(into / "data"))
+    return Summary({"prompts": Rows(len(rows), len(fit), dropped)}, means)
 
 
 def count_too_long(rows: int, fitting: int) -> dict[str, int]:

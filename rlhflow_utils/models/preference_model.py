@@ -12,13 +12,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
 from rlhflow_utils.models.chat import IGNORED, Message, encode_prompt, encode_turn, load_tokenizer
-from rlhflow_utils.models.forward import Model, TokenIds, in_batches, load_model, next_token_logits, reward_rows
+from rlhflow_utils.models.forward import (
+    Model,
+    TokenIds,
+    in_batches,
+    in_shards,
+    load_model,
+    next_token_logits,
+    reward_rows,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -71,10 +79,11 @@ def chosen_first(seed: int, row_id: str) -> bool:
 
 
 def preference_probability(
-    model: Model, comparisons: Iterable[Comparison], batch_tokens: int, settings: ModelSettings | None = None
-) -> list[float | None]:
+    model: Model, comparisons: Iterable[Comparison], batch_tokens: int, settings: ModelSettings | None = None,
+    actors: int | None = None,
+) -> list[float | None]:  # fmt: skip
     """P(a ≻ b | x) of every comparison; see `load_compare`."""
-    return list(load_compare(model, batch_tokens, settings)(list(comparisons)))
+    return in_shards(list(comparisons), lambda: nullcontext(load_compare(model, batch_tokens, settings)), actors)
 
 
 def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None = None) -> Compare:
@@ -104,24 +113,28 @@ def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None
 @stage
 def rank_responses(
     preference_model: Model, responses: Artifact, settings: PreferenceModelSettings, tournament: str,
-    model: ModelSettings, *, into: Path,
+    model: ModelSettings, actors: int | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Rank the responses to each prompt: the rows of `responses` with the column `rewards`.
 
     ``round_robin`` gives a response its mean P(better) over the others; ``knock_out`` gives 1.0 to the winner and 0.0
     to the others.
     """
-    compare = cache(partial(load_compare, preference_model, settings.batch_tokens, model))
 
-    def compute(rows: list[dict[str, Any]]) -> list[list[float | None]]:
-        prompts, texts = [row["prompt"] for row in rows], [row["responses"] for row in rows]
-        if tournament == "round_robin":
-            return round_robin(compare(), prompts, texts)
-        winners = zip(knock_out(compare(), prompts, texts), texts, strict=True)
-        places = ((winner, range(len(group))) for winner, group in winners)
-        return [[None if winner is None else float(place == winner) for place in every] for winner, every in places]
+    def start() -> nullcontext[Callable[[list[dict[str, Any]]], list[list[float | None]]]]:
+        compare = load_compare(preference_model, settings.batch_tokens, model)
 
-    return reward_rows(responses, compute, into)
+        def compute(rows: list[dict[str, Any]]) -> list[list[float | None]]:
+            prompts, texts = [row["prompt"] for row in rows], [row["responses"] for row in rows]
+            if tournament == "round_robin":
+                return round_robin(compare, prompts, texts)
+            winners = zip(knock_out(compare, prompts, texts), texts, strict=True)
+            places = ((winner, range(len(group))) for winner, group in winners)
+            return [[None if winner is None else float(place == winner) for place in every] for winner, every in places]
+
+        return nullcontext(compute)
+
+    return reward_rows(responses, start, into, actors)
 
 
 def knock_out(compare: Compare, prompts: Prompts, responses: Sequence[Sequence[str]]) -> list[int | None]:

@@ -7,13 +7,13 @@ by one; nothing is truncated; text is never searched for a BOS string to cut out
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
 from rlhflow_utils.models.chat import Message, encode_conversation, encode_rendered, load_tokenizer
-from rlhflow_utils.models.forward import Model, TokenIds, in_batches, load_model, pad, reward_rows
+from rlhflow_utils.models.forward import Model, TokenIds, in_batches, in_shards, load_model, pad, reward_rows
 
 if TYPE_CHECKING:
     import torch
@@ -26,17 +26,29 @@ Conversation = tuple[Sequence[Message], str]  # prompt messages, response text
 
 @stage
 def score_responses(
-    reward_model: Model, responses: Artifact, settings: RewardModelSettings, model: ModelSettings, keep: bool = False,
-    *, into: Path,
+    reward_model: Model, responses: Artifact, settings: RewardModelSettings, model: ModelSettings,
+    actors: int | None = None, keep: bool = False, *, into: Path,
 ) -> Summary:  # fmt: skip
     """A reward for every response: the rows of `responses` with the column `rewards`; `keep` as in `reward_rows`."""
-    loaded = cache(partial(load_scorer, reward_model, settings.batch_tokens, model, settings.output))
 
-    def compute(rows: list[dict[str, Any]]) -> list[list[float | None]]:
-        flat = iter(loaded()((row["prompt"], text) for row in rows for text in row["responses"]))
-        return [[next(flat) for _ in row["responses"]] for row in rows]
+    def start() -> nullcontext[Callable[[list[dict[str, Any]]], list[list[float | None]]]]:
+        scorer = load_scorer(reward_model, settings.batch_tokens, model, settings.output)
 
-    return reward_rows(responses, compute, into, keep)
+        def compute(rows: list[dict[str, Any]]) -> list[list[float | None]]:
+            flat = iter(scorer((row["prompt"], text) for row in rows for text in row["responses"]))
+            return [[next(flat) for _ in row["responses"]] for row in rows]
+
+        return nullcontext(compute)
+
+    return reward_rows(responses, start, into, actors, keep)
+
+
+def score(
+    model: Model, conversations: Sequence[Conversation], batch_tokens: int, settings: ModelSettings | None = None,
+    output: int | str | None = None, actors: int | None = None,
+) -> list[float | None]:  # fmt: skip
+    """The reward of every conversation, in the given order, by `load_scorer`, spread over actors."""
+    return in_shards(conversations, lambda: nullcontext(load_scorer(model, batch_tokens, settings, output)), actors)
 
 
 def load_scorer(

@@ -8,16 +8,17 @@ are too long are counted. How the paper's two temperatures combine is not said; 
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhflow_utils.guide.run import end_with_parent, quiet_libraries, run_module
-from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings, Section
-from rlhflow_utils.guide.stage import Artifact, Rows, Summary, describe, hash_value, seed_for, stage, write_json
+from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
+from rlhflow_utils.guide.spread import shards_of, spread
+from rlhflow_utils.guide.stage import Artifact, Rows, Summary, describe, hash_value, seed_for, stage
 from rlhflow_utils.models.chat import decode_response, encode_prompt, load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import Model, model_path
 
@@ -52,101 +53,90 @@ class Prompts:
         return rows.select(range(self.start, end))
 
 
-class GenerationJob(Section):
-    """The arguments of `generate`, serialisable: what the child process reads."""
-
-    model: str
-    prompts: str
-    settings: GenerationSettings
-    model_settings: ModelSettings
-    out: str
-    seed: int
-
-    def run(self) -> tuple[Dataset, Dropped]:
-        """`generate`, here."""
-        from datasets import load_from_disk
-
-        prompts = load_from_disk(self.prompts)
-        return generate(self.model, prompts, self.settings, self.model_settings, Path(self.out), self.seed)
-
-
 @stage
 def generate_responses(
     policy: Model, prompts: Prompts, settings: GenerationSettings, model: ModelSettings, seed: int,
-    launch: dict[str, Any] | None, *, into: Path,
+    actors: int | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Sample n responses to every prompt; ``data`` has the rows of `generate`.
 
     The random numbers are a function of the seed and the prompt alone: all policies that answer a prompt meet the same
     numbers, so their answers differ only by what they learnt.
     """
-    import torch
+    import pyarrow.compute as pc
 
-    started, rows, folder = time.time(), prompts.rows(), into / "prompts"
-    rows.save_to_disk(str(folder))
-    job = GenerationJob(
-        model=model_path(policy), prompts=str(folder), out=str(into), seed=seed, settings=settings, model_settings=model
-    )
-    # On a GPU, an engine and a trainer never share a process; and vLLM's engine dies best with its process.
-    if settings.backend == "vllm" or launch is not None or torch.cuda.is_available():
-        write_json(into / "job.json", job.model_dump(mode="json"))
-        run_module("rlhflow_utils.online.generation", str(into / "job.json"))
-    data, dropped = job.run()  # after a child process: reads its shards
-    reasons = [reason for reasons in data["finish_reasons"] for reason in reasons]
+    started, rows = time.time(), prompts.rows()
+    data, dropped = generate(policy, rows, settings, model, into, seed, actors)
+    columns = ("finish_reasons", "lengths", "response_ids")
+    reasons, lengths, ids = (pc.list_flatten(data.data.column(name)) for name in columns)
     metrics = {
         "responses": len(reasons),
-        "mean_length": sum(length for lengths in data["lengths"] for length in lengths) / len(reasons),
-        "truncation_rate": reasons.count("length") / len(reasons),
-        "tokens": sum(len(ids) for row in data["response_ids"] for ids in row),
+        "mean_length": pc.mean(lengths).as_py(),
+        "truncation_rate": pc.mean(pc.equal(reasons, "length")).as_py(),
+        "tokens": pc.sum(pc.list_value_length(ids)).as_py(),
         "generation_seconds": round(time.time() - started, 1),
     }
     return Summary(rows={"prompts": Rows(len(rows), len(data), dropped)}, metrics=metrics)
 
 
 def generate(
-    model: Model, prompts: Iterable[Row], settings: GenerationSettings, model_settings: ModelSettings,
-    out: Path, seed: int,
+    model: Model, prompts: Dataset | Iterable[Row], settings: GenerationSettings, model_settings: ModelSettings,
+    out: Path, seed: int, actors: int | None = None,
 ) -> tuple[Dataset, Dropped]:  # fmt: skip
     """Sample responses to every prompt, shard by shard; finished shards in `out` of the same request are kept.
 
     Prompts have `prompt_id`, `prompt` (messages) and optionally `source`; the seed and the id fix the random numbers.
     Returns rows `prompt_id, prompt, source, responses, response_ids, finish_reasons, temperatures, lengths` (in
-    characters) in the order of the prompts, also written to ``data``, and how many were dropped, by reason.
+    characters) in the order of the prompts, also written to ``data``, and how many were dropped, by reason. Prompts and
+    responses stay on disk, but for the shards that are worked on.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-
-    from rlhflow_utils.online.engines import open_sampler
+    from datasets import Dataset, concatenate_datasets
 
     tokenizer, path = load_tokenizer(model, model_settings), Path(model_path(model))
-    kept, dropped = drop_long_prompts(prompts, tokenizer, settings.max_prompt_tokens)
-    if not kept:
+    rows = prompts if isinstance(prompts, Dataset) else Dataset.from_list(list(prompts))
+    kept, dropped = drop_long_prompts(rows, tokenizer, settings.max_prompt_tokens)
+    if not len(kept):
         raise ValueError("no prompt is within generation.max_prompt_tokens; raise it")
     # Shards of another request are never mistaken for ours: the folder's name says what was asked, of which weights.
-    asked = [path if path.exists() else str(path), settings, model_settings, seed, kept]
-    folder = out / f"shards-{hash_value(describe(asked))}"
+    asked = [path if path.exists() else str(path), settings, model_settings, seed]
+    folder = out / f"shards-{hash_value([describe(asked), *map(hash_value, kept)])}"
     folder.mkdir(parents=True, exist_ok=True)
-    shards = [kept[start : start + settings.shard_size] for start in range(0, len(kept), settings.shard_size)]
-    files = [folder / f"{index:05d}.parquet" for index in range(len(shards))]
-    if missing := [index for index, file in enumerate(files) if not file.exists()]:
-        with open_sampler(model, settings, model_settings) as sampler:
-            for index in missing:
-                started = time.time()
-                rows = respond(sampler, shards[index], settings, seed, tokenizer)
-                pq.write_table(pa.Table.from_pylist(rows), files[index].with_suffix(".tmp"))
-                os.replace(files[index].with_suffix(".tmp"), files[index])
-                speed = sum(len(ids) for row in rows for ids in row["response_ids"]) / (time.time() - started)
-                print(f"generation: shard {index + 1} of {len(shards)}, {speed:,.0f} tokens/s", flush=True)
-    data = Dataset(pa.concat_tables([pq.read_table(file) for file in files]))
+    shards = shards_of(len(kept), settings.shard_size)
+    files = [folder / f"{index:05d}.arrow" for index in range(len(shards))]
+    missing = [index for index, file in enumerate(files) if not file.exists()]
+    started, tokens = time.time(), 0
+    start = partial(open_policy, model, settings, model_settings, seed)
+    gpus = settings.engine.get("tensor_parallel_size", 1) if settings.backend == "vllm" else 1
+    for index, found in spread(missing, lambda index: list(kept.select(shards[index])), start, actors, gpus):
+        table, unfinished = pa.Table.from_pylist(found), files[index].with_suffix(".tmp")
+        with pa.ipc.new_stream(str(unfinished), table.schema) as writer:
+            writer.write_table(table)
+        os.replace(unfinished, files[index])
+        tokens += sum(len(ids) for row in found for ids in row["response_ids"])
+        speed = tokens / (time.time() - started)
+        print(f"generation: shard {index + 1} of {len(shards)}, {speed:,.0f} tokens/s", flush=True)
+    data = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
     data.save_to_disk(str(out / "data"))
     return data, dropped
+
+
+@contextmanager
+def open_policy(
+    model: Model, settings: GenerationSettings, model_settings: ModelSettings, seed: int
+) -> Iterator[Callable[[Sequence[Row]], list[dict[str, Any]]]]:
+    """`respond` with a model in memory."""
+    from rlhflow_utils.online.engines import open_sampler
+
+    tokenizer = load_tokenizer(model, model_settings)
+    with open_sampler(model, settings, model_settings) as sampler:
+        yield partial(respond, sampler, settings=settings, seed=seed, tokenizer=tokenizer)
 
 
 def respond(
     sampler: Sampler, rows: Sequence[Row], settings: GenerationSettings, seed: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
-    """The rows of `generate`, from rows of `drop_long_prompts`.
+    """The rows of `generate`, from prompts.
 
     `response_ids` stay exactly as sampled, with an end-of-turn token only where the policy wrote one.
     """
@@ -154,7 +144,7 @@ def respond(
 
     temperatures = response_temperatures(settings.temperatures, settings.sampling["n"])
     seeds = [seed_for(seed, row["prompt_id"]) for row in rows]
-    sampled = sampler(Request([row["prompt_ids"] for row in rows], seeds, temperatures))
+    sampled = sampler(Request([encode_prompt(row["prompt"], tokenizer) for row in rows], seeds, temperatures))
     stops = set(stop_token_ids(tokenizer))
     return [
         {
@@ -180,15 +170,9 @@ def response_temperatures(temperatures: Sequence[float], n: int) -> list[float]:
 
 
 def drop_long_prompts(
-    prompts: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
-) -> tuple[list[dict[str, Any]], Dropped]:
-    """Rows with their token ids under `prompt_ids`, without prompts over the limit (counted as `prompt_too_long`)."""
-    rows = [{**row, "prompt_ids": encode_prompt(row["prompt"], tokenizer)} for row in prompts]
-    kept = [row for row in rows if len(row["prompt_ids"]) <= max_prompt_tokens]
-    return kept, {"prompt_too_long": len(rows) - len(kept)}
-
-
-if __name__ == "__main__":
-    end_with_parent()
-    quiet_libraries()
-    GenerationJob.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")).run()
+    prompts: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
+) -> tuple[Dataset, Dropped]:
+    """The prompts within the limit, and how many are over it (`prompt_too_long`)."""
+    lengths = (len(encode_prompt(row["prompt"], tokenizer)) for row in prompts)
+    kept = [place for place, length in enumerate(lengths) if length <= max_prompt_tokens]
+    return prompts.select(kept), {"prompt_too_long": len(prompts) - len(kept)}

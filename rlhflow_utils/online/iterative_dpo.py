@@ -26,6 +26,6 @@ def rank(run: Run, ranker: Model, responses: Artifact, *, into: Path) -> Artifac
     """A number for every response, from the kind of model that `pair_building.ranker` names; `ranker` is that model."""
     profile = run.profile
     if profile.pair_building.ranker == "reward_model":
-        return score_responses(ranker, responses, profile.reward_model, profile.model, into=into)
-    tournament = profile.pair_building.tournament
-    return rank_responses(ranker, responses, profile.preference_model, tournament, profile.model, into=into)
+        return score_responses(ranker, responses, profile.reward_model, profile.model, profile.actors, into=into)
+    tournament, here = profile.pair_building.tournament, (profile.model, profile.actors)
+    return rank_responses(ranker, responses, profile.preference_model, tournament, *here, into=into)

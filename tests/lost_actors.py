@@ -1,0 +1,41 @@
+"""Ray actors of this process, and stages that lose one half-way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psutil
+import pytest
+
+from rlhflow_utils.guide.spread import spread
+
+
+def actors(state: str = "") -> list[psutil.Process]:
+    """The actors that are there; `state` is ".run" for those that are at work."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.cmdline() and process.cmdline()[0].startswith(f"ray::_Actor{state}"):
+                found.append(process)
+    return found
+
+
+@contextmanager
+def one_is_killed(module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside, what `module` spreads loses an actor at work after the first shard; the actor's children end with it."""
+    killed: list[psutil.Process] = []
+
+    def killing(*arguments: Any) -> Iterator[Any]:
+        for found in spread(*arguments):
+            for process in actors(".run")[:1] if not killed else []:
+                killed.extend([process, *process.children(recursive=True)])
+                process.kill()
+            yield found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "spread", killing)
+        yield
+    assert killed
+    assert not psutil.wait_procs(killed, timeout=20)[1]
