@@ -16,6 +16,7 @@ import pytest
 
 from rlhflow_utils import __main__ as command_line
 from rlhflow_utils.guide import chapters as runner
+from rlhflow_utils.guide import stage as core
 from rlhflow_utils.guide.chapters import (
     ChapterError,
     Guide,
@@ -197,8 +198,9 @@ def test_chapters_run_once_and_again_only_when_they_must(guide: Path, capsys: py
     assert "▸ value: running" in capsys.readouterr().out
     assert _summary(guide)["value.beta"] == 0.2
 
-    manifest_file = guide / "run" / "value" / "manifest.json"
-    manifest_file.write_text(json.dumps(json.loads(manifest_file.read_text()) | {"wall_seconds": 1000.0}))
+    made = core.read_artifact(guide / "run" / "value")
+    assert made is not None
+    core.write_manifest(made.path, made.manifest | {"wall_seconds": 1000.0})
     _chapter(guide, "01_x", STAGE, "shown = folder.metrics", "run.finish()")
     _chapter(guide, "02_y", 'folder = run["value"]', "run.finish()")
     _run(guide, overrides={"dpo.trainer.beta": 0.2})
@@ -209,9 +211,7 @@ def test_chapters_run_once_and_again_only_when_they_must(guide: Path, capsys: py
     assert 1000 < summary["wall_seconds.01_x"] < 1100, "a skipped stage counts with what it took when it ran"
     assert summary["wall_seconds.02_y"] < 100, "and counts once, for the chapter that made it"
 
-    (guide / "run" / "value" / "manifest.json").write_text(
-        json.dumps({**json.loads(manifest_file.read_text()), "key": "x"})
-    )
+    core.write_manifest(made.path, made.manifest | {"key": "x"})
     assert _stale(guide, overrides={"dpo.trainer.beta": 0.2}) == ["01_x", "02_y"], "its stages are others now"
 
 
