@@ -151,11 +151,11 @@ def readme_block(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def block_of(name: str) -> re.Pattern[str]:
-    """The README's part between `<!-- name:begin -->` and `<!-- name:end -->`, as the second group."""
+    """A file's part between `<!-- name:begin -->` and `<!-- name:end -->`, as the second group."""
     return re.compile(rf"(<!-- {name}:begin -->\n)(.*?)(<!-- {name}:end -->)", re.DOTALL)
 
 
-def replace_block(name: str, text: str) -> None:
-    """Rewrite a block of the README."""
-    readme = README.read_text(encoding="utf-8")
-    README.write_text(block_of(name).sub(lambda match: match[1] + text + match[3], readme), encoding="utf-8")
+def replace_block(name: str, text: str, file: Path = README) -> None:
+    """Rewrite a block of the README, or of another file."""
+    before = file.read_text(encoding="utf-8")
+    file.write_text(block_of(name).sub(lambda match: match[1] + text + match[3], before), encoding="utf-8")
