@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.run import end_with_parent, quiet_libraries, run_module
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings, Section
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, describe, hash_value, seed_for, stage, write_json
-from rlhflow_utils.models.chat import decode_response, encode_prompt, load_tokenizer, stop_token_ids
+from rlhflow_utils.models.chat import accepted, decode_response, encode_prompt, load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import Model, model_path
 
 if TYPE_CHECKING:
@@ -120,9 +121,9 @@ def generate(
     from rlhflow_utils.online.engines import open_sampler
 
     tokenizer, path = load_tokenizer(model, model_settings), Path(model_path(model))
-    kept, dropped = drop_long_prompts(prompts, tokenizer, settings.max_prompt_tokens)
+    kept, dropped = drop_prompts(prompts, tokenizer, settings.max_prompt_tokens)
     if not kept:
-        raise ValueError("no prompt is within generation.max_prompt_tokens; raise it")
+        raise ValueError(f"no prompt is left; dropped {dropped} (raise generation.max_prompt_tokens)")
     # Shards of another request are never mistaken for ours: the folder's name says what was asked, of which weights.
     asked = [path if path.exists() else str(path), settings, model_settings, seed, kept]
     folder = out / f"shards-{hash_value(describe(asked))}"
@@ -146,7 +147,7 @@ def generate(
 def respond(
     sampler: Sampler, rows: Sequence[Row], settings: GenerationSettings, seed: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
-    """The rows of `generate`, from rows of `drop_long_prompts`.
+    """The rows of `generate`, from rows of `drop_prompts`.
 
     `response_ids` stay exactly as sampled, with an end-of-turn token only where the policy wrote one.
     """
@@ -179,13 +180,17 @@ def response_temperatures(temperatures: Sequence[float], n: int) -> list[float]:
     return [temperature for temperature in temperatures for _ in range(share)]
 
 
-def drop_long_prompts(
+def drop_prompts(
     prompts: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
 ) -> tuple[list[dict[str, Any]], Dropped]:
-    """Rows with their token ids under `prompt_ids`, without prompts over the limit (counted as `prompt_too_long`)."""
-    rows = [{**row, "prompt_ids": encode_prompt(row["prompt"], tokenizer)} for row in prompts]
+    """Rows with their token ids under `prompt_ids`, and how many were dropped, by reason.
+
+    `prompt_too_long`: over the limit; `refused_by_template`: the chat template does not take the turns.
+    """
+    ids = [(row, accepted(partial(encode_prompt, row["prompt"], tokenizer))) for row in prompts]
+    rows = [{**row, "prompt_ids": found} for row, found in ids if found is not None]
     kept = [row for row in rows if len(row["prompt_ids"]) <= max_prompt_tokens]
-    return kept, {"prompt_too_long": len(rows) - len(kept)}
+    return kept, {"prompt_too_long": len(rows) - len(kept), "refused_by_template": len(ids) - len(rows)}
 
 
 if __name__ == "__main__":
