@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import re
 import sys
 import traceback
@@ -14,7 +13,7 @@ from typing import Any
 
 from rlhflow_utils.guide.chapters import Guide
 from rlhflow_utils.guide.profile import Profile, load_profile, parse_override
-from rlhflow_utils.guide.run import prepare_hub, quiet_libraries, shortened
+from rlhflow_utils.guide.run import fix_of, prepare_hub, quiet_libraries, shortened
 from rlhflow_utils.guide.stage import PACKAGE_FOLDER, PROJECT, relative
 
 
@@ -146,12 +145,6 @@ def _notebooks(options: argparse.Namespace) -> None:
         publish_results(options.run_dir)
 
 
-FIXES = {  # what a system may refuse
-    errno.ENOSPC: "free some space, or write to another disk",
-    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or write to another disk",
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file is where a folder is needed: choose another name"),
-}
 Options = dict[str, dict[str, Any]]
 PROFILE: Options = {
     "--profile": {"required": True, "help": "name in profiles/ or a YAML file"},
@@ -239,16 +232,14 @@ def _explained(error: BaseException) -> str:
         return shortened(str(error))
     error = _refusal(error) or error
     where = f"{Path(ours[-1].filename).relative_to(PROJECT)}, line {ours[-1].lineno}"
-    fix = FIXES.get(getattr(error, "errno", None) or 0, "add --traceback to see the rest")
+    fix = fix_of(str(error)) or "add --traceback to see the rest"
     return f"{shortened(f'{type(error).__name__}: {error}')} ({where}; {fix})"
 
 
 def _refusal(error: BaseException) -> BaseException | None:
     """What the system refused, where that is behind another error: a writer that cannot be closed hides a full disk."""
     cause = error.__cause__ or error.__context__
-    if getattr(error, "errno", None) in FIXES or cause is None:
-        return error if getattr(error, "errno", None) in FIXES else None
-    return _refusal(cause)
+    return error if fix_of(str(error)) else _refusal(cause) if cause else None
 
 
 if __name__ == "__main__":

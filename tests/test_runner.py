@@ -171,6 +171,30 @@ def test_a_failing_cell_is_one_line_and_the_notebook_is_kept(guide: Path) -> Non
     assert not (guide / "run" / "notebooks" / "02_y.ipynb").exists()
 
 
+CLOSED = """
+try:
+    file = open("/dev/full", "w")
+    file.write("x")
+    file.flush()
+except OSError:
+    raise RuntimeError("the writer is closed")
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("cell", ['print("x", file=open("/dev/full", "w"), flush=True)', CLOSED])
+def test_a_full_disk_in_a_cell_is_one_line_with_what_to_do(cell: str, guide: Path) -> None:
+    """Also where a writer that cannot be closed hides it."""
+    _chapter(guide, "01_x", cell)
+    with pytest.raises(ChapterError) as caught:
+        _run(guide)
+    message = (
+        "chapter 01_x, cell 4: OSError: [Errno 28] No space left on device (free some space, or write to another disk"
+    )
+    assert str(caught.value).startswith(f"{message}; the notebook up to there: ")
+    assert "\n" not in str(caught.value)
+
+
 STAGE = 'folder = write(run.profile.dpo, 3, into=run / "value")'
 
 
