@@ -64,7 +64,7 @@ SMALL: dict[str, Any] = {  # with a checkpoint after almost every step, so that 
     "world.eval_prompts": 12,
     "base_model.block_size": 64, "base_model.blocks_per_batch": 4, "base_model.tokens": 30_000,
     "sft.global_batch_size": 16, "sft.trainer.per_device_train_batch_size": 8, "sft.trainer.save_steps": 1,
-    "reward_model.trainer.save_steps": 2,
+    "reward_model.trainer.per_device_train_batch_size": 8, "reward_model.trainer.save_steps": 2,
     "dpo.global_batch_size": 4, "dpo.trainer.per_device_train_batch_size": 4, "dpo.trainer.save_steps": 1,
     "generation.shard_size": 2, "iterative.iterations": 2, "iterative.prompts_per_iteration": 10,
     "data.evaluation_prompts": 12,
@@ -412,7 +412,7 @@ class Campaign:
 
         ended = attempt(self.folder, overrides=overrides, watch=watch)
         if undisturbed.status or not killed:
-            raise RuntimeError(f"no process {words} to kill: {undisturbed}, {ended}")
+            return {"outcome": "obscure", "line": f"no process {words} was killed: {undisturbed}, {ended}"}
         return self.judged(ended, "", overrides=overrides, expected=expected)
 
     def machine(self) -> dict[str, Callable[[], Result]]:
@@ -560,7 +560,7 @@ def table(result: Mapping[str, Any]) -> str:
         add(f"{what}, changed at random", outcomes)
     ended = f"{kills['equal']} of {kills['runs']} runs ended like the undisturbed one; {kills['orphans']} orphans"
     rows.insert(0, {"fault": "SIGKILL, then the run again", "times": kills["kills"], "how it ended": ended})
-    return f"{markdown_table(rows)}\n\n`{result['command']}`, commit {result['provenance']['commit'][:12]}.\n"
+    return f"{markdown_table(rows)}\n\n`{result['command']}`, commit {str(result['provenance']['commit'])[:12]}.\n"
 
 
 def main() -> int:

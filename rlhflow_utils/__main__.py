@@ -14,7 +14,7 @@ from typing import Any
 from rlhflow_utils.guide.chapters import Guide
 from rlhflow_utils.guide.profile import Profile, load_profile, parse_override
 from rlhflow_utils.guide.run import fix_of, prepare_hub, quiet_libraries, shortened
-from rlhflow_utils.guide.stage import PACKAGE_FOLDER, PROJECT, relative
+from rlhflow_utils.guide.stage import PACKAGE_FOLDER, PROJECT, relative, write_json
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, Any]:
@@ -67,7 +67,6 @@ def _claims(options: argparse.Namespace) -> None:
 
 def _base(options: argparse.Namespace) -> None:
     from rlhflow_utils.evaluation.base_model import make_base_model
-    from rlhflow_utils.guide.stage import PROJECT
 
     make_base_model(load_profile(options.profile, _overrides(options)), PROJECT / options.out, options.minutes)
 
@@ -118,7 +117,6 @@ def _chat(options: argparse.Namespace) -> None:
 
 def _academic(options: argparse.Namespace) -> None:
     from rlhflow_utils.evaluation.academic import evaluate_academic
-    from rlhflow_utils.guide.stage import write_json
 
     profile = load_profile(options.profile, _overrides(options))
     root = PROJECT / profile.data.root if profile.data.root else None
@@ -230,16 +228,13 @@ def _explained(error: BaseException) -> str:
     ours = [frame for frame in frames if PACKAGE_FOLDER in Path(frame.filename).parents]
     if ours[-1] is frames[-1] and (ours[-1].line or "").startswith("raise"):
         return shortened(str(error))
-    error = _refusal(error) or error
+    chain = [error]  # what the system refused may be behind another error: a writer that cannot be closed hides it
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    error = next((each for each in chain if fix_of(str(each))), error)
     where = f"{Path(ours[-1].filename).relative_to(PROJECT)}, line {ours[-1].lineno}"
     fix = fix_of(str(error)) or "add --traceback to see the rest"
     return f"{shortened(f'{type(error).__name__}: {error}')} ({where}; {fix})"
-
-
-def _refusal(error: BaseException) -> BaseException | None:
-    """What the system refused, where that is behind another error: a writer that cannot be closed hides a full disk."""
-    cause = error.__cause__ or error.__context__
-    return error if fix_of(str(error)) else _refusal(cause) if cause else None
 
 
 if __name__ == "__main__":

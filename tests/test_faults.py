@@ -44,8 +44,9 @@ def test_a_run_ends_as_if_nothing_had_happened(short: dict[str, Any], faults: Mo
         ("weights bit flipped", "shard truncated", "file size limit"), "one_line"
     )
     line = found["weights bit flipped"]["line"]
-    assert line.startswith("error: run/sft/model/model.safetensors is not as it was published")
-    assert "delete the folder run/sft and run again" in line
+    assert line == (
+        "error: run/sft/model/model.safetensors is damaged: delete the folder run/sft and run again to remake it"
+    )
     assert "raise the limit on the size of a file (ulimit -f)" in found["file size limit"]["line"]
     for kind, number in (("rows", 200), ("files", 60), ("replies", 100)):
         assert short[kind][kind] == number

@@ -16,7 +16,6 @@ import pytest
 
 from rlhflow_utils import __main__ as command_line
 from rlhflow_utils.guide import chapters as runner
-from rlhflow_utils.guide import stage as core
 from rlhflow_utils.guide.chapters import (
     ChapterError,
     Guide,
@@ -28,7 +27,7 @@ from rlhflow_utils.guide.chapters import (
 )
 from rlhflow_utils.guide.profile import ConfigError, Profile
 from rlhflow_utils.guide.publishing import METADATA
-from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.guide.stage import PROJECT, Artifact, hash_value, read_artifact, write_json
 
 PARAMETERS = 'PROFILE = "tiny"\nRUN_DIR = "runs/tiny"\nSEED = 0\nOVERRIDES = {}'
 STAGES = """
@@ -198,6 +197,12 @@ def test_a_full_disk_in_a_cell_is_one_line_with_what_to_do(cell: str, guide: Pat
 STAGE = 'folder = write(run.profile.dpo, 3, into=run / "value")'
 
 
+def _rewrite(made: Artifact, **changes: Any) -> None:
+    """Another manifest, as if the stage had written it."""
+    manifest = made.manifest | changes
+    write_json(made.path / "manifest.json", {**manifest, "checksum": hash_value(manifest)})
+
+
 def _summary(guide: Path) -> dict[str, Any]:
     return dict(json.loads((guide / "run" / "summary.json").read_text()))
 
@@ -222,9 +227,9 @@ def test_chapters_run_once_and_again_only_when_they_must(guide: Path, capsys: py
     assert "▸ value: running" in capsys.readouterr().out
     assert _summary(guide)["value.beta"] == 0.2
 
-    made = core.read_artifact(guide / "run" / "value")
+    made = read_artifact(guide / "run" / "value")
     assert made is not None
-    core.write_manifest(made.path, made.manifest | {"wall_seconds": 1000.0})
+    _rewrite(made, wall_seconds=1000.0)
     _chapter(guide, "01_x", STAGE, "shown = folder.metrics", "run.finish()")
     _chapter(guide, "02_y", 'folder = run["value"]', "run.finish()")
     _run(guide, overrides={"dpo.trainer.beta": 0.2})
@@ -235,7 +240,7 @@ def test_chapters_run_once_and_again_only_when_they_must(guide: Path, capsys: py
     assert 1000 < summary["wall_seconds.01_x"] < 1100, "a skipped stage counts with what it took when it ran"
     assert summary["wall_seconds.02_y"] < 100, "and counts once, for the chapter that made it"
 
-    core.write_manifest(made.path, made.manifest | {"key": "x"})
+    _rewrite(made, key="x")
     assert _stale(guide, overrides={"dpo.trainer.beta": 0.2}) == ["01_x", "02_y"], "its stages are others now"
 
 

@@ -164,8 +164,8 @@ def test_a_finished_folder_stays_as_it_is_when_its_rows_are_mapped_and_filtered(
 
 def _damaged(file: Path, stage: Path) -> str:
     """What is said of a damaged file: one line that names it and the folder to delete."""
-    fix = f"delete the folder {relative(stage)} and run again, so that the stage is made anew"
-    return re.escape(f"{relative(file)} is not as it was published, but damaged, changed or gone: {fix}") + "$"
+    fix = f"delete the folder {relative(stage)} and run again to remake it"
+    return re.escape(f"{relative(file)} is damaged: {fix}") + "$"
 
 
 def test_one_flipped_bit_is_found_before_a_stage_reads_it(run: Run, dpo: DpoSettings) -> None:

@@ -167,9 +167,8 @@ def execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
             plain = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))  # IPython colours it
             said = [f"{error.ename}: {error.evalue}", *plain.splitlines()]
             what = next(filter(fix_of, said), said[0])  # what the system refused may stand behind another error
-            fix = f"{fix_of(what)}; " if fix_of(what) else ""
-            where, kept = f"chapter {notebook.stem}, cell {error.exec_count}", stage.relative(output)
-            raise ChapterError(f"{where}: {shortened(what)} ({fix}the notebook up to there: {kept})") from None
+            fix = "; ".join(filter(None, [fix_of(what), f"the notebook up to there: {stage.relative(output)}"]))
+            raise ChapterError(f"chapter {notebook.stem}, cell {error.exec_count}: {shortened(what)} ({fix})") from None
         except (DeadKernelError, RuntimeError) as error:  # killed, for want of memory perhaps, or not even started
             last = f"the kernel's last words are in {stage.relative(log)}"
             raise ChapterError(f"chapter {notebook.stem}: {error} ({last})") from error

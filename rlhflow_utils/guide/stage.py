@@ -4,7 +4,8 @@ A stage's result is decided by its arguments and its code. Their hash is the sta
 with a `manifest.json`; calling it again with the same key reads that folder, without importing anything heavy. While
 it runs, a stage works in `.partial/<name>@<key>` beside its folder: a run that was killed finds its shards and
 checkpoints there. The manifest is written last and one rename publishes the folder, so a folder that exists is whole.
-The manifest holds the SHA-256 of every file: a stage that runs first makes sure that its inputs are what was published.
+The manifest holds the SHA-256 of every file. A stage that runs reads all its inputs first, every byte of them: where a
+disk goes bad, or a copy went wrong, size and time of change are as they were.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, lru_cache, wraps
 from itertools import chain
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 from pydantic import BaseModel
 
@@ -122,9 +123,8 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
             return finished
         partial = _partial_folder(target, key)
         if not read_artifact(partial):  # killed between finishing and publishing: only the publishing is left
-            for each in chain(*named.values()):
-                if isinstance(each, Artifact):
-                    check_contents(each.path, tuple(each.manifest["contents"].items()))
+            for each in (value for value in chain(*named.values()) if isinstance(value, Artifact)):
+                check_contents(each.path, tuple(each.manifest["contents"].items()))
             print(f"{STAGE_LINE}{target.name}: running{' (resuming)' if partial.exists() else ''}", flush=True)
             partial.mkdir(parents=True, exist_ok=True)
             started = time.time()
@@ -138,14 +138,12 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
                 "files": {relative(each): hash_path(each) for each in chain(*named.values()) if isinstance(each, Path)},
                 "rows": {table: {**vars(rows), "dropped": dict(rows.dropped)} for table, rows in summary.rows.items()},
                 "metrics": dict(summary.metrics), "started": started, "wall_seconds": wall, **provenance(),
-                "contents": {file.relative_to(partial).as_posix(): file_digest(file) for file in files_below(partial)},
+                "contents": {name: file_digest(partial / name) for name in files_below(partial)},
             }  # fmt: skip
-            write_manifest(partial, manifest)
+            write_json(partial / "manifest.json", {**manifest, "checksum": hash_value(manifest)})
             print(f"{STAGE_LINE}{target.name}: done in {wall:.0f} s", flush=True)
         _publish(partial, target)
-        published = read_artifact(target)
-        assert published
-        return published
+        return cast(Artifact, read_artifact(target))
 
     return call
 
@@ -161,17 +159,9 @@ def read_artifact(folder: Path) -> Artifact | None:
     raise _damaged(file, folder)
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a stage's manifest and, in it, the manifest's own checksum: from here on the folder is a finished stage."""
-    write_json(folder / "manifest.json", {**manifest, "checksum": hash_value(manifest)})
-
-
-@cache  # once a process and stage: reading 16 GB takes about 20 s
+@cache  # once a process: reading 16 GB takes about 20 s
 def check_contents(folder: Path, contents: tuple[tuple[str, str], ...]) -> None:
-    """Raise ValueError where a file of a finished stage is gone, or is not the one with the digest in its manifest.
-
-    Every byte is read: where a disk goes bad, or a copy went wrong, size and time of change are as they were.
-    """
+    """Raise ValueError where a file of a finished stage is gone, or is not the one with the digest in its manifest."""
     for name, digest in contents:
         file = folder / name
         if not file.is_file() or file_digest(file) != digest:
@@ -179,8 +169,7 @@ def check_contents(folder: Path, contents: tuple[tuple[str, str], ...]) -> None:
 
 
 def _damaged(file: Path, folder: Path) -> ValueError:
-    fix = f"delete the folder {relative(folder)} and run again, so that the stage is made anew"
-    return ValueError(f"{relative(file)} is not as it was published, but damaged, changed or gone: {fix}")
+    return ValueError(f"{relative(file)} is damaged: delete the folder {relative(folder)} and run again to remake it")
 
 
 def seed_for(seed: int, label: str) -> int:
@@ -240,12 +229,12 @@ def hash_path(path: Path) -> str:
         if stat.st_size > LARGE_FILE:
             return hash_value([stat.st_size, stat.st_mtime_ns])
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return hash_value([[found.relative_to(path).as_posix(), hash_path(found)] for found in files_below(path)])
+    return hash_value([[name, hash_path(path / name)] for name in files_below(path)])
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files of a folder and of the folders in it, in order."""
-    return sorted(found for found in folder.rglob("*") if found.is_file())
+def files_below(folder: Path) -> list[str]:
+    """Names of all files of a folder and of the folders in it, in order."""
+    return [found.relative_to(folder).as_posix() for found in sorted(folder.rglob("*")) if found.is_file()]
 
 
 def file_digest(file: Path) -> str:

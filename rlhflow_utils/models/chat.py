@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.models.forward import Model, hub_arguments, model_path
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import ModelSettings
 
 Message = dict[str, str]
-T = TypeVar("T")
 IGNORED = -100  # label of tokens outside the loss
 PROBE: list[Message] = [{"role": "user", "content": "Hello."}]
 ANSWER: Message = {"role": "assistant", "content": "Hello."}
@@ -137,10 +136,10 @@ def encode_conversation(prompt: Sequence[Message], response: str, tokenizer: Pre
     return before + ids
 
 
-def accepted(encode: Callable[[], T]) -> T | None:
-    """`encode()`, or None where the template refuses the turns: the caller drops the row as `refused_by_template`."""
+def accepted(encode: Callable[..., Any], *arguments: Any) -> Any:
+    """What `encode` gives, or None where the template refuses the turns: such a row is `refused_by_template`."""
     try:
-        return encode()
+        return encode(*arguments)
     except TemplateRefusal as error:
         _say_once(f"dropped: {error}")
         return None

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,14 +182,11 @@ def response_temperatures(temperatures: Sequence[float], n: int) -> list[float]:
 def drop_prompts(
     prompts: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
 ) -> tuple[list[dict[str, Any]], Dropped]:
-    """Rows with their token ids under `prompt_ids`, and how many were dropped, by reason.
-
-    `prompt_too_long`: over the limit; `refused_by_template`: the chat template does not take the turns.
-    """
-    ids = [(row, accepted(partial(encode_prompt, row["prompt"], tokenizer))) for row in prompts]
-    rows = [{**row, "prompt_ids": found} for row, found in ids if found is not None]
-    kept = [row for row in rows if len(row["prompt_ids"]) <= max_prompt_tokens]
-    return kept, {"prompt_too_long": len(rows) - len(kept), "refused_by_template": len(ids) - len(rows)}
+    """Rows with their token ids under `prompt_ids`, and how many were dropped: over the limit, or refused."""
+    rows = [{**row, "prompt_ids": accepted(encode_prompt, row["prompt"], tokenizer)} for row in prompts]
+    taken = [row for row in rows if row["prompt_ids"] is not None]
+    kept = [row for row in taken if len(row["prompt_ids"]) <= max_prompt_tokens]
+    return kept, {"prompt_too_long": len(taken) - len(kept), "refused_by_template": len(rows) - len(taken)}
 
 
 if __name__ == "__main__":

@@ -167,8 +167,7 @@ def dpo_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[
 def tokenise(rows: Dataset, function: Tokens, max_length: int | None) -> tuple[Dataset, dict[str, int]]:
     """Rows of a row function with their `length` (tokens of the longest sequence), and how many are dropped, by reason.
 
-    A pair whose sides are the same tokens teaches nothing: `identical_tokens`. One conversation that the chat template
-    does not take is `refused_by_template`.
+    A pair of the same tokens teaches nothing: `identical_tokens`. `refused_by_template` counts whole conversations.
     """
     refused: list[None] = []
 
@@ -183,8 +182,7 @@ def tokenise(rows: Dataset, function: Tokens, max_length: int | None) -> tuple[D
         return {**tokens, "length": length, "fate": fate}
 
     def tokenised(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        each_row = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
-        made = [accepted(partial(function, row)) for row in each_row]
+        made = [accepted(function, dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
         refused.extend(one for one in made if one is None)
         flat = [with_fate(each) for one in made if one for each in (one if isinstance(one, list) else [one])]
         return {name: [each[name] for each in flat] for name in (flat[0] if flat else ["fate"])}
@@ -192,8 +190,8 @@ def tokenise(rows: Dataset, function: Tokens, max_length: int | None) -> tuple[D
     mapped = rows.map(tokenised, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
     fates = mapped["fate"][:] if len(mapped) else []
     kept = mapped.select([place for place, fate in enumerate(fates) if fate == "kept"])
-    dropped = {reason: fates.count(reason) for reason in ("too_long", "identical_tokens")}
-    dropped["refused_by_template"] = len(refused)
+    counts = {reason: fates.count(reason) for reason in ("too_long", "identical_tokens")}
+    dropped = {**counts, "refused_by_template": len(refused)}
     return kept.select_columns([name for name in kept.column_names if name not in ("fate", "identical")]), dropped
 
 
