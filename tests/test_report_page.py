@@ -17,7 +17,8 @@ from rlhflow_utils.guide.tables import markdown_table
 SCRIPT = "<script>document.title = 'ran'</script>"
 HOSTILE = (
     f"{SCRIPT}<img src=x onerror=\"document.title = 'ran'\"> a | b `|` \\| c\n# d\r\n| e | [f](javascript:g) ![h](i) "
-    "**j** _k_ l_m_n ~~o~~ $p$ \\(q\\) &lt; &amp; <!-- r\u2028--> ``` --- https://x.example/y?z=<b> www.x.example a@x.example"
+    "**j** _k_ l_m_n ~~o~~ $p$ \\(q\\) &lt; &amp; <!-- r\u2028--> ``` "
+    "https://x.example/y?z=<b> www.x.example a@x.example"
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CELLS = """
