@@ -3,21 +3,18 @@
 The run calls the stages of the chapters in a world of a few rows: base model, SFT, reward model, two iterations. Each
 attempt is a forked child, so that a kill falls into the work and not into imports. ::
 
-    python benchmarks/faults.py --kills 200 --seed 0 --minutes 15
+    python benchmarks/faults.py --kills 200 --seed 0 --minutes 30
 
-Writes `results/faults/campaign.json`, with the counts that were reached within the minutes. Outcomes of a fault:
-`one_line` (the run stops with one line that names the place, and goes on once the fault is mended), `unharmed` (it ends
-like the undisturbed run), `unnamed` (as `one_line`, but the line does not say where), and the two that must not be:
-`silent` (it ends otherwise) and `obscure` (several lines, or it cannot go on).
+Writes `results/faults/campaign.json` and from it the table in CONTRIBUTING.md. `OUTCOMES` says how a fault may end; the
+exit status is 1 where something happened that must not (`failures`). A file of an unfinished stage has no digest yet:
+whether a flipped bit in it is noticed is up to the library that reads it.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import gzip
 import importlib
-import json
 import math
 import os
 import random
@@ -42,16 +39,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import fuzz
+import psutil
+
 from rlhflow_utils.__main__ import _explained
-from rlhflow_utils.data.filters import conversation_failure, first_failure, structural_failure
 from rlhflow_utils.data.mixtures import build_preference_data
-from rlhflow_utils.data.reading import Candidate, Conversation, SourceError, file_rows
-from rlhflow_utils.data.sources import convert
-from rlhflow_utils.evaluation import arena_hard, judges, mt_bench, policies
+from rlhflow_utils.evaluation import policies
 from rlhflow_utils.guide.profile import load_profile
+from rlhflow_utils.guide.publishing import replace_block
 from rlhflow_utils.guide.run import Run, locked, quiet_libraries
-from rlhflow_utils.guide.settings import SourceSettings
-from rlhflow_utils.guide.stage import PROJECT, hash_value, provenance, read_json, write_json
+from rlhflow_utils.guide.stage import PROJECT, file_digest, hash_value, provenance, read_json, write_json
+from rlhflow_utils.guide.tables import markdown_table
 from rlhflow_utils.models.reward_model import score_responses
 from rlhflow_utils.online.generation import generate_responses
 from rlhflow_utils.online.iterative_dpo import prompts_of_iteration
@@ -59,60 +57,43 @@ from rlhflow_utils.online.pair_building import build_preference_pairs
 from rlhflow_utils.simulator.world import build_world
 from rlhflow_utils.training import pretraining, stages
 
-TARGET = PROJECT / "results" / "faults" / "campaign.json"
-TINY = load_profile("tiny")
-assert TINY.world is not None
-SMALL: dict[str, Any] = {
-    "world.entities": 4,
-    "world.corpus": {"statements": 40, "questions": 40, "proofread": 20, "graded": 20, "comparisons": 20},
-    "world.sft.demonstrations": 60,
-    "world.sft.translations": 10,
-    "world.sft.judgements": 10,
-    "world.prompts": 24,
+TARGET, SHOWN = PROJECT / "results" / "faults" / "campaign.json", PROJECT / "CONTRIBUTING.md"
+SHRUNK = str(PROJECT / "tests" / "fixtures" / "shrunk.yaml")
+SMALL: dict[str, Any] = {  # with a checkpoint after almost every step, so that few kills meet many of them
+    "world.sft.demonstrations": 60, "world.sft.translations": 10, "world.sft.judgements": 10, "world.prompts": 24,
     "world.eval_prompts": 12,
-    "world.translation_tests": 6,
-    "world.benchmark_rows": 24,
-    "model.base": None,
-    "base_model.architecture.hidden_size": 32,
-    "base_model.architecture.num_hidden_layers": 1,
-    "base_model.architecture.intermediate_size": 64,
-    "base_model.architecture.num_attention_heads": 2,
-    "base_model.vocab_size": 400,
-    "base_model.block_size": 64,
-    "base_model.blocks_per_batch": 4,
-    "base_model.tokens": 30_000,
-    "sft.trainer.save_steps": 1,
-    "sft.global_batch_size": 16,
-    "sft.trainer.per_device_train_batch_size": 8,
-    "reward_model.trainer.save_steps": 2,
-    "dpo.trainer.save_steps": 1,
-    "dpo.global_batch_size": 4,
-    "dpo.trainer.per_device_train_batch_size": 4,
-    "generation.sampling": {"n": 4, "top_p": 1.0, "max_tokens": 12},
-    "generation.shard_size": 2,
-    "iterative.iterations": 2,
-    "iterative.prompts_per_iteration": 10,
+    "base_model.block_size": 64, "base_model.blocks_per_batch": 4, "base_model.tokens": 30_000,
+    "sft.global_batch_size": 16, "sft.trainer.per_device_train_batch_size": 8, "sft.trainer.save_steps": 1,
+    "reward_model.trainer.per_device_train_batch_size": 8, "reward_model.trainer.save_steps": 2,
+    "dpo.global_batch_size": 4, "dpo.trainer.per_device_train_batch_size": 4, "dpo.trainer.save_steps": 1,
+    "generation.shard_size": 2, "iterative.iterations": 2, "iterative.prompts_per_iteration": 10,
     "data.evaluation_prompts": 12,
-    "evaluation.bootstrap_samples": 100,
-    **{f"world.preferences.sources.{name}.rows": 12 for name in TINY.world.preferences.sources},
-}
-STEPS_PER_CHECKPOINT, TOKENIZER_DOCUMENTS = 20, 500  # of pretraining, so small that it is often resumed
+}  # fmt: skip
+STEPS_PER_CHECKPOINT, TOKENIZER_DOCUMENTS = 20, 500  # of pretraining
 LOADED = ("rlhflow_utils.training.trainers", "rlhflow_utils.online.engines", "trl.trainer.dpo_trainer",
           "trl.trainer.reward_trainer", "trl.trainer.sft_trainer", "datasets", "pandas", "pyarrow.parquet",
           "transformers.models.llama.modeling_llama")  # fmt: skip
 LEFT_BEHIND = (".partial/*", "**/*.tmp", "**/*.new", "**/*.old", "**/*.removed", "**/checkpoint*", "**/cache-*.arrow")
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24  # linux/capability.h, linux/prctl.h: root may write into any folder
-MOUNTED = 2**20  # bytes of the small disk; a whole run needs half as much again
+SMALL_DISK = 2**20  # bytes; a whole run needs half as much again
+OUTCOMES = {
+    "one_line": "stopped in one line that names the place; went on once mended",
+    "unharmed": "ended like the undisturbed run",
+    "unnamed": "stopped in one line that does not name the place",  # and these must not be:
+    "obscure": "stopped in several lines, or could not go on",
+    "silent": "ended otherwise than the undisturbed run, without a word",
+}
 Overrides = dict[str, Any]
 Fault = Callable[[Path], None]  # called in the child, before the run
+Result = dict[str, Any]
 
 
 # --- the run, and what it left --------------------------------------------------------------------------------------
 
 
-def shrunk_run(folder: Path, overrides: Mapping[str, Any] | None = None) -> None:
+def shrunk_run(folder: Path, overrides: Overrides) -> None:
     """The stages of chapters 00 to 03 and 07 to 10, as the chapters call them."""
-    profile = load_profile("tiny", {**SMALL, **(overrides or {})}, 0)
+    profile = load_profile(SHRUNK, {**SMALL, **overrides}, 0)
     assert profile.base_model is not None
     assert profile.world is not None
     with locked(folder):
@@ -148,19 +129,18 @@ def end_state(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for manifest_file in sorted(folder.glob("*/manifest.json")):
         stage, manifest = manifest_file.parent, read_json(manifest_file)
-        files = sorted(path for path in stage.rglob("*") if path.is_file())
         contents: dict[str, Any] = {}
-        for file in files:
-            name = file.relative_to(stage).as_posix()
+        for name in manifest["contents"]:
+            file = stage / name
             if file.suffix in (".safetensors", ".jsonl"):
-                contents[name] = hash_value(file.read_bytes().hex())
+                contents[name] = file_digest(file)
             elif file.name == "dataset_info.json":
                 contents[name] = hash_value(repr(load_from_disk(str(file.parent)).to_list()))
             elif file.name == "log.json":
                 contents[name] = [entry["loss"] for entry in read_json(file)["history"]]
         metrics = {name: value for name, value in manifest["metrics"].items() if "seconds" not in name}
         # The folder of shards is named after the weights' folder, in which some files tell the time.
-        names = [re.sub("^shards-[0-9a-f]+", "shards", file.relative_to(stage).as_posix()) for file in files]
+        names = [re.sub("^shards-[0-9a-f]+", "shards", name) for name in manifest["contents"]]
         state[stage.name] = {"key": manifest["key"], "rows": manifest["rows"], "metrics": metrics,
                              "files": names, "contents": contents}  # fmt: skip
     return state
@@ -187,23 +167,23 @@ class Ended(NamedTuple):
 
 
 def attempt(
-    folder: Path, fault: Fault | None = None, seconds: float | None = None, overrides: Overrides | None = None,
-    watch: Callable[[int], None] | None = None,
+    folder: Path, fault: Fault | None = None, overrides: Overrides | None = None,
+    seconds: float = math.inf, watch: Callable[[int], None] | None = None,
 ) -> Ended:  # fmt: skip
     """Run in a forked child with a fault, killed after some seconds; `watch` (its process id) may do harm meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder.with_name(f"{folder.name}.log")
+    log, until = folder.with_name(f"{folder.name}.log"), time.monotonic() + seconds
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        _child(folder, log, fault, overrides)
+        os.setpgid(0, 0)
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os._exit(run_here(folder, fault, overrides))
     with suppress(OSError):
         os.setpgid(child, child)  # here and in the child: whichever comes first
-    until = time.monotonic() + seconds if seconds is not None else math.inf
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() > until:
             os.kill(child, signal.SIGKILL)
             until = math.inf
@@ -211,27 +191,17 @@ def attempt(
             watch(child)
         time.sleep(0.002)
     errors = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("error: ")]
-    return Ended(os.waitstatus_to_exitcode(status), errors, _outlived(child))
-
-
-def _child(folder: Path, log: Path, fault: Fault | None, overrides: Overrides | None) -> None:
-    """The forked child's whole life: it never returns."""
-    os.setpgid(0, 0)
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os._exit(run_here(folder, fault, overrides))
+    return Ended(os.waitstatus_to_exitcode(ended[1]), errors, outlived(child))
 
 
 def run_here(folder: Path, fault: Fault | None = None, overrides: Overrides | None = None) -> int:
     """The exit status of the run in this process; a failure is the line that the command line shows."""
     status = 0
     try:
-        pretraining.STEPS_PER_CHECKPOINT = STEPS_PER_CHECKPOINT
-        pretraining.TOKENIZER_DOCUMENTS = TOKENIZER_DOCUMENTS
+        pretraining.STEPS_PER_CHECKPOINT, pretraining.TOKENIZER_DOCUMENTS = STEPS_PER_CHECKPOINT, TOKENIZER_DOCUMENTS
         if fault:
             fault(folder)
-        shrunk_run(folder, overrides)
+        shrunk_run(folder, overrides or {})
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
@@ -241,7 +211,7 @@ def run_here(folder: Path, fault: Fault | None = None, overrides: Overrides | No
     return status
 
 
-def _outlived(group: int) -> bool:
+def outlived(group: int) -> bool:
     """Whether a process of a dead child's group is alive two seconds later; it is then ended."""
     for _ in range(100):
         try:
@@ -256,74 +226,38 @@ def _outlived(group: int) -> bool:
 # --- kills ----------------------------------------------------------------------------------------------------------
 
 
-def kill_at_file(number: int, folder: Path) -> None:
-    """Let this process kill itself before its `number`-th change of a file (or folder) below `folder`."""
-    seen, root = 0, str(folder)
+def at_file_events(folder: Path, harm: Callable[[bool], None]) -> None:
+    """Call `harm` before every file operation of this process below `folder`, with whether it changes something."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
         changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
-        if event == "open" and isinstance(arguments[1], str):
-            changes = any(mode in arguments[1] for mode in "wax+")
-        if changes and isinstance(arguments[0], (str, os.PathLike)) and os.fspath(arguments[0]).startswith(root):
-            seen += 1
-            if seen == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if (changes or event == "open") and isinstance(arguments[0], (str, os.PathLike)):
+            mode = arguments[1] if event == "open" else ""
+            changes = changes or (isinstance(mode, str) and bool(set(mode) & set("wax+")))
+            if os.fspath(arguments[0]).startswith(str(folder)):
+                harm(changes)
 
     sys.addaudithook(hook)
+
+
+def kill_at_change(number: int, folder: Path) -> None:
+    """Let this process kill itself before its `number`-th change of a file or folder below `folder`."""
+    left = count(number - 1, -1)
+    at_file_events(folder, lambda changes: os.kill(os.getpid(), signal.SIGKILL) if changes and not next(left) else None)
 
 
 def place_of(folder: Path) -> str:
     """What a killed run was doing, from what it left: the stage, and the kind of file that it was writing."""
     partials = sorted(folder.glob(".partial/*@*"), key=lambda path: path.stat().st_mtime)
-    if not partials:
+    if not partials or (partials[-1] / "manifest.json").exists():
         return "publishing or between stages"
-    partial = partials[-1]
-    stage = "".join(letter for letter in partial.name.split("@")[0] if not letter.isdigit())
-    if (partial / "manifest.json").exists():
-        return "publishing or between stages"
-    if any(not (each / "trainer_state.json").exists() for each in partial.glob("checkpoints/checkpoint-*")):
-        return f"{stage}: writing a checkpoint"
-    if (partial / "checkpoint.new").exists():
+    partial, stage = partials[-1], re.sub(r"\d|@.*", "", partials[-1].name)
+    cut_off = [each for each in partial.glob("checkpoints/checkpoint-*") if not (each / "trainer_state.json").exists()]
+    if cut_off or (partial / "checkpoint.new").exists():
         return f"{stage}: writing a checkpoint"
     if list(partial.glob("shards*/*.tmp")):
         return f"{stage}: writing a shard"
-    if (partial / "model").exists() or (partial / "data").exists():
-        return f"{stage}: writing the result"
-    return stage
-
-
-def kill_campaign(folder: Path, kills: int, draw: random.Random, until: float, expected: Mapping[str, Any],
-                  seconds: float) -> dict[str, Any]:  # fmt: skip
-    """Kill runs until there were so many kills, or until it is late; a finished run is compared, and the next begins.
-
-    Half of the kills come at a random moment of the first third of a run's time, half before a random change of a file.
-    """
-    counts: Counter[str] = Counter()
-    places: Counter[str] = Counter()
-    wrong: list[str] = []
-    while counts["kills"] < kills and time.monotonic() < until:
-        counts["runs"] += 1
-        for number in count():
-            last = counts["kills"] >= kills or time.monotonic() > until
-            fault, limit = None, None
-            if not last and number % 2:
-                fault = partial(kill_at_file, draw.randint(1, 60))
-            elif not last:
-                limit = draw.uniform(0.02, seconds / 3)
-            ended = attempt(folder, fault, limit)
-            counts["orphans"] += ended.orphans
-            if ended.status == -signal.SIGKILL:
-                counts["kills"] += 1
-                places[place_of(folder)] += 1
-                continue
-            found = differences(folder, expected) if ended.status == 0 else ended.errors or [f"status {ended.status}"]
-            counts["equal"] += not found
-            wrong += found
-            break
-        shutil.rmtree(folder)
-    return {**{name: counts[name] for name in ("kills", "runs", "equal", "orphans")}, "places": dict(sorted(
-        places.items())), "wrong": wrong[:10]}  # fmt: skip
+    return f"{stage}: writing the result" if (partial / "model").exists() or (partial / "data").exists() else stage
 
 
 # --- damaged files --------------------------------------------------------------------------------------------------
@@ -335,96 +269,191 @@ def truncate(file: Path, draw: random.Random) -> None:
 
 
 def flip_bit(file: Path, draw: random.Random) -> None:
-    """Flip one bit."""
-    content = bytearray(file.read_bytes())
+    """Flip one bit; size and time of change stay, as where a disk goes bad."""
+    content, before = bytearray(file.read_bytes()), file.stat()
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+HARMS = {"truncated": truncate, "bit flipped": flip_bit}
+AFTER_SFT = ("bt", "*answers*", "iter*", "evaluation")
 # What is damaged: a file of a finished stage, and the stages after it, which are then removed and run again.
 FINISHED = {
-    "weights": ("sft/model/model.safetensors", ("bt", "*answers*", "iter*", "evaluation")),
-    "config": ("sft/model/config.json", ("bt", "*answers*", "iter*", "evaluation")),
-    "tokenizer": ("sft/model/tokenizer.json", ("bt", "*answers*", "iter*", "evaluation")),
-    "manifest": ("bt/manifest.json", ("*answers*", "iter*", "evaluation")),
+    "weights": ("sft/model/model.safetensors", AFTER_SFT),
+    "config": ("sft/model/config.json", AFTER_SFT),
+    "tokenizer": ("sft/model/tokenizer.json", AFTER_SFT),
+    "manifest": ("bt/manifest.json", AFTER_SFT[1:]),
     "data set": ("iter2_pairs/data/data-00000-of-00001.arrow", ("iter2_dpo", "last*", "evaluation")),
     "responses": ("iter2_responses/data/data-00000-of-00001.arrow", ("iter2_[spd]*", "last*", "evaluation")),
 }
-# A file of an unfinished stage, which a kill has left: the stage, and a pattern in its working folder.
+# A file of an unfinished stage, killed as soon as another file is there: the stage, the damaged file, the other one.
+CHECKPOINT = "checkpoints/checkpoint-2/"
 UNFINISHED = {
-    "shard": ("iter2_responses", "shards-*/00001.arrow"),
-    "checkpoint weights": ("sft", "checkpoints/checkpoint-*/model.safetensors"),
-    "checkpoint optimiser": ("sft", "checkpoints/checkpoint-*/optimizer.pt"),
-    "checkpoint state": ("sft", "checkpoints/checkpoint-*/trainer_state.json"),
-    "base checkpoint": ("base_model", "checkpoint.pt"),
+    "shard": ("iter2_responses", "shards-*/00001.arrow", "shards-*/00001.arrow"),
+    "checkpoint weights": ("sft", f"{CHECKPOINT}model.safetensors", f"{CHECKPOINT}trainer_state.json"),
+    "checkpoint optimiser": ("sft", f"{CHECKPOINT}optimizer.pt", f"{CHECKPOINT}trainer_state.json"),
+    "checkpoint state": ("sft", f"{CHECKPOINT}trainer_state.json", f"{CHECKPOINT}trainer_state.json"),
+    "base checkpoint": ("base_model", "checkpoint.pt", "checkpoint.pt"),
 }
 
 
-def judged(folder: Path, ended: Ended, mend: Callable[[], None], expected: Mapping[str, Any],
-           place: str = "") -> dict[str, Any]:  # fmt: skip
-    """The outcome of a fault: how the run ended, and whether it goes on once the fault (at `place`) is mended."""
-    if ended.status == 0:
-        found = differences(folder, expected)
-        return {"outcome": "silent" if found else "unharmed", "differs": found[:5]}
-    mend()
-    again = attempt(folder)
-    resumed = again.status == 0 and not differences(folder, expected)
-    clear = ended.status == 1 and len(ended.errors) == 1 and len(ended.errors[0]) < 1100 and resumed
-    more = {} if resumed else {"then": again.errors or differences(folder, expected)[:5]}
-    line = " ".join(ended.errors).replace(str(folder), "run")
-    return {"outcome": "obscure" if not clear else "one_line" if place in line else "unnamed", "line": line, **more}
-
-
-def damage_finished(folder: Path, done: Path, what: str, harm: Callable[..., None], draw: random.Random,
-                    expected: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """Damage a file of a finished stage and run what comes after it; mended by removing the damaged stage."""
-    place, later = FINISHED[what]
-    shutil.copytree(done, folder)
-    for stage in {path for pattern in later for path in folder.glob(pattern)}:
+def remove(folder: Path, *patterns: str) -> None:
+    """Remove the stages of these names."""
+    for stage in {path for pattern in patterns for path in folder.glob(pattern)}:
         shutil.rmtree(stage)
-    harm(folder / place, draw)
-    ended = attempt(folder)
-    stage_name = place.split("/")[0]
-    result = judged(folder, ended, lambda: shutil.rmtree(folder / stage_name), expected, stage_name)
-    shutil.rmtree(folder)
-    return result
 
 
-def kill_beside(name: str, pattern: str, folder: Path) -> None:
-    """Kill this process as soon as a stage's working folder holds two files of a pattern (or one, of a single one)."""
-    wanted = 2 if "*" in pattern else 1
-    if "shards" in pattern:
-        pattern = "shards-*/*.arrow"
+def kill_beside(stage: str, pattern: str, folder: Path) -> None:
+    """Kill this process at the first file operation after a file is there in the working folder of a stage."""
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in ("open", "os.mkdir", "os.rename") and str(folder) in str(arguments[0]):
-            found = list(folder.glob(f".partial/{name}@*/{pattern}"))
-            whole = [each for each in found if each.parent.parent.name != "checkpoints"
-                     or (each.parent / "trainer_state.json").exists()]  # fmt: skip
-            if len(whole) >= wanted:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def harm(changes: bool) -> None:
+        if list(folder.glob(f".partial/{stage}@*/{pattern}")):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(hook)
+    at_file_events(folder, harm)
 
 
-def damage_unfinished(folder: Path, done: Path, what: str, harm: Callable[..., None], draw: random.Random,
-                      expected: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """Kill a run inside a stage, damage the newest file that this left, and go on; mended by removing the rest."""
-    name, pattern = UNFINISHED[what]
-    shutil.copytree(done, folder)
-    shutil.rmtree(folder / name)
-    killed = attempt(folder, partial(kill_beside, name, pattern))
-    files = sorted(folder.glob(f".partial/{name}@*/{pattern}"))
-    if killed.status != -signal.SIGKILL or not files:
-        raise RuntimeError(f"{what}: the run was not killed in {name}: {killed}")
-    harm(files[-1], draw)
-    ended = attempt(folder)
-    result = judged(folder, ended, lambda: shutil.rmtree(folder / ".partial"), expected, name)
-    shutil.rmtree(folder)
-    return result
+class Campaign:
+    """An undisturbed run, and faults of others, which begin in a `folder` of their own or in a copy of it."""
 
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.done, self.folder, self.draw = folder / "undisturbed", folder / "run", random.Random(seed)
+        started = time.monotonic()
+        if (first := attempt(self.done)).status:
+            raise RuntimeError(f"the undisturbed run failed: {first}")
+        self.seconds, self.expected = time.monotonic() - started, end_state(self.done)
 
-# --- what a machine does --------------------------------------------------------------------------------------------
+    def judged(self, ended: Ended, place: str, mend: Callable[[], object] = lambda: None,
+               overrides: Overrides | None = None, expected: Mapping[str, Any] | None = None) -> Result:  # fmt: skip
+        """The outcome of a fault: how the run ended, and whether it goes on once the fault (at `place`) is mended."""
+        expected = expected or self.expected
+        if ended.status == 0:
+            found = differences(self.folder, expected)
+            return {"outcome": "silent" if found else "unharmed", "orphans": ended.orphans, "differs": found[:5]}
+        mend()
+        again = attempt(self.folder, overrides=overrides)
+        wrong = again.errors if again.status else differences(self.folder, expected)
+        clear = ended.status == 1 and len(ended.errors) == 1 and len(ended.errors[0]) < 1100
+        line = " ".join(ended.errors).replace(os.path.relpath(self.folder, PROJECT), "run")
+        line = line.replace(str(self.folder), "run")
+        outcome = "silent" if wrong and not again.status else "obscure" if wrong or not clear else "one_line"
+        outcome = "unnamed" if outcome == "one_line" and place not in line else outcome
+        return {"outcome": outcome, "orphans": ended.orphans or again.orphans, "line": line, "differs": wrong[:5]}
+
+    def damage(self, what: str, harm: Callable[[Path, random.Random], None]) -> Result:
+        """Damage a file of a finished stage, or the one that a kill left, and run; mended by removing that stage."""
+        shutil.copytree(self.done, self.folder)
+        if what in FINISHED:
+            file, later = FINISHED[what]
+            stage = removed = file.split("/")[0]
+            pattern = file
+            remove(self.folder, *later)
+        else:
+            stage, file, beside = UNFINISHED[what]
+            pattern, removed = f".partial/{stage}@*/{file}", ".partial"
+            remove(self.folder, stage)
+            attempt(self.folder, partial(kill_beside, stage, beside))
+        [damaged] = self.folder.glob(pattern)
+        harm(damaged, self.draw)
+        return self.judged(attempt(self.folder), stage, lambda: remove(self.folder, removed))
+
+    # --- what a machine does
+
+    def read_only(self) -> Result:
+        """The run folder may not be written."""
+        self.folder.mkdir()
+        (self.folder / ".lock").touch()
+        self.folder.chmod(0o555)
+        ended = attempt(self.folder, without_override)
+        return self.judged(ended, "Permission denied", lambda: self.folder.chmod(0o755))
+
+    def small_limit(self) -> Result:
+        """Files may be no larger than half of the weights."""
+        limit = (self.done / "sft" / "model" / "model.safetensors").stat().st_size // 2
+        shutil.copytree(self.done, self.folder)
+        remove(self.folder, "sft", *AFTER_SFT)
+        return self.judged(attempt(self.folder, partial(large_files_fail, limit)), "File too large")
+
+    def full_disk(self) -> Result:
+        """The run folder is a small file system, and later a large one. `not run` where none can be mounted."""
+        self.folder.mkdir()
+
+        def mount(options: str) -> bool:
+            command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)]
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+        if not mount(f"size={SMALL_DISK}"):
+            return {"outcome": "not run", "line": "mounting a file system needs root"}
+        try:
+            return self.judged(attempt(self.folder), "No space left", lambda: mount("remount,size=1g"))
+        finally:
+            subprocess.run(["umount", str(self.folder)], check=True)
+
+    def changed_clock(self) -> Result:
+        """The clock stands still and is then set back by a day."""
+        return self.judged(attempt(self.folder, clock_goes_back), "")
+
+    def dead_worker(self, overrides: Overrides, *words: str) -> Result:
+        """One process of several (with these words in its command) is killed while it works, as for want of memory."""
+        undisturbed = attempt(self.folder, overrides=overrides)
+        expected, killed = end_state(self.folder), list[psutil.Process]()
+        shutil.rmtree(self.folder)
+
+        def watch(child: int) -> None:
+            time.sleep(0.1)
+            with suppress(psutil.Error):
+                below = psutil.Process(child).children(recursive=True)
+                workers = [each for each in below if all(word in " ".join(each.cmdline()) for word in words)]
+                if workers and not killed:
+                    time.sleep(0.5)
+                    killed.append(workers[-1])
+                    workers[-1].kill()
+
+        ended = attempt(self.folder, overrides=overrides, watch=watch)
+        if undisturbed.status or not killed:
+            return {"outcome": "obscure", "line": f"no process {words} was killed: {undisturbed}, {ended}"}
+        return self.judged(ended, "", overrides=overrides, expected=expected)
+
+    def machine(self) -> dict[str, Callable[[], Result]]:
+        """Name -> a fault of the machine."""
+        two = {"launch": {"num_processes": 2, "use_cpu": True}, "iterative.iterations": 1}
+        return {
+            "read-only folder": self.read_only, "file size limit": self.small_limit, "full disk": self.full_disk,
+            "clock set back": self.changed_clock,
+            "dead data worker": partial(self.dead_worker, {"data.workers": 2}, "spawn_main"),
+            "dead training process": partial(self.dead_worker, two, "training.trainers", "job.json"),
+        }  # fmt: skip
+
+    def kills(self, wanted: int, until: float) -> Result:
+        """Kill runs so often, or until it is late; a run that ends is compared, and the next one begins.
+
+        Half of the kills come at a random moment of the first third of a run's time, half before a random change of a
+        file.
+        """
+        counts = Counter(dict.fromkeys(("kills", "runs", "equal", "orphans"), 0))
+        places, wrong = Counter[str](), list[str]()
+        while counts["kills"] < wanted and time.monotonic() < until:
+            counts["runs"] += 1
+            for number in count():
+                fault, limit = None, math.inf
+                if counts["kills"] < wanted and time.monotonic() < until:
+                    if number % 2:
+                        fault = partial(kill_at_change, self.draw.randint(1, 60))
+                    else:
+                        limit = self.draw.uniform(0.02, self.seconds / 3)
+                ended = attempt(self.folder, fault, seconds=limit)
+                counts["orphans"] += ended.orphans
+                if ended.status != -signal.SIGKILL:
+                    break
+                counts["kills"] += 1
+                places[place_of(self.folder)] += 1
+            found = ended.errors or [f"status {ended.status}"]
+            found = found if ended.status else differences(self.folder, self.expected)
+            counts["equal"] += not found
+            wrong += found
+            shutil.rmtree(self.folder)
+        return {**counts, "places": dict(sorted(places.items())), "wrong": wrong[:10]}
 
 
 def large_files_fail(limit: int, folder: Path) -> None:
@@ -434,12 +463,11 @@ def large_files_fail(limit: int, folder: Path) -> None:
 
 def clock_goes_back(folder: Path) -> None:
     """After a while the clock stands still; later it is a day earlier."""
-    real, calls = time.time, 0
+    real, calls = time.time, count()
 
     def clock() -> float:
-        nonlocal calls
-        calls += 1
-        return real() if calls < 40 else 1_700_000_000.0 if calls < 400 else real() - 86_400
+        call = next(calls)
+        return real() if call < 40 else 1_700_000_000.0 if call < 400 else real() - 86_400
 
     time.time = clock
 
@@ -450,300 +478,89 @@ def without_override(folder: Path) -> None:
     os.execv(sys.executable, [sys.executable, __file__, "run", "--folder", str(folder)])
 
 
-def read_only(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The run folder may not be written."""
-    folder.mkdir()
-    (folder / ".lock").touch()
-    folder.chmod(0o555)
-    ended = attempt(folder, without_override)
-    result = judged(folder, ended, lambda: folder.chmod(0o755), expected, "Permission denied")
-    shutil.rmtree(folder)
-    return result
-
-
-def small_limit(folder: Path, done: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Files may be no larger than half of the weights."""
-    limit = (done / "sft" / "model" / "model.safetensors").stat().st_size // 2
-    shutil.copytree(done, folder)
-    for pattern in ("sft", "bt", "*answers*", "iter*", "evaluation"):
-        for stage in list(folder.glob(pattern)):
-            shutil.rmtree(stage)
-    result = judged(folder, attempt(folder, partial(large_files_fail, limit)), lambda: None, expected, "File too large")
-    shutil.rmtree(folder)
-    return result
-
-
-def full_disk(folder: Path, size: int, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The run folder is a file system of so many bytes; later of many more. `not run` where none can be mounted."""
-    folder.mkdir()
-
-    def mount(*options: str) -> int:
-        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
-        return subprocess.run(command, capture_output=True, check=False).returncode
-
-    def grow() -> None:
-        mount("remount", "size=1g")
-
-    if mount(f"size={size}"):
-        return {"outcome": "not run", "line": "mounting a file system needs root"}
-    try:
-        result = judged(folder, attempt(folder), grow, expected, "No space left")
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-    folder.rmdir()
-    return result
-
-
-def changed_clock(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The clock stands still and is then set back by a day."""
-    result = judged(folder, attempt(folder, clock_goes_back), lambda: None, expected)
-    shutil.rmtree(folder)
-    return result
-
-
-def descendants(root: int) -> dict[int, str]:
-    """Process id -> command line of all processes below one."""
-    parents, commands = dict[int, int](), dict[int, str]()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            commands[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
-
-    def below(process: int) -> bool:
-        while process in parents and parents[process] != process:
-            process = parents[process]
-            if process == root:
-                return True
-        return False
-
-    return {process: commands[process] for process in parents if below(process) and process in commands}
-
-
-def dead_worker(folder: Path, overrides: Overrides, words: tuple[str, ...]) -> dict[str, Any]:
-    """One process of several is killed while it works, as for want of memory; the run goes on in a second attempt."""
-    killed: list[int] = []
-
-    def watch(child: int) -> None:
-        time.sleep(0.1)
-        workers = [each for each, command in descendants(child).items() if all(word in command for word in words)]
-        if workers and not killed:
-            time.sleep(0.5)
-            killed.append(workers[-1])
-            with suppress(ProcessLookupError):
-                os.kill(workers[-1], signal.SIGKILL)
-
-    ended = attempt(folder, overrides=overrides, watch=watch)
-    again = attempt(folder, overrides=overrides)
-    clear = bool(killed) and ended.status == 1 and len(ended.errors) == 1 and again.status == 0
-    shutil.rmtree(folder)
-    orphans = ended.orphans or again.orphans
-    outcome = "one_line" if clear and not orphans else "obscure"
-    return {"outcome": outcome, "line": "".join(ended.errors), "orphans": orphans, "then": again.errors}
-
-
-# --- fuzzed rows, files and replies ---------------------------------------------------------------------------------
-
-ODD: list[Any] = [
-    None, True, 0, -1, 10**400, 1e308, math.nan, math.inf, "", " ", "\u200b", "\ud800", "\u202e", "\x00", "<|end|>",
-    "\n\nHuman: a\n\nAssistant: b", [], {}, [None], [[]], {"role": "tool", "content": "x"}, [{"role": 1}], "x" * 5000,
-]  # fmt: skip
-
-
-def mutate(value: Any, draw: random.Random) -> Any:
-    """A row with one place of it changed: removed, repeated, renamed, or replaced by something odd."""
-    if isinstance(value, dict) and value and draw.random() < 0.85:
-        key = draw.choice(list(value))
-        others = {name: item for name, item in value.items() if name != key}
-        kind = draw.random()
-        if kind < 0.12:
-            return others
-        return {**others, f"{key}_" if kind < 0.18 else key: mutate(value[key], draw)}
-    if isinstance(value, list) and value and draw.random() < 0.85:
-        place = draw.randrange(len(value))
-        kind = draw.random()
-        if kind < 0.12:
-            return value[:place] + value[place + 1 :]
-        if kind < 0.2:
-            return [*value[:place], value[place], *value[place:]]
-        return [*value[:place], mutate(value[place], draw), *value[place + 1 :]]
-    if isinstance(value, str) and value and draw.random() < 0.5:
-        place = draw.randrange(len(value))
-        return value[:place] + str(draw.choice(ODD)) + value[place:]
-    return draw.choice(ODD)
-
-
-def fuzz_rows(world: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Native rows of every source of the world, changed once to three times, through converters and filters."""
-    sources = [*TINY.data.preference_sources, *TINY.data.sft_sources, *TINY.data.prompt_sources]
-    sources += [TINY.data.offline_source] if TINY.data.offline_source else []
-    natives = [(source, row) for source in sources for file in source.files or [] for row in file_rows(world / file)]
-    outcomes: Counter[str] = Counter()
-    crashes: list[str] = []
-    for number in range(count):
-        source, row = draw.choice(natives)
-        for _ in range(draw.randint(1, 3)):
-            row = mutate(row, draw)
-        if not isinstance(row, dict):
-            row = {"row": row}
-        try:
-            records = convert(source, f"fuzz:{number}", row)
-            outcomes.update({fate_of(record, source) for record in records} or {"no_record"})
-        except SourceError as error:
-            outcomes["refused in one line" if "\n" not in str(error) else "refused in several lines"] += 1
-        except Exception as error:
-            outcomes["crashed"] += 1
-            crashes.append(f"{source.schema_name}: {type(error).__name__}: {error}"[:200])
-    return {"rows": count, "outcomes": dict(outcomes.most_common()), "crashes": crashes[:5]}
-
-
-def fate_of(record: Any, source: SourceSettings) -> str:
-    """`kept`, or the reason for which the filters drop a record."""
-    if isinstance(record, Candidate):
-        reason = first_failure(record, TINY.data.filters, source.name)
-    elif isinstance(record, Conversation):
-        reason = conversation_failure(record)
-    else:
-        reason = structural_failure([record.prompt])
-    return f"dropped: {reason}" if reason else "kept"
-
-
-def file_bytes(rows: list[dict[str, Any]], suffix: str) -> bytes:
-    """The rows (of text fields) as a file of that name."""
-    import pandas as pd
-
-    frame, name = pd.DataFrame(rows), suffix.removesuffix(".gz")
-    if name == ".parquet":
-        return frame.to_parquet()
-    text = {".jsonl": lambda: "".join(f"{json.dumps(row)}\n" for row in rows), ".json": lambda: json.dumps(rows),
-            ".csv": lambda: frame.to_csv(index=False)}[name]()  # fmt: skip
-    return gzip.compress(text.encode()) if suffix.endswith(".gz") else text.encode()
-
-
-def fuzz_files(folder: Path, count: int, draw: random.Random) -> dict[str, Any]:
-    """Files of every kind with bytes cut off, changed, put in or taken out: read, or refused in one line."""
-    rows = [{"prompt": f"question {i}, \u00e4", "answer": f"line\n{i}"} for i in range(20)]
-    kinds = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
-    whole = {suffix: file_bytes(rows, suffix) for suffix in kinds}
-    outcomes: Counter[str] = Counter()
-    crashes: list[str] = []
-    folder.mkdir(exist_ok=True)
-    for _ in range(count):
-        suffix = draw.choice(list(whole))
-        content, place = whole[suffix], draw.randrange(len(whole[suffix]))
-        noise = draw.randbytes(draw.randint(1, 4))
-        content = draw.choice([
-            content[:place], content[:place] + noise + content[place + len(noise) :],
-            content[:place] + noise + content[place:], content[:place] + content[place + 3 :], noise * 5,
-            b"\xef\xbb\xbf" + content, content.replace(b"\n", b"\r\n"), content * 2,
-        ])  # fmt: skip
-        file = folder / f"rows{suffix}"
-        file.write_bytes(content)
-        try:
-            found = list(file_rows(file))
-            outcomes["read as it was" if found == rows else "read otherwise"] += 1
-        except SourceError as error:
-            outcomes["refused in one line" if "\n" not in str(error) else "refused in several lines"] += 1
-        except Exception as error:
-            outcomes["crashed"] += 1
-            crashes.append(f"{suffix}: {type(error).__name__}: {error}"[:200])
-    shutil.rmtree(folder)
-    return {"files": count, "outcomes": dict(outcomes.most_common()), "crashes": crashes[:5]}
-
-
-NOISE = [
-    "I think ", "[", "]", "[[", "]]", "A", "B", "tie", "7", "10", ".5", "\n", "**", " is better: ", "rating: ", ">",
-    ">>", "=", "\u00e9\u4e2d", "\ud800", "[1]", "0", "\x00", "{", "}", "%s", "((", " ",
-]  # fmt: skip
-VERDICTS: dict[str, tuple[Callable[[str], Any], dict[str, Any]]] = {
-    "pair": (judges.parse_verdict, {"[[A]]": "A", "[[B]]": "B", "[[tie]]": "tie"}),
-    "grade": (mt_bench.parse_grade, {"[[7]]": 7.0, "[[9.5]]": 9.5, "[[11]]": None}),
-    "arena": (arena_hard.parse_verdict, {f"[[{each}]]": each for each in ("A>>B", "A>B", "A=B", "B>A", "B>>A")}),
-}
-
-
-def fuzz_replies(count: int, draw: random.Random) -> dict[str, Any]:
-    """Judge replies: noise alone (a verdict or none, never a crash), and a verdict among words, which must be read."""
-    outcomes: Counter[str] = Counter()
-    for _ in range(count):
-        name = draw.choice(list(VERDICTS))
-        parse, known = VERDICTS[name]
-        noise = [draw.choice(NOISE) for _ in range(draw.randint(0, 25))]
-        try:
-            if draw.random() < 0.5:
-                text = draw.choice(list(known))
-                words = "".join(piece for piece in noise if not set(piece) & set("[]"))
-                outcomes["verdict read" if parse(f"{words} {text} {words}") == known[text] else "misread"] += 1
-            else:
-                found = parse("".join(noise))
-                valid = found is None or found in known.values() or (name == "grade" and 1 <= found <= 10)
-                outcomes["noise: no verdict" if found is None else "noise: a verdict" if valid else "misread"] += 1
-        except Exception as error:
-            outcomes[f"crashed: {type(error).__name__}"] += 1
-    return {"replies": count, "outcomes": dict(outcomes.most_common())}
-
-
 # --- the campaign ---------------------------------------------------------------------------------------------------
 
 
 class Size(NamedTuple):
     """How much of the campaign to run."""
 
-    kills: int
-    damages: list[str]  # names of `FINISHED` and `UNFINISHED`
-    machine: list[str]  # names of `machine_faults`
+    damages: list[tuple[str, str]]  # of `FINISHED` or `UNFINISHED`, and of `HARMS`
+    machine: list[str]  # names of `Campaign.machine`; empty: all
     rows: int
     files: int
     replies: int
 
 
-def machine_faults(folder: Path, done: Path, expected: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Name -> a fault of the machine."""
-    two = {"num_processes": 2, "use_cpu": True}
-    return {
-        "read-only folder": lambda: read_only(folder, expected),
-        "file size limit": lambda: small_limit(folder, done, expected),
-        "full disk": lambda: full_disk(folder, MOUNTED, expected),
-        "clock set back": lambda: changed_clock(folder, expected),
-        "dead data worker": lambda: dead_worker(folder, {"data.workers": 2}, ("spawn_main",)),
-        "dead training process": lambda: dead_worker(
-            folder, {"launch": two, "iterative.iterations": 1}, ("training.trainers", "job.json")
-        ),
-    }
+EVERYTHING = Size([(what, harm) for what in (*FINISHED, *UNFINISHED) for harm in HARMS], [], 10_000, 2_000, 1_000)
+SHORT = Size([("weights", "bit flipped"), ("shard", "truncated")], ["file size limit"], 200, 60, 100)
 
 
-def campaign(folder: Path, size: Size, seed: int, minutes: float) -> dict[str, Any]:
+def run_campaign(folder: Path, size: Size, kills: int, seed: int, minutes: float) -> Result:
     """Everything, cheap parts first; what the minutes do not hold is left out and shows in the counts."""
     for module in LOADED:  # once, before the forks
         importlib.import_module(module)
-    until, draw = time.monotonic() + 60 * minutes, random.Random(seed)
-    done, broken = folder / "undisturbed", folder / "run"
-    started = time.monotonic()
-    first = attempt(done)
-    seconds = time.monotonic() - started
-    if first.status:
-        raise RuntimeError(f"the undisturbed run failed: {first}")
-    expected = end_state(done)
-    print(f"the undisturbed run took {seconds:.0f} s, {len(expected)} stages", flush=True)
-    result: dict[str, Any] = {
-        "seed": seed, "undisturbed_seconds": round(seconds, 1), "stages": len(expected),
-        "rows": fuzz_rows(done / "world", size.rows, draw), "files": fuzz_files(folder / "files", size.files, draw),
-        "replies": fuzz_replies(size.replies, draw),
+    until, campaign = time.monotonic() + 60 * minutes, Campaign(folder, seed)
+    draw, done = campaign.draw, campaign.done
+    print(f"the undisturbed run took {campaign.seconds:.0f} s, {len(campaign.expected)} stages", flush=True)
+    result: Result = {
+        "seed": seed, "undisturbed_seconds": round(campaign.seconds, 1), "stages": len(campaign.expected),
+        "rows": fuzz.rows(done / "world", size.rows, draw), "files": fuzz.files(folder / "files", size.files, draw),
+        "replies": fuzz.replies(size.replies, draw),
     }  # fmt: skip
-    damages: dict[str, Callable[[], dict[str, Any]]] = {}
-    for what in size.damages:
-        damage = damage_finished if what in FINISHED else damage_unfinished
-        for name, harm in (("truncated", truncate), ("bit flipped", flip_bit)):
-            damages[f"{what} {name}"] = partial(damage, broken, done, what, harm, draw, expected)
-    machine = {name: run for name, run in machine_faults(broken, done, expected).items() if name in size.machine}
-    for title, faults in (("damages", damages), ("machine", machine)):
-        found = result[title] = {}
-        for name, run in faults.items():
+    machine = campaign.machine()
+    result["published"], result["unfinished"] = (
+        [(f"{what} {harm}", partial(campaign.damage, what, HARMS[harm])) for what, harm in size.damages if what in kind]
+        for kind in (FINISHED, UNFINISHED)
+    )
+    result["machine"] = [(name, machine[name]) for name in size.machine or machine]
+    for kind in ("published", "unfinished", "machine"):
+        faults, result[kind] = result[kind], {}
+        for name, fault in faults:
             if time.monotonic() < until:
-                found[name] = run()
-                print(f"{name}: {found[name]}", flush=True)
-    result["kills"] = kill_campaign(broken, size.kills, draw, until, expected, seconds)
+                result[kind][name] = fault()
+                shutil.rmtree(campaign.folder)
+                print(f"{name}: {result[kind][name]}", flush=True)
+    result["kills"] = campaign.kills(kills, until)
     print(f"kills: {result['kills']}", flush=True)
     return result
+
+
+def failures(result: Mapping[str, Any]) -> list[str]:
+    """What happened that must not; of unfinished files, a flipped bit may go unnoticed."""
+    found = [f"after kills: {each}" for each in result["kills"]["wrong"]]
+    found += ["processes outlived a kill"] * result["kills"]["orphans"]
+    for kind in ("published", "unfinished", "machine"):
+        for name, fault in result[kind].items():
+            wrong = {"obscure", "silent"} - ({"silent"} if kind == "unfinished" and "flipped" in name else set())
+            found += [f"{name}: {fault}"] if fault["outcome"] in wrong or fault.get("orphans") else []
+    for kind in ("rows", "files", "replies"):
+        bad = {"crashed", "misread", "refused in several lines"} & result[kind]["outcomes"].keys()
+        found += [f"{kind}: {sorted(bad)}, {result[kind]['crashes']}"] if bad else []
+    return found
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The block of CONTRIBUTING.md: each kind of fault, how often it was tried, and how that ended."""
+    kills, rows = result["kills"], list[dict[str, Any]]()
+
+    def add(fault: str, outcomes: Counter[str]) -> None:
+        ended = "; ".join(f"{number:,} {OUTCOMES.get(name, name)}" for name, number in outcomes.most_common())
+        rows.append({"fault": fault, "times": outcomes.total(), "how it ended": ended})
+
+    for kind, what in (("published", "a published file"), ("unfinished", "a file of an unfinished stage")):
+        for harm in HARMS:
+            ended = [fault["outcome"] for name, fault in result[kind].items() if name.endswith(harm)]
+            add(f"{what} {harm}", Counter(ended))
+    for name, fault in result["machine"].items():
+        add(name, Counter([fault["outcome"]]))
+    for kind, what in (("rows", "a native row"), ("files", "a data file"), ("replies", "a judge's reply")):
+        outcomes = Counter[str]()
+        for name, number in result[kind]["outcomes"].items():
+            outcomes[name.partition(":")[0]] += number
+        add(f"{what}, changed at random", outcomes)
+    ended = f"{kills['equal']} of {kills['runs']} runs ended like the undisturbed one; {kills['orphans']} orphans"
+    rows.insert(0, {"fault": "SIGKILL, then the run again", "times": kills["kills"], "how it ended": ended})
+    return f"{markdown_table(rows)}\n\n`{result['command']}`, commit {str(result['provenance']['commit'])[:12]}.\n"
 
 
 def main() -> int:
@@ -754,23 +571,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=30.0, help="no new fault begins after so many minutes")
     parser.add_argument("--short", action="store_true", help="a few faults of each kind")
-    parser.add_argument("--out", type=Path, default=TARGET)
+    parser.add_argument("--out", type=Path, default=TARGET, help="another file than this leaves the table as it is")
     options = parser.parse_args()
     quiet_libraries()
     if options.command == "run":
         return run_here(options.folder.resolve())
-    everything = Size(options.kills, [*FINISHED, *UNFINISHED], [*MACHINE], 10_000, 2_000, 1_000)
-    size = Size(options.kills, *SHORT) if options.short else everything
+    size = SHORT if options.short else EVERYTHING
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        result = campaign(Path(folder), size, options.seed, options.minutes)
+        result = run_campaign(Path(folder), size, options.kills, options.seed, options.minutes)
     command = f"python benchmarks/faults.py --kills {options.kills} --seed {options.seed} --minutes {options.minutes:g}"
-    write_json(options.out, {**result, "command": command, "provenance": provenance()})
-    return 0
+    result |= {"command": command + " --short" * options.short, "provenance": provenance()}
+    write_json(options.out, result)
+    if options.out == TARGET:
+        replace_block("faults", table(result), SHOWN)
+    print("\n".join(failures(result)) or "nothing happened that must not", flush=True)
+    return bool(failures(result))
 
-
-MACHINE = ("read-only folder", "file size limit", "full disk", "clock set back", "dead data worker",
-           "dead training process")  # fmt: skip
-SHORT: tuple[list[str], list[str], int, int, int] = (["weights", "shard"], ["file size limit"], 200, 60, 100)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,7 +18,7 @@ from rlhflow_utils.data.cards import FOLDER, load_facts, read_pairs, render, rul
 from rlhflow_utils.data.filters import DROPPED
 from rlhflow_utils.data.mixtures import seeded_order
 from rlhflow_utils.data.overview import PAPER_TABLE1, funnel
-from rlhflow_utils.guide.tables import markdown_table
+from rlhflow_utils.guide.tables import Formatted, markdown_table
 
 AUDIT_SEED, AUDITED = 0, 100  # kept pairs of a source that a reader goes through
 AT_HAND = "on the rows at hand (profile `slices`), not on the whole set"
@@ -84,7 +84,7 @@ def render_all() -> dict[str, str]:
         members = fact["sources"]
         known = sum(PAPER_TABLE1[member]["pairs"] for member in members if member in PAPER_TABLE1)
         rows = [{
-            "source": f"[{member}]({sources[member]['file']}.md)", "licence": sources[member]["licence"],
+            "source": Formatted(f"[{member}]({sources[member]['file']}.md)"), "licence": sources[member]["licence"],
             "pairs in the paper's Table 1": PAPER_TABLE1[member]["pairs"] if member in PAPER_TABLE1 else None,
             "kept of the rows at hand": f"{counts[member]['rows_out']:,} of {counts[member]['rows_in']:,}"
             if member in counts else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import re
 import sys
 import traceback
@@ -14,8 +13,8 @@ from typing import Any
 
 from rlhflow_utils.guide.chapters import Guide
 from rlhflow_utils.guide.profile import Profile, load_profile, parse_override
-from rlhflow_utils.guide.run import prepare_hub, quiet_libraries, shortened
-from rlhflow_utils.guide.stage import PACKAGE_FOLDER, PROJECT, relative
+from rlhflow_utils.guide.run import fix_of, prepare_hub, quiet_libraries, shortened
+from rlhflow_utils.guide.stage import PACKAGE_FOLDER, PROJECT, relative, write_json
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, Any]:
@@ -68,7 +67,6 @@ def _claims(options: argparse.Namespace) -> None:
 
 def _base(options: argparse.Namespace) -> None:
     from rlhflow_utils.evaluation.base_model import make_base_model
-    from rlhflow_utils.guide.stage import PROJECT
 
     make_base_model(load_profile(options.profile, _overrides(options)), PROJECT / options.out, options.minutes)
 
@@ -119,7 +117,6 @@ def _chat(options: argparse.Namespace) -> None:
 
 def _academic(options: argparse.Namespace) -> None:
     from rlhflow_utils.evaluation.academic import evaluate_academic
-    from rlhflow_utils.guide.stage import write_json
 
     profile = load_profile(options.profile, _overrides(options))
     root = PROJECT / profile.data.root if profile.data.root else None
@@ -160,12 +157,6 @@ def _notebooks(options: argparse.Namespace) -> None:
         publish_results(options.run_dir)
 
 
-FIXES = {  # what a system may refuse
-    errno.ENOSPC: "free some space, or write to another disk",
-    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or write to another disk",
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file is where a folder is needed: choose another name"),
-}
 Options = dict[str, dict[str, Any]]
 PROFILE: Options = {
     "--profile": {"required": True, "help": "name in profiles/ or a YAML file"},
@@ -257,18 +248,13 @@ def _explained(error: BaseException) -> str:
     ours = [frame for frame in frames if PACKAGE_FOLDER in Path(frame.filename).parents]
     if ours[-1] is frames[-1] and (ours[-1].line or "").startswith("raise"):
         return shortened(str(error))
-    error = _refusal(error) or error
+    chain = [error]  # what the system refused may be behind another error: a writer that cannot be closed hides it
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    error = next((each for each in chain if fix_of(str(each))), error)
     where = f"{Path(ours[-1].filename).relative_to(PROJECT)}, line {ours[-1].lineno}"
-    fix = FIXES.get(getattr(error, "errno", None) or 0, "add --traceback to see the rest")
+    fix = fix_of(str(error)) or "add --traceback to see the rest"
     return f"{shortened(f'{type(error).__name__}: {error}')} ({where}; {fix})"
-
-
-def _refusal(error: BaseException) -> BaseException | None:
-    """What the system refused, where that is behind another error: a writer that cannot be closed hides a full disk."""
-    cause = error.__cause__ or error.__context__
-    if getattr(error, "errno", None) in FIXES or cause is None:
-        return error if getattr(error, "errno", None) in FIXES else None
-    return _refusal(cause)
 
 
 if __name__ == "__main__":

@@ -16,37 +16,23 @@ import yaml
 
 from rlhflow_utils.claims.designs import DESIGNS, load_designs, seed_profile
 from rlhflow_utils.claims.run import run_claims, run_seeds
-from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.stage import PROJECT, Artifact, read_artifact
 from rlhflow_utils.simulator.gold import World
 
 pytestmark = pytest.mark.slow
 STEPS = 3
 MEASURED = ["b", "e", "i", "m", "p", "q", "sizes"]
+SHRUNK = str(PROJECT / "tests" / "fixtures" / "shrunk.yaml")
 SMALL: dict[str, Any] = {
-    "world.entities": 4,
-    "world.corpus": {"statements": 40, "questions": 40, "proofread": 20, "graded": 20, "comparisons": 20},
     "world.sft.demonstrations": 120,
     "world.sft.translations": 30,
     "world.sft.judgements": 30,
     "world.prompts": 64,
     "world.eval_prompts": 24,
-    "world.translation_tests": 6,
-    "world.benchmark_rows": 24,
-    "model.base": None,
-    "base_model.architecture.hidden_size": 32,
-    "base_model.architecture.num_hidden_layers": 1,
-    "base_model.architecture.intermediate_size": 64,
-    "base_model.architecture.num_attention_heads": 2,
-    "base_model.vocab_size": 400,
-    "base_model.tokens": 20_000,
-    "generation.sampling": {"n": 4, "top_p": 1.0, "max_tokens": 12},
     "iterative.prompts_per_iteration": 16,
     "data.evaluation_prompts": 24,
     "length_bias": {"prompts": 12, "responses": 4},
-    "evaluation.bootstrap_samples": 100,
     "preference_model.trainer.num_train_epochs": 1,
-    **{f"world.preferences.sources.{name}.rows": 20 for name in load_profile("tiny").world.preferences.sources},  # type: ignore[union-attr]
 }
 
 
@@ -71,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(folder: Path) -> None:
     run_dir, designs = os.path.relpath(folder / "runs", PROJECT), folder / "designs.yaml"
-    run_claims("tiny", only=MEASURED, overrides=SMALL, run_dir=run_dir, designs_file=designs)
+    run_claims(SHRUNK, only=MEASURED, overrides=SMALL, run_dir=run_dir, designs_file=designs)
 
 
 def _stages(finished: Path, name: str) -> Iterator[Artifact]:
@@ -140,7 +126,7 @@ def test_a_round_at_once_has_the_prompts_of_all_iterations(finished: Path) -> No
 
 def test_offline_pairs_are_of_all_skills_alike(finished: Path) -> None:
     """32 pairs, for two iterations of 16 prompts, from 20 rows of a source that leans to chat."""
-    world = World(seed_profile(load_designs(finished / "designs.yaml"), "tiny", SMALL, 100).world)  # type: ignore[arg-type]
+    world = World(seed_profile(load_designs(finished / "designs.yaml"), SHRUNK, SMALL, 100).world)  # type: ignore[arg-type]
     for balanced in _stages(finished, "balance_skills"):
         rows = balanced.dataset("offline")
         skills = Counter(world.skill_of(prompt[-1]["content"]) for prompt in rows["prompt"])
@@ -186,7 +172,7 @@ def test_a_seed_that_fails_does_not_stop_the_others(finished: Path) -> None:
     """A file stands where the folder of seed 101 should be; seed 100 is finished already."""
     (finished / "runs" / "seed101").write_text("in the way", encoding="utf-8")
     designs = load_designs(finished / "designs.yaml")
-    profiles = {seed: seed_profile(designs, "tiny", SMALL, seed) for seed in (101, 100)}
+    profiles = {seed: seed_profile(designs, SHRUNK, SMALL, seed) for seed in (101, 100)}
     jobs = {seed: {"": ["i"]} for seed in profiles}
     measured, failed = run_seeds(designs, profiles, jobs, finished / "runs", workers=2)
     assert set(measured) == {100}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 
 from rlhflow_utils import __main__ as command_line
 from rlhflow_utils.guide.profile import parse_override
-from rlhflow_utils.guide.run import LONGEST_MESSAGE, prepare_hub, shortened
+from rlhflow_utils.guide.run import FIXES, LONGEST_MESSAGE, fix_of, prepare_hub, shortened
 from rlhflow_utils.guide.stage import PROJECT
 
 
@@ -40,6 +41,49 @@ def test_what_the_system_refuses_names_where_and_the_fix(tmp_path: Path, capsys:
         f"error: FileExistsError: [Errno 17] File exists: '{file}' (rlhflow_utils/guide/run.py, line "
     )
     assert line.endswith("; a file is where a folder is needed: choose another name)")
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.ENOSPC, "free some space, or write to another disk"),
+        (errno.EFBIG, "raise the limit on the size of a file (ulimit -f), or write to another disk"),
+    ],
+)
+def test_a_refusal_behind_another_error_is_what_is_told(
+    number: int, fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A writer that cannot be closed hides that the disk is full, or that a file may not grow."""
+
+    def write(path: Path) -> str:
+        try:
+            raise OSError(number, os.strerror(number), "rows.arrow")
+        finally:
+            raise ValueError("the writer is closed")
+
+    monkeypatch.setattr(command_line, "relative", write)
+    line = _error(capsys, "data", "--data-root", "rows")
+    assert line.startswith(f"error: OSError: [Errno {number}] {os.strerror(number)}: 'rows.arrow' (rlhflow_utils/")
+    assert line.endswith(f"; {fix})")
+
+
+def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    code += "from rlhflow_utils.__main__ import main; sys.exit(main(['data', '--out', sys.argv[1]]))"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    found = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    [line] = found.stderr.splitlines()
+    assert line.startswith("error: OSError: [Errno 27] File too large (rlhflow_utils/")
+    assert line.endswith("; raise the limit on the size of a file (ulimit -f), or write to another disk)")
+
+
+def test_the_number_of_a_refusal_is_found_in_messages_of_python_and_rust() -> None:
+    assert fix_of("[Errno 28] No space left on device: 'x'") == FIXES[errno.ENOSPC]
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert fix_of(said) == FIXES[errno.ENOSPC]
+    assert fix_of("[Errno 2] No such file or directory") is None
+    assert fix_of("row 28 is empty") is None
 
 
 def test_an_error_that_nobody_foresaw_says_where_and_how_to_see_the_rest(

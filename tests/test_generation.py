@@ -118,9 +118,20 @@ def test_long_prompts_are_dropped_and_counted(policy: Path, tmp_path: Path) -> N
     rows[2]["prompt"][0]["content"] = "sky " * 120
     data, dropped = generate(policy, rows, settings(max_tokens=2), MODEL, tmp_path, SEED)
     assert data["prompt_id"] == ["p0", "p1", "p3", "p4"]
-    assert dropped == {"prompt_too_long": 1}
-    with pytest.raises(ValueError, match="no prompt is within generation"):
+    assert dropped == {"prompt_too_long": 1, "refused_by_template": 0}
+    with pytest.raises(ValueError, match=r"no prompt is left; dropped {'prompt_too_long': 1, .*max_prompt_tokens"):
         generate(policy, [rows[2]], settings(max_tokens=2), MODEL, tmp_path, SEED)
+
+
+def test_prompts_that_the_template_refuses_are_dropped_and_counted(policy: Path, tmp_path: Path) -> None:
+    rows = prompts(3)
+    rows[1]["prompt"] *= 2  # two user turns in a row
+    refusing = "{% if messages[1:] and messages[1].role == 'user' %}{{ raise_exception('must alternate') }}{% endif %}"
+    template = str(load_tokenizer(policy).chat_template)
+    model = MODEL.model_copy(update={"chat_template": refusing + template})
+    data, dropped = generate(policy, rows, settings(max_tokens=2), model, tmp_path, SEED)
+    assert data["prompt_id"] == ["p0", "p2"]
+    assert dropped == {"prompt_too_long": 0, "refused_by_template": 1}
 
 
 def test_stop_token_ends_a_response_and_stays_out_of_its_text(
@@ -244,7 +255,8 @@ def test_stage_takes_its_share_of_the_prompts_and_accounts_for_it(policy: Path, 
     responses = generate_responses(
         policy, Prompts(data, start=3, count=4), settings(max_tokens=3), MODEL, SEED, None, into=tmp_path / "responses"
     )
-    assert responses.rows["prompts"] == {"rows_in": 4, "rows_out": 3, "dropped": {"prompt_too_long": 1}}
+    dropped = {"prompt_too_long": 1, "refused_by_template": 0}
+    assert responses.rows["prompts"] == {"rows_in": 4, "rows_out": 3, "dropped": dropped}
     assert list(responses.dataset()["prompt_id"]) == ["p3", "p5", "p6"]
     assert responses.metrics["responses"] == 12
     assert responses.metrics["tokens"] == sum(len(ids) for row in responses.dataset()["response_ids"] for ids in row)

@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def _artifact(folder: Path, rows: list[dict[str, Any]], name: str = "data") -> Artifact:
     Dataset.from_list(rows).save_to_disk(str(folder / name))
-    return Artifact(folder, {"key": folder.name})
+    return Artifact(folder, {"key": folder.name, "contents": {}})
 
 
 @pytest.mark.parametrize("kind", ["reward", "preference"])

@@ -55,7 +55,7 @@ def _rows(
 
 def _artifact(folder: Path, rows: list[dict[str, Any]]) -> Artifact:
     Dataset.from_list(rows).save_to_disk(str(folder / "data"))
-    return Artifact(folder, {"key": folder.name})
+    return Artifact(folder, {"key": folder.name, "contents": {}})
 
 
 def _evaluate(

@@ -9,7 +9,7 @@ import pytest
 
 from rlhflow_utils.guide.publishing import README, block_of, readme_block
 from rlhflow_utils.guide.stage import PROJECT
-from rlhflow_utils.guide.tables import RESULTS, cell, interval, iterations, markdown_table, with_interval
+from rlhflow_utils.guide.tables import RESULTS, Formatted, cell, interval, iterations, markdown_table, with_interval
 
 
 def _shown(name: str) -> str:
@@ -86,8 +86,9 @@ def test_markdown_table_by_hand() -> None:
 
 
 def test_bars_and_line_breaks_do_not_break_a_table() -> None:
-    table = markdown_table([{"proxy, r − λ|a|": "one\ntwo|three"}])
-    assert table == "| proxy, r − λ\\|a\\| |\n| :--- |\n| one two\\|three |"
+    name = "proxy, r − λ|a|"
+    table = markdown_table([{name: "one\ntwo|three"}, {name: Formatted("**two**\u2028three")}])
+    assert table == "| proxy, r − λ&#124;a&#124; |\n| :--- |\n| one two&#124;three |\n| **two** three |"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from rlhflow_utils.guide.chapters import (
 )
 from rlhflow_utils.guide.profile import ConfigError, Profile
 from rlhflow_utils.guide.publishing import METADATA
-from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.guide.stage import PROJECT, Artifact, hash_value, read_artifact, write_json
 
 PARAMETERS = 'PROFILE = "tiny"\nRUN_DIR = "runs/tiny"\nSEED = 0\nOVERRIDES = {}'
 STAGES = """
@@ -170,7 +170,37 @@ def test_a_failing_cell_is_one_line_and_the_notebook_is_kept(guide: Path) -> Non
     assert not (guide / "run" / "notebooks" / "02_y.ipynb").exists()
 
 
+CLOSED = """
+try:
+    file = open("/dev/full", "w")
+    file.write("x")
+    file.flush()
+except OSError:
+    raise RuntimeError("the writer is closed")
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("cell", ['print("x", file=open("/dev/full", "w"), flush=True)', CLOSED])
+def test_a_full_disk_in_a_cell_is_one_line_with_what_to_do(cell: str, guide: Path) -> None:
+    """Also where a writer that cannot be closed hides it."""
+    _chapter(guide, "01_x", cell)
+    with pytest.raises(ChapterError) as caught:
+        _run(guide)
+    message = (
+        "chapter 01_x, cell 4: OSError: [Errno 28] No space left on device (free some space, or write to another disk"
+    )
+    assert str(caught.value).startswith(f"{message}; the notebook up to there: ")
+    assert "\n" not in str(caught.value)
+
+
 STAGE = 'folder = write(run.profile.dpo, 3, into=run / "value")'
+
+
+def _rewrite(made: Artifact, **changes: Any) -> None:
+    """Another manifest, as if the stage had written it."""
+    manifest = made.manifest | changes
+    write_json(made.path / "manifest.json", {**manifest, "checksum": hash_value(manifest)})
 
 
 def _summary(guide: Path) -> dict[str, Any]:
@@ -197,8 +227,9 @@ def test_chapters_run_once_and_again_only_when_they_must(guide: Path, capsys: py
     assert "▸ value: running" in capsys.readouterr().out
     assert _summary(guide)["value.beta"] == 0.2
 
-    manifest_file = guide / "run" / "value" / "manifest.json"
-    manifest_file.write_text(json.dumps(json.loads(manifest_file.read_text()) | {"wall_seconds": 1000.0}))
+    made = read_artifact(guide / "run" / "value")
+    assert made is not None
+    _rewrite(made, wall_seconds=1000.0)
     _chapter(guide, "01_x", STAGE, "shown = folder.metrics", "run.finish()")
     _chapter(guide, "02_y", 'folder = run["value"]', "run.finish()")
     _run(guide, overrides={"dpo.trainer.beta": 0.2})
@@ -209,9 +240,7 @@ def test_chapters_run_once_and_again_only_when_they_must(guide: Path, capsys: py
     assert 1000 < summary["wall_seconds.01_x"] < 1100, "a skipped stage counts with what it took when it ran"
     assert summary["wall_seconds.02_y"] < 100, "and counts once, for the chapter that made it"
 
-    (guide / "run" / "value" / "manifest.json").write_text(
-        json.dumps({**json.loads(manifest_file.read_text()), "key": "x"})
-    )
+    _rewrite(made, key="x")
     assert _stale(guide, overrides={"dpo.trainer.beta": 0.2}) == ["01_x", "02_y"], "its stages are others now"
 
 

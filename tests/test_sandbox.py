@@ -99,7 +99,7 @@ def guard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     if request.param == "weak guard":
         monkeypatch.setattr(sandbox, "_container", lambda: ())
     elif not sandbox._container():
-        pytest.skip("bubblewrap is not installed or may not make namespaces here")
+        pytest.skip("bubblewrap does not work here: apt-get install bubblewrap, and allow user namespaces")
     if request.param == "bubblewrap alone":  # the script without its audit hook
         script = tmp_path / "script" / "sandbox.py"
         script.parent.mkdir()

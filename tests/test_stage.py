@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from rlhflow_utils.guide.stage import (
     hash_path,
     hash_value,
     package_imports,
+    relative,
     seed_for,
     stage,
     write_json,
@@ -154,6 +157,59 @@ def test_a_finished_folder_stays_as_it_is_when_its_rows_are_mapped_and_filtered(
     assert data.shuffle(seed=0).sort("number")["twice"] == [4, 6]
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in rows.path.rglob("*")} == before
     assert hash_path(rows.path) == key
+
+
+# --- damage -------------------------------------------------------------------------------------------------------
+
+
+def _damaged(file: Path, stage: Path) -> str:
+    """What is said of a damaged file: one line that names it and the folder to delete."""
+    fix = f"delete the folder {relative(stage)} and run again to remake it"
+    return re.escape(f"{relative(file)} is damaged: {fix}") + "$"
+
+
+def test_one_flipped_bit_is_found_before_a_stage_reads_it(run: Run, dpo: DpoSettings) -> None:
+    file = write_number(dpo, into=run / "number").path / "number.txt"
+    before = file.stat()
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1, *file.read_bytes()[1:]]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as where the disk has changed it
+    number = write_number(dpo, into=run / "number")
+    assert CALLS == ["number"], "what is skipped is not read"
+    for into in (number, Part(number)):
+        with pytest.raises(ValueError, match=_damaged(file, number.path)):
+            copy_number(into, into=run / "copy")
+    assert CALLS == ["number"]
+    assert not (run.folder / ".partial" / "copy").exists()
+    shutil.rmtree(number.path)
+    copy_number(write_number(dpo, into=run / "number"), into=run / "copy")
+    assert CALLS == ["number", "number", "copy"]
+    assert (run.folder / "copy" / "copy.txt").read_text() == "1.1"
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: os.truncate(file, 1)], ids=["gone", "truncated"])
+def test_a_file_that_is_gone_or_cut_off_is_found(harm: Callable[[Path], None], run: Run, dpo: DpoSettings) -> None:
+    number = write_number(dpo, into=run / "number")
+    harm(number.path / "number.txt")
+    with pytest.raises(ValueError, match=_damaged(number.path / "number.txt", number.path)):
+        copy_number(number, into=run / "copy")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "\xff", None])
+def test_a_manifest_that_was_edited_is_found_when_it_is_read(text: str | None, run: Run, dpo: DpoSettings) -> None:
+    file = write_number(dpo, into=run / "number").path / "manifest.json"
+    edited = file.read_text().replace('"number": 1', '"number": 2') if text is None else text
+    file.write_bytes(edited.encode("latin-1"))
+    for read in (lambda: write_number(dpo, into=run / "number"), lambda: run["number"]):
+        with pytest.raises(ValueError, match=_damaged(file, file.parent)):
+            read()
+
+
+def test_inputs_are_read_once_a_process(run: Run, dpo: DpoSettings) -> None:
+    number = write_number(dpo, into=run / "number")
+    copy_number(number, into=run / "copy")
+    (number.path / "number.txt").write_text("5")
+    copy_number(Part(number), into=run / "other")
+    assert (run.folder / "other" / "copy.txt").read_text() == "5"
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------

@@ -99,11 +99,31 @@ def test_rows_over_the_limit_are_dropped_and_counted(model: Path) -> None:
         [{"messages": [CONVERSATION[0], {"role": "assistant", "content": text}]} for text in texts]
     )
     kept, dropped = tokenise(rows, lambda row: sft_tokens(row, tokenizer, completion_only=True), max_length=30)
-    assert dropped == {"too_long": 1, "identical_tokens": 0}
+    assert dropped == {"too_long": 1, "identical_tokens": 0, "refused_by_template": 0}
     assert len(kept) == 2
     assert kept["length"] == [len(ids) for ids in kept["input_ids"]]
 
 
+@pytest.mark.parametrize(("refused", "taken"), [(1, 2), (1001, 2), (2, 0)])  # in batches of 1000
+def test_conversations_that_the_template_refuses_are_dropped_counted_and_said(
+    model: Path, refused: int, taken: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = ALTERNATING + tokenizer.chat_template
+    tokenizer.name_or_path = f"model {refused} {taken}"  # what was said once is not said again
+    answered = [CONVERSATION[0], {"role": "assistant", "content": "cat"}]
+    rows = Dataset.from_list([{"messages": [CONVERSATION[0], *answered]}] * refused + [{"messages": answered}] * taken)
+    kept, dropped = tokenise(rows, partial(sft_tokens, tokenizer=tokenizer, completion_only=True), 64)
+    assert (len(kept), dropped) == (taken, {"too_long": 0, "identical_tokens": 0, "refused_by_template": refused})
+    [said] = caplog.messages
+    assert "dropped: " in said
+    assert "refuses the turns [user, user]: roles must alternate; set model.chat_template" in said
+
+
+ALTERNATING = (
+    "{% if messages | length > 1 and messages[0].role == messages[1].role %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+)
 HISTORY_WITHOUT_THOUGHTS = (  # Qwen3, GLM, gpt-oss: past answers lose what stands before </think>
     "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
     "{% endif %}{% endfor %}{% for m in messages %}{{ '<|' + m.role + '|>' }}"
@@ -149,7 +169,7 @@ def test_pairs_of_the_same_tokens_are_dropped_and_counted(model: Path, kind: str
               zip(("chosen", "rejected"), pair, strict=True)}} for pair in texts]  # fmt: skip
     function = partial(reward_tokens if kind == "reward" else dpo_tokens, tokenizer=tokenizer)
     rows, dropped = tokenise(Dataset.from_list(pairs), function, 128)
-    assert (len(rows), dropped) == (1, {"too_long": 0, "identical_tokens": 1})
+    assert (len(rows), dropped) == (1, {"too_long": 0, "identical_tokens": 1, "refused_by_template": 0})
     assert "fate" not in rows.column_names
 
 

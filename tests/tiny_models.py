@@ -84,7 +84,7 @@ def artifact(folder: Path, name: str = "data", rows: list[dict[str, Any]] | None
 
     if rows is not None:
         Dataset.from_list(rows).save_to_disk(str(folder / name))
-    return Artifact(folder, {"key": key, "metrics": {}, "rows": {}})
+    return Artifact(folder, {"key": key, "metrics": {}, "rows": {}, "contents": {}})
 
 
 def prompts(count: int) -> list[dict[str, Any]]:

@@ -144,7 +144,7 @@ for (row_id, row), _ in zip(sources.native_rows(source, root), range(2), strict=
 # `swapped_duplicate` (kept before, with the same or the opposite label), and `too_many_pairs` of one prompt.
 
 # %%
-tables.show([{"rule": name, "what it drops": text} for name, text in filters.RULES.items()])
+tables.show([{"rule": name, "what it drops": tables.Formatted(text)} for name, text in filters.RULES.items()])
 
 # %% [markdown]
 # ## Decontamination

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rlhflow_utils.claims.designs import Designs
 from rlhflow_utils.claims.verdicts import Record, signed, signed_interval
 from rlhflow_utils.guide.figures.style import BLUE, CYCLE, DARK, GREEN, GREY, ORANGE, RED, error_bar, finish, new_figure
-from rlhflow_utils.guide.tables import show
+from rlhflow_utils.guide.tables import Formatted, show
 
 # Start of a metric's name -> its unit, and how it is scaled; all other metrics are shares of prompts or pairs.
 UNITS = {
@@ -27,7 +27,7 @@ SHOWN = "Thin lines: seeds; thick line: their mean.\n"
 def comparisons_table(record: Record) -> list[dict[str, Any]]:
     """Every comparison of a claim, with its interval and its own verdict; the one that decides is bold."""
     return [{
-        "comparison": f"**{part['comparison']}**" if part["comparison"] == record["deciding"] else part["comparison"],
+        "comparison": Formatted(f"**{name}**") if (name := part["comparison"]) == record["deciding"] else name,
         "difference": signed(part["effect"]), "95 % interval": signed_interval(part),
         "detectable effect": part.get("smallest_detectable_effect"),
         "by seed": ", ".join(signed(value) for value in part["per_seed"].values()),

@@ -20,7 +20,7 @@ from rlhflow_utils.claims.designs import Claim, Comparison
 from rlhflow_utils.evaluation.statistics import ENOUGH_SEEDS, Estimate, paired_difference, t_interval, weighted_mean
 from rlhflow_utils.guide.settings import EvaluationSettings
 from rlhflow_utils.guide.stage import PROJECT
-from rlhflow_utils.guide.tables import cell
+from rlhflow_utils.guide.tables import Formatted, cell
 
 RESULTS = PROJECT / "results" / "claims"
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
@@ -171,7 +171,7 @@ def verdict_text(record: Record) -> str:
 def claims_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """One row for each claim; the effect is that of the comparison that decides."""
     return [{
-        "claim": f"**{name}** {record['title']}", "paper": record["paper"],
+        "claim": Formatted(f"**{name}** {record['title']}"), "paper": record["paper"],
         "ours (the comparison that decides)": f"{record['deciding']}: {signed(record['effect'])}",
         "95 % interval": signed_interval(record), "detectable effect": record.get("smallest_detectable_effect"),
         "seeds": record["seeds"], "verdict": verdict_text(record),

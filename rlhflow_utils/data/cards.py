@@ -23,7 +23,7 @@ from rlhflow_utils.guide.profile import PROFILES, REVISIONS, ConfigError, hub_id
 from rlhflow_utils.guide.run import Run, locked, quiet_libraries
 from rlhflow_utils.guide.settings import HubSettings, Profile
 from rlhflow_utils.guide.stage import PROJECT, Artifact, read_artifact, relative
-from rlhflow_utils.guide.tables import markdown_table
+from rlhflow_utils.guide.tables import Formatted, markdown_table
 from rlhflow_utils.simulator.world import build_world
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def rules_table(counts: Sequence[Mapping[str, Any]], where: str) -> str:
     for reason in [*filters.RULES, *load_facts()["reasons"]]:
         meaning, basis = rule_text(reason)
         number = {"pairs dropped": dropped[reason]} if counts else {}
-        rows.append({"reason": f"`{reason}`", **number, "meaning": meaning, "basis": basis})
+        rows.append({"reason": Formatted(f"`{reason}`"), **number, "meaning": Formatted(meaning), "basis": basis})
     return f"{text}\n\n{markdown_table(rows)}"
 
 
@@ -95,7 +95,7 @@ def hub_link(hub_id: str | None) -> str:
         return "local files; no hub revision"
     commit = read_revisions().get(hub_id)
     pinned = f"revision: `{commit}`" if commit else "revision: not pinned (`python -m rlhflow_utils pin` writes it)"
-    return f"[{hub_id}](https://huggingface.co/datasets/{hub_id}); {pinned}"
+    return Formatted(f"[{hub_id}](https://huggingface.co/datasets/{hub_id}); {pinned}")
 
 
 def mixture_card(data: Path, mixture: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from rlhflow_utils.guide import stage, tables
 from rlhflow_utils.guide.profile import load_profile
-from rlhflow_utils.guide.run import Run, locked, quiet_libraries, shortened
+from rlhflow_utils.guide.run import Run, fix_of, locked, quiet_libraries, shortened
 from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import PROJECT, STAGE_LINE, read_artifact, read_json, write_json
 
@@ -164,9 +164,11 @@ def execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
                 config=private, start_timeout=KERNEL_SECONDS,
             )  # fmt: skip
         except PapermillExecutionError as error:
-            what = shortened(f"{error.ename}: {error.evalue}")
-            kept = f"the notebook up to there: {stage.relative(output)}"
-            raise ChapterError(f"chapter {notebook.stem}, cell {error.exec_count}: {what} ({kept})") from None
+            plain = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))  # IPython colours it
+            said = [f"{error.ename}: {error.evalue}", *plain.splitlines()]
+            what = next(filter(fix_of, said), said[0])  # what the system refused may stand behind another error
+            fix = "; ".join(filter(None, [fix_of(what), f"the notebook up to there: {stage.relative(output)}"]))
+            raise ChapterError(f"chapter {notebook.stem}, cell {error.exec_count}: {shortened(what)} ({fix})") from None
         except (DeadKernelError, RuntimeError) as error:  # killed, for want of memory perhaps, or not even started
             last = f"the kernel's last words are in {stage.relative(log)}"
             raise ChapterError(f"chapter {notebook.stem}: {error} ({last})") from error

@@ -24,16 +24,17 @@ README = PROJECT / "README.md"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 SKIPPED = re.compile(rf"{STAGE_LINE}.*(unchanged|skipped)")
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:0}
+HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>RLHF Workflow</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:0}
 main{max-width:60rem;margin:2rem auto;padding:0 1rem}
 img{max-width:100%} table{border-collapse:collapse;margin:1rem 0} pre{white-space:pre-wrap}
 td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem} a.anchor-link{display:none}
-"""
+</style>"""
 
 
 def write_report(folder: Path) -> bool:
-    """Export the last chapter as one self-contained page, unless the page is newer; False where it has not run yet."""
+    """Export the last chapter as one page that loads nothing and runs no script, unless it is newer; False: not run."""
     executed, page = folder / "notebooks" / "12_reproduction_report.ipynb", folder / "report.html"
     if not executed.is_file():
         return False
@@ -43,8 +44,7 @@ def write_report(folder: Path) -> bool:
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)
     body, _ = exporter.from_notebook_node(clean(nbformat.read(executed, as_version=4)))
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>RLHF Workflow</title><style>{STYLE}</style>"
-    page.write_text(f"{head}<main>{body}</main></html>", encoding="utf-8")
+    page.write_text(f"{HEAD}<main>{body}</main></html>", encoding="utf-8")
     return True
 
 
@@ -170,11 +170,11 @@ def readme_block(record: Mapping[str, Any]) -> str:
 
 
 def block_of(name: str) -> re.Pattern[str]:
-    """The README's part between `<!-- name:begin -->` and `<!-- name:end -->`, as the second group."""
+    """A file's part between `<!-- name:begin -->` and `<!-- name:end -->`, as the second group."""
     return re.compile(rf"(<!-- {name}:begin -->\n)(.*?)(<!-- {name}:end -->)", re.DOTALL)
 
 
-def replace_block(name: str, text: str) -> None:
-    """Rewrite a block of the README."""
-    readme = README.read_text(encoding="utf-8")
-    README.write_text(block_of(name).sub(lambda match: match[1] + text + match[3], readme), encoding="utf-8")
+def replace_block(name: str, text: str, file: Path = README) -> None:
+    """Rewrite a block of the README, or of another file."""
+    before = file.read_text(encoding="utf-8")
+    file.write_text(block_of(name).sub(lambda match: match[1] + text + match[3], before), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import logging
 import os
@@ -29,6 +30,12 @@ HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 HUB_SECONDS = 5  # a hub that has not answered by then is out of reach
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LONGEST_MESSAGE = 1000  # characters
+FIXES = {  # what a system may refuse
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or write to another disk",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file is where a folder is needed: choose another name"),
+}
 
 
 class Run:
@@ -201,6 +208,12 @@ def shortened(text: str) -> str:
     if len(line) > LONGEST_MESSAGE:
         line = re.sub(r"""(['"])((?:(?!\1).){80})(?:(?!\1).)+\1""", r"\1\2…\1", line)
     return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 1]}…"
+
+
+def fix_of(message: str) -> str | None:
+    """What to do about a refusal of the system, of which Python's and Rust's messages give the number."""
+    found = re.search(r"\[Errno (\d+)\]|\(os error (\d+)\)", message)
+    return FIXES.get(int(found[1] or found[2])) if found else None
 
 
 def stream_command(command: Sequence[str], environment: dict[str, str] | None = None) -> None:

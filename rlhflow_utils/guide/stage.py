@@ -4,6 +4,8 @@ A stage's result is decided by its arguments and its code. Their hash is the sta
 with a `manifest.json`; calling it again with the same key reads that folder, without importing anything heavy. While
 it runs, a stage works in `.partial/<name>@<key>` beside its folder: a run that was killed finds its shards and
 checkpoints there. The manifest is written last and one rename publishes the folder, so a folder that exists is whole.
+The manifest holds the SHA-256 of every file. A stage that runs reads all its inputs first, every byte of them: where a
+disk goes bad, or a copy went wrong, size and time of change are as they were.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from itertools import chain
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 from pydantic import BaseModel
 
@@ -121,6 +123,8 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
             return finished
         partial = _partial_folder(target, key)
         if not read_artifact(partial):  # killed between finishing and publishing: only the publishing is left
+            for each in (value for value in chain(*named.values()) if isinstance(value, Artifact)):
+                check_contents(each.path, tuple(each.manifest["contents"].items()))
             print(f"{STAGE_LINE}{target.name}: running{' (resuming)' if partial.exists() else ''}", flush=True)
             partial.mkdir(parents=True, exist_ok=True)
             started = time.time()
@@ -134,19 +138,38 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
                 "files": {relative(each): hash_path(each) for each in chain(*named.values()) if isinstance(each, Path)},
                 "rows": {table: {**vars(rows), "dropped": dict(rows.dropped)} for table, rows in summary.rows.items()},
                 "metrics": dict(summary.metrics), "started": started, "wall_seconds": wall, **provenance(),
+                "contents": {name: file_digest(partial / name) for name in files_below(partial)},
             }  # fmt: skip
-            write_json(partial / "manifest.json", manifest)
+            write_json(partial / "manifest.json", {**manifest, "checksum": hash_value(manifest)})
             print(f"{STAGE_LINE}{target.name}: done in {wall:.0f} s", flush=True)
         _publish(partial, target)
-        return Artifact(target, read_json(target / "manifest.json"))
+        return cast(Artifact, read_artifact(target))
 
     return call
 
 
 def read_artifact(folder: Path) -> Artifact | None:
-    """The finished stage in a folder, or None."""
-    file = folder / "manifest.json"
-    return Artifact(folder, read_json(file)) if file.is_file() else None
+    """The finished stage in a folder, or None; ValueError where its manifest is not as it was written."""
+    if not (file := folder / "manifest.json").is_file():
+        return None
+    with suppress(ValueError, TypeError, AttributeError):  # damage may leave other JSON, or none
+        manifest = read_json(file)
+        if manifest.pop("checksum", None) == hash_value(manifest):
+            return Artifact(folder, manifest)
+    raise _damaged(file, folder)
+
+
+@cache  # once a process: reading 16 GB takes about 20 s
+def check_contents(folder: Path, contents: tuple[tuple[str, str], ...]) -> None:
+    """Raise ValueError where a file of a finished stage is gone, or is not the one with the digest in its manifest."""
+    for name, digest in contents:
+        file = folder / name
+        if not file.is_file() or file_digest(file) != digest:
+            raise _damaged(file, folder)
+
+
+def _damaged(file: Path, folder: Path) -> ValueError:
+    return ValueError(f"{relative(file)} is damaged: delete the folder {relative(folder)} and run again to remake it")
 
 
 def seed_for(seed: int, label: str) -> int:
@@ -206,8 +229,18 @@ def hash_path(path: Path) -> str:
         if stat.st_size > LARGE_FILE:
             return hash_value([stat.st_size, stat.st_mtime_ns])
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    files = sorted(found for found in path.rglob("*") if found.is_file())
-    return hash_value([[found.relative_to(path).as_posix(), hash_path(found)] for found in files])
+    return hash_value([[name, hash_path(path / name)] for name in files_below(path)])
+
+
+def files_below(folder: Path) -> list[str]:
+    """Names of all files of a folder and of the folders in it, in order."""
+    return [found.relative_to(folder).as_posix() for found in sorted(folder.rglob("*")) if found.is_file()]
+
+
+def file_digest(file: Path) -> str:
+    """The SHA-256 of a file's content, whatever its size, as `sha256sum` prints it."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def hash_code(module: str) -> str:

@@ -15,6 +15,7 @@ from rlhflow_utils.guide.stage import PROJECT, Artifact, read_json
 RESULTS = PROJECT / "results"
 MISSING = "–"
 NOT_RUN = "not run here"
+MARKUP = re.compile(r"[&<>|`*$~\[\]\\]|(?<!\w)_|_(?!\w)|:(?=//)|@|\bw(?=ww\.)")  # not shown as it is in Markdown
 POLICIES = {"SFT": "sft", "offline DPO": "offline_dpo", "iterative DPO": "iterative_dpo"}
 Row = dict[str, Any]
 Summary = Mapping[str, Any]  # `<folder>.<metric>` -> value, as in summary.json
@@ -51,6 +52,10 @@ def _short(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else text
 
 
+class Formatted(str):
+    """A cell that is Markdown already, its bars escaped. Any other text, as of rows and answers, is shown as it is."""
+
+
 def show(rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
     """Display a table in a notebook."""
     from IPython.display import Markdown, display
@@ -64,9 +69,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:
         return "*no rows*"
     columns = list(rows[0])
     words = [column == columns[0] or any(_is_word(row.get(column)) for row in rows) for column in columns]
-    lines = [columns, *([cell(row.get(column)) for column in columns] for row in rows)]
-    # A bar would end the cell, a line break the row.
-    lines = [[re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.splitlines())) for text in line] for line in lines]
+    lines = [[*map(_one_cell, columns)], *([_one_cell(row.get(column)) for column in columns] for row in rows)]
     lines.insert(1, [":---" if word else "---:" for word in words])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + (f"\n\n*{caption}*" if caption else "")
 
@@ -91,6 +94,12 @@ def answer_rows(answered: Mapping[str, Any], gold: Mapping[str, Sequence[float]]
 
 def _is_word(value: Any) -> bool:
     return isinstance(value, str) and not re.match(rf"[+−-]?\d|{MISSING}$", value)
+
+
+def _one_cell(value: Any) -> str:
+    """A value as Markdown that can neither break the table nor run in a page: a line break would end the row."""
+    text = " ".join(cell(value).splitlines())
+    return text if isinstance(value, Formatted) else MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)
 
 
 def cell(value: Any) -> str:

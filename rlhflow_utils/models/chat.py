@@ -13,9 +13,9 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.models.forward import Model, hub_arguments, model_path
 
@@ -33,6 +33,10 @@ CUT = "\ufdd0"  # in a rendered text: the tokens on both sides are apart (a code
 # Soft hyphen, marks of width zero (U+200B to U+200D, U+2060, U+FEFF, ...) and of direction: str.strip() leaves them.
 INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 _say_once = lru_cache(logging.getLogger(__name__).warning)
+
+
+class TemplateRefusal(ValueError):
+    """A chat template does not take the turns of a conversation (`raise_exception` in its Jinja)."""
 
 
 def load_tokenizer(
@@ -144,6 +148,15 @@ def encode_rendered(prompt: Sequence[Message], response: str, tokenizer: PreTrai
     return _encode(render(messages, tokenizer), tokenizer)
 
 
+def accepted(encode: Callable[..., Any], *arguments: Any) -> Any:
+    """What `encode` gives, or None where the template refuses the turns: such a row is `refused_by_template`."""
+    try:
+        return encode(*arguments)
+    except TemplateRefusal as error:
+        _say_once(f"dropped: {error}")
+        return None
+
+
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end a response: the template's end of turn (Llama-3: ``<|eot_id|>``), then EOS where it differs."""
     return list(_stop_token_ids(tokenizer, str(tokenizer.chat_template)))
@@ -198,7 +211,7 @@ def _apply_template(
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         what = f"{tokenizer.name_or_path}: the chat template refuses the turns [{roles}]: {error}"
-        raise ValueError(f"{what}; set model.chat_template to one that takes them") from error
+        raise TemplateRefusal(f"{what}; set model.chat_template to one that takes them") from error
 
 
 def _cut_special(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Message]:

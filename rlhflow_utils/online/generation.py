@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 from rlhflow_utils.guide.spread import shards_of, spread
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, describe, hash_value, seed_for, stage
-from rlhflow_utils.models.chat import decode_response, encode_prompt, load_tokenizer, stop_token_ids
+from rlhflow_utils.models.chat import accepted, decode_response, encode_prompt, load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import Model, model_path
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def generate(
 
     tokenizer, path = load_tokenizer(model, model_settings), Path(model_path(model))
     rows = prompts if isinstance(prompts, Dataset) else Dataset.from_list(list(prompts))
-    kept, dropped = drop_long_prompts(rows, tokenizer, settings.max_prompt_tokens)
+    kept, dropped = drop_prompts(rows, tokenizer, settings.max_prompt_tokens)
     if not len(kept):
-        raise ValueError("no prompt is within generation.max_prompt_tokens; raise it")
+        raise ValueError(f"no prompt is left; dropped {dropped} (raise generation.max_prompt_tokens)")
     # Shards of another request are never mistaken for ours: the folder's name says what was asked, of which weights.
     asked = [path if path.exists() else str(path), settings, model_settings, seed]
     folder = out / f"shards-{hash_value([describe(asked), *map(hash_value, kept)])}"
@@ -169,10 +169,13 @@ def response_temperatures(temperatures: Sequence[float], n: int) -> list[float]:
     return [temperature for temperature in temperatures for _ in range(share)]
 
 
-def drop_long_prompts(
+def drop_prompts(
     prompts: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
 ) -> tuple[Dataset, Dropped]:
-    """The prompts within the limit, and how many are over it (`prompt_too_long`)."""
-    lengths = (len(encode_prompt(row["prompt"], tokenizer)) for row in prompts)
-    kept = [place for place, length in enumerate(lengths) if length <= max_prompt_tokens]
-    return prompts.select(kept), {"prompt_too_long": len(prompts) - len(kept)}
+    """The prompts that can be answered, and how many were dropped: over the limit, or refused by the chat template."""
+    encoded = (accepted(encode_prompt, row["prompt"], tokenizer) for row in prompts)
+    lengths = [ids and len(ids) for ids in encoded]
+    kept = [place for place, length in enumerate(lengths) if length and length <= max_prompt_tokens]
+    refused = lengths.count(None)
+    dropped = {"prompt_too_long": len(prompts) - len(kept) - refused, "refused_by_template": refused}
+    return prompts.select(kept), dropped

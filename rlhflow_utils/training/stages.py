@@ -11,7 +11,7 @@ from rlhflow_utils.data.reading import Root
 from rlhflow_utils.data.sources import load_texts
 from rlhflow_utils.guide import settings as sections
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
-from rlhflow_utils.models.chat import IGNORED, encode_conversation, encode_prompt, encode_turn, load_tokenizer
+from rlhflow_utils.models.chat import IGNORED, accepted, encode_conversation, encode_prompt, encode_turn, load_tokenizer
 from rlhflow_utils.models.forward import Model, model_path
 from rlhflow_utils.models.preference_model import training_tokens
 
@@ -167,8 +167,9 @@ def dpo_tokens(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[
 def tokenise(rows: Dataset, function: Tokens, max_length: int | None) -> tuple[Dataset, dict[str, int]]:
     """Rows of a row function with their `length` (tokens of the longest sequence), and how many are dropped, by reason.
 
-    A pair whose sides are the same tokens teaches nothing: `identical_tokens`.
+    A pair of the same tokens teaches nothing: `identical_tokens`. `refused_by_template` counts whole conversations.
     """
+    refused: list[None] = []
 
     def with_fate(tokens: dict[str, Any]) -> dict[str, Any]:
         sides = [tokens[name] for name in ("input_ids", "chosen_ids", "rejected_ids") if name in tokens]
@@ -181,14 +182,16 @@ def tokenise(rows: Dataset, function: Tokens, max_length: int | None) -> tuple[D
         return {**tokens, "length": length, "fate": fate}
 
     def tokenised(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        made = [function(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
-        flat = [with_fate(each) for one in made for each in (one if isinstance(one, list) else [one])]
-        return {name: [each[name] for each in flat] for name in flat[0]}
+        made = [accepted(function, dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
+        refused.extend(one for one in made if one is None)
+        flat = [with_fate(each) for one in made if one for each in (one if isinstance(one, list) else [one])]
+        return {name: [each[name] for each in flat] for name in (flat[0] if flat else ["fate"])}
 
     mapped = rows.map(tokenised, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
-    fates = mapped["fate"][:]
+    fates = mapped["fate"][:] if len(mapped) else []
     kept = mapped.select([place for place, fate in enumerate(fates) if fate == "kept"])
-    dropped = {reason: fates.count(reason) for reason in ("too_long", "identical_tokens")}
+    counts = {reason: fates.count(reason) for reason in ("too_long", "identical_tokens")}
+    dropped = {**counts, "refused_by_template": len(refused)}
     return kept.select_columns([name for name in kept.column_names if name not in ("fate", "identical")]), dropped
 
 
