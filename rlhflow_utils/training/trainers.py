@@ -31,12 +31,15 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from rlhflow_utils.guide.run import end_with_parent, quiet_libraries, stream_command
-from rlhflow_utils.guide.settings import ModelSettings, Section, TrainingSettings
+from rlhflow_utils.guide.settings import ModelSettings, Profile, Section, TrainingSettings
 from rlhflow_utils.guide.stage import write_json
 from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import check_weights, hub_arguments
 
 CONFIGS: dict[str, Any] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
+KINDS: dict[str, Literal["sft", "reward", "dpo"]] = {  # section of a profile -> which of them
+    "sft": "sft", "reward_model": "reward", "preference_model": "sft", "dpo": "dpo", "offline_dpo": "dpo",
+}  # fmt: skip
 # `accelerate launch`, but killed with its parent, so that it cannot write into a resumed run.
 LAUNCHER = (
     "from rlhflow_utils.guide.run import end_with_parent; end_with_parent(); "
@@ -191,6 +194,14 @@ def trainer_config(job: TrainingJob, launch: Mapping[str, Any] | None = None) ->
         "remove_unused_columns": False,  # the collators pick their fields
     }  # fmt: skip
     return config(**{**ours, **given})
+
+
+def section_job(profile: Profile, section: str) -> TrainingJob:
+    """A job of a profile's section without model or data: enough to build its arguments."""
+    return TrainingJob(
+        kind=KINDS[section], model="", dataset="", output="", seed=profile.seed, training=getattr(profile, section),
+        model_settings=profile.model,
+    )  # fmt: skip
 
 
 def check_global_batch(arguments: transformers.TrainingArguments, training: TrainingSettings) -> None:
