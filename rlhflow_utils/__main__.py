@@ -51,9 +51,9 @@ def _run(options: argparse.Namespace) -> None:
     run_dir = options.run_dir or f"runs/{options.profile}"
     guide = Guide(options.profile, run_dir, options.seed, overrides, options.chapters, parameters)
     if guide.stale():  # a field that TRL or vLLM does not know fails here, before any chapter has run
+        _prepare_hub(guide.profile)
         from rlhflow_utils.training.check import check_configs
 
-        _prepare_hub(guide.profile)
         check_configs(guide.profile)
     guide.run()
 
