@@ -160,31 +160,36 @@ def test_hours_follow_the_machine_and_unknown_sources_have_none() -> None:
     hours = capacity.training_hours(profile, "dpo", llama, one)
     assert hours == pytest.approx(tokens * 5 * 2 * 7.505e9 / (8 * 989e12 * 0.35) / 3600, rel=0.01)
     ten = load_profile("llama3-8b", {"data.max_pairs_per_mixture": 10_000})
-    assert (
-        20
-        < capacity.training_hours(profile, "reward_model", llama, one)
-        / capacity.training_hours(ten, "reward_model", llama, one)
-        < 80
-    )  # type: ignore[operator]
+    less, all_pairs = (capacity.training_hours(each, "preference_model", llama, one) for each in (ten, profile))
+    assert all_pairs == pytest.approx((less or 0) * 848_965 / 10_000)
     assert capacity.generation(profile, llama, two)[1] == pytest.approx(capacity.generation(profile, llama, one)[1] / 2)
-    unknown = load_profile("slices", {"data.root": "x"})
-    assert capacity.training_hours(unknown, "sft", llama, one) is None
+    own = {"data.mixtures": {"mine": ["SHP"]}, "data.main_mixture": "mine", "preference_model.mixtures": ["mine"]}
+    assert capacity.training_hours(load_profile("llama3-8b", own), "preference_model", llama, one) is None
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
 def test_check_prints_the_plan_of_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command_line.main(["check", "--profile", "llama3-8b", "--machine", "8xH100-80", "--nodes", "2"]) == 0
+    assert command_line.main(["check", "--profile", "tiny", "--machine", "8xH100-80", "--nodes", "2"]) == 0
     plan = capsys.readouterr().out.partition("\ncapacity   2 x 8 x H100-80: ")[2]
     for text in (
         "| sft |",
         "| generation |",
         "GPU hours",
         "the dearest: ",
-        "trained models: ",
-        "memory of a machine: ",
+        "GB of checkpoints",
+        "memory of each machine",
     ):
         assert text in plan
     assert command_line.main(["check", "--profile", "tiny", "--machine", "8xH100-81"]) == 1
     assert "write 8xH100-80, with one of A100-40" in capsys.readouterr().err
+
+
+def test_the_mixtures_rows_are_those_of_table_1() -> None:
+    from rlhflow_utils.data.overview import PAPER_TABLE1
+
+    sources, whole = PAPER_TABLE1.values(), TABLE["assumed"]["rows"]["mix2"]
+    assert whole["pairs"] == sum(row["pairs"] for row in sources)
+    for name in ("prompt_length", "chosen_length", "rejected_length"):
+        assert whole[name] == pytest.approx(sum(row["pairs"] * row[name] for row in sources) / whole["pairs"], abs=0.1)

@@ -154,7 +154,7 @@ def test_a_gated_model_is_one_line_with_its_page_within_seconds(command: str, ga
     found = _online(code, HF_ENDPOINT=gating_hub, HF_HUB_CACHE=str(tmp_path), HF_TOKEN="")
     assert found.returncode == 1
     assert found.stderr == (
-        "error: model meta-llama/Meta-Llama-3-8B is gated and this user has no access: ask for access at "
+        "error: model meta-llama/Meta-Llama-3-8B is gated and this user has no access: ask for it at "
         f"{gating_hub}/meta-llama/Meta-Llama-3-8B, then `hf auth login`\n"
     )
     assert time.time() - started < 25, "mostly for imports on a loaded machine"

@@ -177,15 +177,15 @@ def prepare_hub(models: Iterable[str], data: bool = False, folder: Path = Path()
 def _check_access(name: str) -> None:
     """PermissionError for a model that its owners share on request, where this user has not asked or not logged in."""
     from huggingface_hub import auth_check
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError
 
     try:
         auth_check(name)
-    except GatedRepoError as error:
-        fix = f"ask for access at {HUB}/{name}, then `hf auth login`"
-        raise PermissionError(f"model {name} is gated and this user has no access: {fix}") from error
-    except (HfHubHTTPError, OSError):
-        return  # not a question of access: whoever loads it says what is wrong
+    except OSError as error:  # of any other refusal, whoever loads the model says what is wrong
+        if isinstance(error, GatedRepoError):
+            raise PermissionError(
+                f"model {name} is gated and this user has no access: ask for it at {HUB}/{name}, then `hf auth login`"
+            ) from error
 
 
 def _hub_answers() -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 
-from rlhflow_utils.data.overview import PAPER_TABLE1
 from rlhflow_utils.guide.profile import ConfigError, Profile, nearest, variant
 from rlhflow_utils.guide.settings import TrainingSettings
 from rlhflow_utils.guide.stage import PROJECT
@@ -25,7 +24,7 @@ from rlhflow_utils.training.trainers import KINDS, section_job, trainer_config
 
 TABLE = yaml.safe_load((Path(__file__).parent / "machines.yaml").read_text(encoding="utf-8"))
 ASSUMED, GIB, GB = TABLE["assumed"], 2**30, 1e9
-PROMPT, RESPONSE = (ASSUMED["responses"][name] for name in ("prompt_length", "chosen_length"))
+PROMPT, RESPONSE = (ASSUMED["rows"]["responses"][name] for name in ("prompt_length", "chosen_length"))
 TILE = (4096, 32768)  # tokens and words of a tile of logits: TRL's TOKEN_CHUNK_SIZE and _CHUNKED_LOGPROB_CHUNK_SIZE
 HELD = ("weights", "gradients", "optimiser", "reference", "gathered", "inputs", "layer", "logits", "KV cache", "peak")
 Memory = dict[str, float]  # what of HELD -> bytes on each GPU
@@ -40,14 +39,8 @@ def machine_of(text: str, nodes: int) -> Machine:
         raise ConfigError(f"machine {text!r}: write 8xH100-80, with one of {known}{nearest(name, TABLE['gpus'])}")
     gpu, gpus = TABLE["gpus"][name], int(count or 1) * nodes
     room, speed = gpu["memory_gib"] * GIB * ASSUMED["usable"], gpu["tflops"] * 1e12 * ASSUMED["efficiency"] * 3600
-    return {
-        **gpu,
-        "name": f"{nodes} x {count or 1} x {name}",
-        "gpus": gpus,
-        "nodes": nodes,
-        "room": room,
-        "speed": speed,
-    }
+    found = {"name": f"{nodes} x {count or 1} x {name}", "gpus": gpus, "nodes": nodes, "room": room, "speed": speed}
+    return {**gpu, **found}
 
 
 def model_of(name: str | None, profile: Profile) -> Any:
@@ -96,7 +89,7 @@ def training_memory(
         trained = settings.peft.get("r", 8) * layers * sum(n + m for n, m in sizes)
     if settings.quantization:  # half a byte, and a float32 scale for each 64 (QLoRA, arXiv 2305.14314, section 3)
         weights -= (4 - 0.5 - 4 / 64) * layers * body
-    # Of a token in a layer: float32 inputs and results of two norms (inputs alone where frozen), what five matrices read
+    # Of a token in a layer: float32 inputs and results of two norms (inputs alone if frozen), what five matrices read
     # (a copy each under autocast), query, key, value and result, the MLP's gate, its activation, up and their product.
     saved = (16 if full else 8) * hidden + (10 if width == 2 else 8) * hidden
     saved += 2 * width * (query + (query if padded else key)) + 4 * width * mlp
@@ -139,25 +132,20 @@ def fitting(profile: Profile, section: str, model: Any, room: float) -> tuple[Me
 
 
 def training_hours(profile: Profile, section: str, model: Any, machine: Machine) -> float | None:
-    """Hours of all trainings of a section; None where a source's size is not known.
+    """Hours of all trainings of a section, with the paper's numbers of rows; None for a mixture that is not its.
 
-    2 operations a parameter and token forward, 4 backward, 2 with frozen weights (Kaplan et al., arXiv 2001.08361, 2.1).
+    Operations a parameter and token: 2 forward, 4 backward, 2 with frozen weights (Kaplan et al., arXiv 2001.08361).
     """
-    settings, data, launch, kind = getattr(profile, section), profile.data, profile.launch or {}, KINDS[section]
+    settings, launch, kind, loop = getattr(profile, section), profile.launch or {}, KINDS[section], profile.iterative
     config: Any = trainer_config(section_job(profile, section), launch)
-    answers = {"pairs": profile.iterative.prompts_per_iteration, **ASSUMED["responses"]}
-    sources, tokens = PAPER_TABLE1 | ASSUMED["sources"] | {"answers": answers}, 0.0
-    groups = {
-        "sft": [[source.name for source in data.sft_sources]], "dpo": [["answers"]] * profile.iterative.iterations,
-        "offline_dpo": [[data.offline_source.name]] if data.offline_source else [],
-    }.get(section) or [data.mixtures[mixture] for mixture in settings.mixtures]  # fmt: skip
-    for names in groups:
-        if not sources.keys() >= set(names):
+    named = {"sft": ["sft"], "dpo": ["responses"] * loop.iterations, "offline_dpo": ["offline"]}
+    tokens, prompts = 0.0, 1 if kind == "sft" else 2  # a PM reads both answers to a prompt at once
+    for name in named.get(section) or settings.mixtures:
+        if (row := ASSUMED["rows"].get(name)) is None:
             return None
-        rows, prompts = [sources[name] for name in names], 1 if kind == "sft" else 2  # a PM reads both answers at once
-        lengths = [row["chosen_length"] + row["rejected_length"] + prompts * row["prompt_length"] for row in rows]
-        pairs, most = [row["pairs"] for row in rows], getattr(settings, "pairs", None) or data.max_pairs_per_mixture
-        tokens += min(1.0, (most or math.inf) / sum(pairs)) * sum(n * m for n, m in zip(pairs, lengths, strict=True))
+        most = getattr(settings, "pairs", None) or profile.data.max_pairs_per_mixture or math.inf
+        length = prompts * row["prompt_length"] + row["chosen_length"] + row["rejected_length"]
+        tokens += min(row.get("pairs", loop.prompts_per_iteration), most) * length
     body = model.num_hidden_layers * sum(n * m for n, m in matrices(model))
     forward = 2 * (body + (0 if kind == "reward" else model.vocab_size * model.hidden_size))
     passes = (2 if settings.peft else 3) + bool(config.gradient_checkpointing) + (kind == "dpo")  # its reference
@@ -185,28 +173,15 @@ def generation(profile: Profile, model: Any, machine: Machine) -> tuple[Memory, 
     return {"weights": weights, "KV cache": cache, "peak": peak}, steps * step * parallel / machine["gpus"]
 
 
-def storage(profile: Profile, model: Any, judge: int, machine: Machine) -> str:
-    """Disk, and memory of each machine, where every process loads float32 weights, in DPO twice; `judge`: parameters."""
-    policy, last, launch = parameters(model) / GB, 2 if profile.model.dtype == "bfloat16" else 4, profile.launch or {}
-    kept = 4 * policy * (1 + profile.iterative.iterations)  # float32: a training goes on from them
-    kept += last * (policy + judge / GB * (len(profile.reward_model.mixtures) + len(profile.preference_model.mixtures)))
-    # One more than the limit while it is written; an adapter's are small.
-    checkpoints = (0 if profile.sft.peft else 12) * policy * (profile.sft.trainer.get("save_total_limit", 2) + 1)
-    loaded = 8 * policy * launch.get("num_processes", 1) / machine["nodes"]
-    disk = f"disk: {kept:.0f} GB of models, {checkpoints:.0f} GB of checkpoints while one trains"
-    return f"{disk}, downloads; memory of each machine: {loaded:.0f} GB"
-
-
 def capacity_plan(profile: Profile, machine: Machine) -> list[str]:
-    """Lines for the terminal: every stage's memory and hours, what would make it fit, the dearest stage, and storage."""
+    """Lines for the terminal: every stage's memory and hours, what would make it fit, the dearest stage, and disk."""
     if profile.launch:
         kind = profile.launch.get("distributed_type", "NO")
         kind = "MULTI_GPU" if kind == "NO" and machine["gpus"] > 1 else kind
         counts = {"num_processes": machine["gpus"], "num_machines": machine["nodes"], "distributed_type": kind}
         profile = variant(profile, {f"launch.{key}": value for key, value in counts.items()})
-    model, start = (
-        model_of(name, profile) for name in (profile.model.base, profile.model.reward_base or profile.model.base)
-    )
+    model = model_of(profile.model.base, profile)
+    start = model_of(profile.model.reward_base or profile.model.base, profile)
     judge, loop, stages = parameters(start, True), profile.iterative, list[tuple[str, Memory, float | None, str]]()
     for section in (each for each in KINDS if each != "offline_dpo" or profile.data.offline_source):
         its = start if section in ("reward_model", "preference_model") else model
@@ -217,21 +192,23 @@ def capacity_plan(profile: Profile, machine: Machine) -> list[str]:
     stages.append(("generation", memory, writing, "yes" if memory["peak"] < math.inf else "tensor_parallel_size"))
     read = loop.iterations * loop.prompts_per_iteration * profile.generation.sampling["n"] * (PROMPT + RESPONSE)
     stages.append(("scoring", {"weights": 2.0 * judge}, read * 2 * judge / machine["speed"] / machine["gpus"], "yes"))
+    held = [{name: memory.get(name, 0) / GIB or None for name in HELD} for _, memory, _, _ in stages]
     table = [
-        {
-            "stage": stage,
-            **{name: memory.get(name, 0) / GIB or None for name in HELD},
-            "hours": hours,
-            "fits, or set": fits,
-        }
-        for stage, memory, hours, fits in stages
+        {"stage": stage, **its, "hours": hours, "fits, or set": fits}
+        for (stage, _, hours, fits), its in zip(stages, held, strict=True)
     ]
-    total = sum(hours or 0 for _, _, hours, _ in stages)
-    dearest = max(stages, key=lambda stage: stage[2] or 0)
+    # Float32 where a training goes on from a model. One checkpoint more than the limit, while it is written.
+    policy, last = parameters(model) / GB, 2 if profile.model.dtype == "bfloat16" else 4
+    judges = judge / GB * (len(profile.reward_model.mixtures) + len(profile.preference_model.mixtures))
+    kept = 4 * policy * (1 + loop.iterations) + last * (policy + judges)
+    checkpoints = (0 if profile.sft.peft else 12) * policy * (profile.sft.trainer.get("save_total_limit", 2) + 1)
+    loaded = 8 * policy * machine["gpus"] / machine["nodes"]
+    total, dearest = sum(hours or 0 for _, _, hours, _ in stages), max(stages, key=lambda stage: stage[2] or 0)
     return [
         f"capacity   {machine['name']}: GiB on each GPU, {machine['room'] / GIB:.1f} of {machine['memory_gib']} usable",
         markdown_table(table),
-        f"{total:.0f} hours ({total * machine['gpus']:.0f} GPU hours) at {ASSUMED['efficiency']:.0%} of the peak, with the "
+        f"{total:.0f} hours ({total * machine['gpus']:.0f} GPU hours) at {ASSUMED['efficiency']:.0%} of peak, with the "
         f"paper's numbers of rows; the dearest: {dearest[0]}, {dearest[2]:.0f} hours",
-        storage(profile, model, judge, machine),
+        f"disk: {kept:.0f} GB of models, {checkpoints:.0f} GB of checkpoints while one trains, and the downloads",
+        f"memory of each machine: {loaded:.0f} GB, float32 weights for each process, in DPO twice",
     ]

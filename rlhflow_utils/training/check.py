@@ -28,7 +28,7 @@ def check_profile(
     With a machine (``8xH100-80``), also what every stage needs on it.
     """
     quiet_libraries()
-    profile = load_profile(name, overrides)
+    profile, planned = load_profile(name, overrides), machine_of(machine, nodes) if machine else None
     print(f"Profile {profile.name}: the arguments of every stage, built without weights or data\n")
     for section, config in check_configs(profile).items():
         settings = getattr(profile, section)
@@ -47,8 +47,8 @@ def check_profile(
         print(*(f"  {key}: {value}" for key, value in ours.items() if isinstance(value, dict)), "", sep="\n")
     launch = profile.launch or {"null": "in this process"}
     print("launch", *(f"  {key}: {value}" for key, value in launch.items()), sep="\n")
-    if machine:
-        print("", *capacity_plan(profile, machine_of(machine, nodes)), sep="\n")
+    if planned:
+        print("", *capacity_plan(profile, planned), sep="\n")
 
 
 def check_configs(profile: Profile) -> dict[str, Any]:
