@@ -13,6 +13,8 @@ BASE     ?= $(if $(MINUTES),runs/base,models/tiny-base)
 SEEDS    ?=
 ONLY     ?=
 WORKERS  ?= 2
+MACHINE  ?=
+NODES    ?=
 comma    := ,
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -72,8 +74,10 @@ $(VENV)/.ready-%: pyproject.toml requirements.lock
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode $(TORCH) --constraints requirements.lock -e ".[$(EXTRAS)]"
 	@rm -f $(VENV)/.ready-* && touch $@
 
+# MACHINE=8xH100-80 NODES=2: also memory, hours and disk of every stage on such machines.
 check: setup
-	$(BIN)/python -m rlhflow_utils check --profile "$$GUIDE_PROFILE"
+	$(BIN)/python -m rlhflow_utils check --profile "$$GUIDE_PROFILE" --set "$$GUIDE_SET" \
+	  $(if $(MACHINE),--machine "$(MACHINE)") $(if $(NODES),--nodes $(NODES))
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check rlhflow_utils tests && $(BIN)/mypy

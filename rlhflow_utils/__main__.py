@@ -50,9 +50,9 @@ def _run(options: argparse.Namespace) -> None:
     run_dir = options.run_dir or f"runs/{options.profile}"
     guide = Guide(options.profile, run_dir, options.seed, overrides, options.chapters, parameters)
     if guide.stale():  # a field that TRL or vLLM does not know fails here, before any chapter has run
+        _prepare_hub(guide.profile)
         from rlhflow_utils.training.check import check_configs
 
-        _prepare_hub(guide.profile)
         check_configs(guide.profile)
     guide.run()
 
@@ -74,7 +74,7 @@ def _base(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     from rlhflow_utils.training.check import check_profile
 
-    check_profile(options.profile, _overrides(options))
+    check_profile(options.profile, _overrides(options), options.machine, options.nodes)
 
 
 def _data(options: argparse.Namespace) -> None:
@@ -185,7 +185,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, Options]] =
         "--out": {"default": "models/tiny-base", "help": "folder of the model (default: models/tiny-base)"},
         "--minutes": {"type": float, "help": "as many tokens as this machine reads in that time"},
     }),
-    "check": (_check, "build every argument of a profile without running it", PROFILE),
+    "check": (_check, "build every argument of a profile, and plan its memory and hours on a machine", PROFILE | {
+        "--machine": {"help": "GPUs of a machine, for example 8xH100-80 (training/machines.yaml)"},
+        "--nodes": {"type": int, "default": 1, "help": "how many such machines (default: 1)"},
+    }),
     "notebooks": (_notebooks, "rebuild notebooks/*.ipynb from notebooks/source/*.py", {
         "--run-dir": {"help": "also take over the executed cells of this run"},
     }),

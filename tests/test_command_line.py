@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,32 @@ def silent_hub() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.fixture
+def gating_hub() -> Iterator[str]:
+    """The address of a hub that answers as the real one does for a gated repository and no token."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            gated = self.path != "/"
+            self.send_response(401 if gated else 200)
+            if gated:
+                self.send_header("X-Error-Code", "GatedRepo")
+                self.send_header("X-Error-Message", "Access to model is restricted. You must be authenticated.")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
 def _online(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a process that may ask the hub."""
     kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
@@ -159,6 +187,21 @@ def test_a_hub_out_of_reach_is_one_line_within_seconds(silent_hub: str, tmp_path
         "give a folder, or go online\n"
     )
     assert time.time() - started < 25, "5 s for the hub, the rest for imports on a loaded machine"
+
+
+@pytest.mark.parametrize("command", ["data", "run"])
+def test_a_gated_model_is_one_line_with_its_page_within_seconds(command: str, gating_hub: str, tmp_path: Path) -> None:
+    started = time.time()
+    more = ["--run-dir", str(tmp_path / "run")] if command == "run" else []
+    arguments = [command, "--profile", "llama3-8b", *more]
+    code = f"import sys; from rlhflow_utils.__main__ import main; sys.exit(main({arguments}))"
+    found = _online(code, HF_ENDPOINT=gating_hub, HF_HUB_CACHE=str(tmp_path), HF_TOKEN="")
+    assert found.returncode == 1
+    assert found.stderr == (
+        "error: model meta-llama/Meta-Llama-3-8B is gated and this user has no access: ask for it at "
+        f"{gating_hub}/meta-llama/Meta-Llama-3-8B, then `hf auth login`\n"
+    )
+    assert time.time() - started < 25, "mostly for imports on a loaded machine"
 
 
 def test_what_the_cache_holds_is_used_without_the_hub(silent_hub: str, tmp_path: Path) -> None:

@@ -250,6 +250,15 @@ def test_dpo_starts_at_ln_2_and_precomputing_the_reference_changes_nothing(model
 
 
 @pytest.mark.parametrize("precompute", [False, True])
+def test_the_reference_is_frozen_and_leaves_memory_once_it_is_computed(
+    model: Path, tmp_path: Path, precompute: bool
+) -> None:
+    trainer = build_trainer(make_job("dpo", model, tmp_path, count=8, precompute_ref_log_probs=precompute))
+    kept = {(each.device.type, each.requires_grad) for each in trainer.ref_model.parameters()}
+    assert kept == {("meta" if precompute else "cpu", False)}
+
+
+@pytest.mark.parametrize("precompute", [False, True])
 def test_the_second_iteration_is_measured_against_the_sft_model(model: Path, tmp_path: Path, precompute: bool) -> None:
     first = make_job("dpo", model, tmp_path / "1", precompute_ref_log_probs=precompute)
     train(first)
@@ -401,6 +410,22 @@ def test_a_finished_job_is_not_run_again(model: Path, tmp_path: Path) -> None:
 
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
+
+
+def test_a_model_that_is_only_read_is_saved_as_it_is_read(model: Path, tmp_path: Path) -> None:
+    found = {}
+    for final in (False, True):
+        job = make_job("reward", model, tmp_path / str(final), count=8)
+        settings = job.model_settings.model_copy(update={"dtype": "bfloat16"})
+        train(job.model_copy(update={"final": final, "model_settings": settings}))
+        found[final] = weights(tmp_path / str(final) / "model")
+        config = json.loads((tmp_path / str(final) / "model" / "config.json").read_text())
+        assert config["dtype"] == ("bfloat16" if final else "float32")
+    for name, weight in found[False].items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(found[True][name], weight.to(torch.bfloat16)), name
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "True" / "model", dtype="bfloat16")
+    assert torch.equal(reloaded.score.weight, found[True]["score.weight"])
 
 
 @pytest.mark.parametrize("kind", ["reward", "dpo"])

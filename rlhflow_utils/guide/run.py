@@ -172,6 +172,8 @@ def prepare_hub(models: Iterable[str], data: bool = False, folder: Path = Path()
         if not HUB_ID.fullmatch(name) or ("/" in name and (folder / name).parent.is_dir()):
             raise FileNotFoundError(f"model {name}: no such folder, and no hub id (owner/name); check the path")
     if not (names or data) or _hub_answers():
+        for name in names:
+            _check_access(name)
         return
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
     from huggingface_hub import try_to_load_from_cache
@@ -181,6 +183,20 @@ def prepare_hub(models: Iterable[str], data: bool = False, folder: Path = Path()
         if not any(isinstance(file, str) for file in files):
             fix = "give a folder, or go online"
             raise FileNotFoundError(f"model {name}: no such folder, not in the cache, and {HUB} is out of reach: {fix}")
+
+
+def _check_access(name: str) -> None:
+    """PermissionError for a model that its owners share on request, where this user has not asked or not logged in."""
+    from huggingface_hub import auth_check
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        auth_check(name)
+    except OSError as error:  # of any other refusal, whoever loads the model says what is wrong
+        if isinstance(error, GatedRepoError):
+            raise PermissionError(
+                f"model {name} is gated and this user has no access: ask for it at {HUB}/{name}, then `hf auth login`"
+            ) from error
 
 
 def _hub_answers() -> bool:

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
@@ -16,18 +16,19 @@ from rlhflow_utils.guide.profile import ConfigError, Profile, load_profile, near
 from rlhflow_utils.guide.run import quiet_libraries
 from rlhflow_utils.guide.tables import comparison_table, paper_settings
 from rlhflow_utils.training.base_model import llama_config
-from rlhflow_utils.training.trainers import CONFIGS, TrainingJob, launch_config, lora_config, trainer_config
-
-KINDS: dict[str, Literal["sft", "reward", "dpo"]] = {
-    "sft": "sft", "reward_model": "reward", "preference_model": "sft", "dpo": "dpo",
-    "offline_dpo": "dpo",
-}  # fmt: skip
+from rlhflow_utils.training.capacity import capacity_plan, machine_of
+from rlhflow_utils.training.trainers import CONFIGS, KINDS, launch_config, lora_config, section_job, trainer_config
 
 
-def check_profile(name: str, overrides: Mapping[str, Any] | None = None) -> None:
-    """Build every argument of a profile and print it beside the paper's; a mistake is a one-line ConfigError."""
+def check_profile(
+    name: str, overrides: Mapping[str, Any] | None = None, machine: str | None = None, nodes: int = 1
+) -> None:
+    """Build every argument of a profile and print it beside the paper's; a mistake is a one-line ConfigError.
+
+    With a machine (``8xH100-80``), also what every stage needs on it.
+    """
     quiet_libraries()
-    profile = load_profile(name, overrides)
+    profile, planned = load_profile(name, overrides), machine_of(machine, nodes) if machine else None
     print(f"Profile {profile.name}: the arguments of every stage, built without weights or data\n")
     for section, config in check_configs(profile).items():
         settings = getattr(profile, section)
@@ -46,6 +47,8 @@ def check_profile(name: str, overrides: Mapping[str, Any] | None = None) -> None
         print(*(f"  {key}: {value}" for key, value in ours.items() if isinstance(value, dict)), "", sep="\n")
     launch = profile.launch or {"null": "in this process"}
     print("launch", *(f"  {key}: {value}" for key, value in launch.items()), sep="\n")
+    if planned:
+        print("", *capacity_plan(profile, planned), sep="\n")
 
 
 def check_configs(profile: Profile) -> dict[str, Any]:
@@ -59,9 +62,7 @@ def check_configs(profile: Profile) -> dict[str, Any]:
         settings = getattr(profile, section)
         if section == "offline_dpo" and profile.data.offline_source is None:
             continue
-        job = TrainingJob(
-            kind=kind, model="", dataset="", output="", seed=0, training=settings, model_settings=profile.model
-        )
+        job = section_job(profile, section)
         check_fields(f"{section}.trainer", CONFIGS[kind], settings.trainer)
         check_fields(f"{section}.peft", LoraConfig, settings.peft or {})
         check_fields(f"{section}.quantization", BitsAndBytesConfig, settings.quantization or {}, names_only=True)

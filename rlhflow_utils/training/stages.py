@@ -54,7 +54,9 @@ def train_reward_model(
     model: sections.ModelSettings, seed: int, launch: Launch, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Chapter 03: a Bradley-Terry reward model on one mixture (paper 2.2, eq. 4)."""
-    return _train("reward", start, data.dataset(mixture), reward_tokens, seed, settings, model, launch, into)
+    return _train(
+        "reward", start, data.dataset(mixture), reward_tokens, seed, settings, model, launch, into, final=True
+    )
 
 
 @stage
@@ -64,7 +66,7 @@ def train_preference_model(
 ) -> Summary:  # fmt: skip
     """Chapter 04: the pairwise preference model on one mixture, as instruction following (paper 2.2)."""
     tokens = partial(training_tokens, seed=seed)
-    return _train("sft", start, data.dataset(mixture), tokens, seed, settings, model, launch, into)
+    return _train("sft", start, data.dataset(mixture), tokens, seed, settings, model, launch, into, final=True)
 
 
 @stage
@@ -87,7 +89,8 @@ def train_offline_dpo(
     """Chapter 10: vanilla DPO on pairs of other models (paper App. B: Nectar), from π₀ with π₀ as reference."""
     rows = data.dataset(subset)
     kept = rows.shuffle(seed=seed).select(range(min(settings.pairs, len(rows)))) if settings.pairs else rows
-    trained = _train("dpo", sft, kept, dpo_tokens, seed, settings, model, launch, into, ref_model=model_path(sft))
+    pi_0 = model_path(sft)
+    trained = _train("dpo", sft, kept, dpo_tokens, seed, settings, model, launch, into, ref_model=pi_0, final=True)
     counted = Rows(len(rows), len(kept), {"subsample": len(rows) - len(kept)})
     return Summary({"offline_pairs": counted, **trained.rows}, trained.metrics)
 

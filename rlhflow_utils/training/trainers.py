@@ -5,9 +5,10 @@ A `TrainingJob` is everything that a training run needs, as JSON: the same job r
 same losses. `<section>.trainer` of the profile goes to `SFTConfig`, `RewardConfig` or `DPOConfig` as it is.
 
 Differences from the released code: weights that train are float32 and arithmetic is bfloat16 (autocast) where
-`model.dtype` says so, since at a learning rate of 5e-7 an update of a bfloat16 weight rounds to nothing; weights
-frozen under an adapter have `model.dtype`; the reference model is always given, since TRL would load the policy's own
-start, from the second iteration on the last iterate and not π₀ (paper 3.3).
+`model.dtype` says so, since at a learning rate of 5e-7 an update of a bfloat16 weight rounds to nothing (so policies
+are saved in float32, RMs and PMs in bfloat16); weights frozen under an adapter have `model.dtype`; the reference model
+is always given, since TRL would load the policy's own start, from the second iteration on the last iterate and not π₀
+(paper 3.3).
 """
 
 from __future__ import annotations
@@ -28,16 +29,20 @@ import transformers
 import yaml
 from datasets import load_from_disk
 from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from rlhflow_utils.guide.run import end_with_parent, quiet_libraries, stream_command
-from rlhflow_utils.guide.settings import ModelSettings, Section, TrainingSettings
+from rlhflow_utils.guide.settings import ModelSettings, Profile, Section, TrainingSettings
 from rlhflow_utils.guide.stage import write_json
 from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import check_weights, hub_arguments
 
 CONFIGS: dict[str, Any] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
+KINDS: dict[str, Literal["sft", "reward", "dpo"]] = {  # section of a profile -> which of them
+    "sft": "sft", "reward_model": "reward", "preference_model": "sft", "dpo": "dpo", "offline_dpo": "dpo",
+}  # fmt: skip
 # `accelerate launch`, but killed with its parent, so that it cannot write into a resumed run.
 LAUNCHER = (
     "from rlhflow_utils.guide.run import end_with_parent; end_with_parent(); "
@@ -65,6 +70,7 @@ class TrainingJob(Section):
     ref_model: str | None = None
     dataset: str
     output: str
+    final: bool = False  # no training goes on from it: saved as `model.dtype` says, which is how it is always read
     seed: int
     training: TrainingSettings
     model_settings: ModelSettings
@@ -129,6 +135,8 @@ def train(job: TrainingJob) -> dict[str, Any]:
     }
     save_model(trainer, job)
     if trainer.is_world_process_zero():
+        if job.final and job.model_settings.dtype == "bfloat16":
+            round_weights(Path(job.output) / "model")
         write_json(log_file, log)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return log
@@ -155,13 +163,16 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
     if job.kind == "dpo":
         if job.ref_model is None:
             raise ValueError("DPO needs an explicit reference model (π₀): TRL would take the policy's own start")
-        more["ref_model"] = load_model(job.ref_model, job, frozen)
+        more["ref_model"] = load_model(job.ref_model, job, frozen).requires_grad_(False)  # or autocast keeps a copy
     trainers: dict[str, Any] = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": TokenisedDPOTrainer}
     trainer: transformers.Trainer = trainers[job.kind](
         model, args=arguments, train_dataset=load_from_disk(job.dataset), peft_config=lora_config(job),
         processing_class=load_tokenizer(job.model, job.model_settings), callbacks=[StepLines(), StopAtNaN()], **more,
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if job.kind == "dpo" and arguments.precompute_ref_log_probs and not sharded:
+        trainer.ref_model.to("meta")  # it is done; TRL and accelerate would keep it in memory
     return trainer
 
 
@@ -193,6 +204,14 @@ def trainer_config(job: TrainingJob, launch: Mapping[str, Any] | None = None) ->
         "remove_unused_columns": False,  # the collators pick their fields
     }  # fmt: skip
     return config(**{**ours, **given})
+
+
+def section_job(profile: Profile, section: str) -> TrainingJob:
+    """A job of a profile's section without model or data: enough to build its arguments."""
+    return TrainingJob(
+        kind=KINDS[section], model="", dataset="", output="", seed=profile.seed, training=getattr(profile, section),
+        model_settings=profile.model,
+    )  # fmt: skip
 
 
 def check_global_batch(arguments: transformers.TrainingArguments, training: TrainingSettings) -> None:
@@ -282,6 +301,16 @@ def save_model(trainer: transformers.Trainer, job: TrainingJob) -> None:
             adapted = PeftModel.from_pretrained(load_model(job.model, job, frozen=False), adapter)
         adapted.merge_and_unload().save_pretrained(target)
         trainer.processing_class.save_pretrained(target)
+
+
+def round_weights(folder: Path) -> None:
+    """Rewrite a saved model's float32 weights in bfloat16, file by file."""
+    for file in folder.glob("*.safetensors"):
+        rounded = {name: weight.to(torch.bfloat16) for name, weight in load_file(file).items()}
+        save_file(rounded, file.with_suffix(".tmp"), metadata={"format": "pt"})
+        file.with_suffix(".tmp").replace(file)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", {**config, "dtype": "bfloat16"})
 
 
 if __name__ == "__main__":
