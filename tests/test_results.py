@@ -60,7 +60,7 @@ def test_the_block_by_hand() -> None:
     assert rows["SFT"][-1] == "10.2"
     assert rows["BT, mix2"][0] == "0.900 (0.800 … 1.00)"
     assert rows["BT, mix2"][5] == "0.800 (0.700 … 0.900)"
-    assert rows["2 + 2?"][:2] == ["SFT", "4 \\"], "a bar in an answer does not end its cell"
+    assert rows["2 + 2?"][:2] == ["SFT", "4 &#124; four"], "a bar in an answer does not end its cell"
     assert lines[-1] == "The run took 10.5 minutes."
 
 
