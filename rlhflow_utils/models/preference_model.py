@@ -118,8 +118,9 @@ def rank_responses(
         if tournament == "round_robin":
             return round_robin(compare(), prompts, texts)
         winners = zip(knock_out(compare(), prompts, texts), texts, strict=True)
-        places = ((winner, range(len(group))) for winner, group in winners)
-        return [[None if winner is None else float(place == winner) for place in every] for winner, every in places]
+        return [
+            [None if best is None else float(place == best) for place, _ in enumerate(each)] for best, each in winners
+        ]
 
     return reward_rows(responses, compute, into)
 
