@@ -18,19 +18,21 @@ Reply = tuple[int, str] | str | dict[str, Any] | None  # (status, error), a text
 
 def endpoint(
     url: str, model: str = "judge", cache: Path | None = None, max_failed_share: float = 1.0,
-    prices: list[float] | None = None, **options: Any,
+    prices: list[float] | None = None, thinking: int = 0, **options: Any,
 ) -> ChatEndpoint:  # fmt: skip
     """The endpoint of a profile with these values."""
-    changes = {"endpoint_url": url, "judge_model": model, "max_failed_share": max_failed_share}
+    changes = {"endpoint_url": url, "judge_model": model, "max_failed_share": max_failed_share,
+               "endpoint_thinking_tokens": thinking}  # fmt: skip
     evaluation = load_profile("tiny").evaluation
     return ChatEndpoint(evaluation.model_copy(update={**changes, "endpoint_prices": prices}), cache, **options)
 
 
 class ChatServer:
-    """Answers with ``answer(request number, last message's text)``; `prompts` holds what was asked."""
+    """Answers with ``answer(request number, last message's text)``; `prompts` and `requests` hold what was asked."""
 
     def __init__(self, answer: Callable[[int, str], Reply], silence: float = 1.5) -> None:
         self.prompts: list[str] = []
+        self.requests: list[dict[str, Any]] = []
         self.most_at_once = self._now = 0
         lock = threading.Lock()
 
@@ -42,6 +44,7 @@ class ChatServer:
                 with lock:
                     number = len(self.prompts)
                     self.prompts.append(prompt)
+                    self.requests.append(request)
                     self._now += 1
                     self.most_at_once = max(self.most_at_once, self._now)
                 reply = answer(number, prompt)

@@ -276,6 +276,30 @@ def test_endpoint_tells_the_cost_before_it_starts(serve: Any, capsys: pytest.Cap
     assert "2 requests (0 more are cached)" in capsys.readouterr().out
 
 
+def test_a_judge_that_thinks_first_has_room_for_its_thoughts(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may write so many tokens more, is waited for longer, and its server's temperature is its own."""
+    server = serve(lambda number, prompt: "<think>[[B]]? No, A is right.</think> [[A]]")
+    judge = endpoint(server.url, thinking=16_000)
+    assert judge.ask([_prompt("q")], parse_verdict, 512) == ["A"]
+    [request] = server.requests
+    assert request["max_completion_tokens"] == 16_512
+    assert not {"max_tokens", "temperature"} & set(request)
+    assert "at most 16,512 completion tokens" in capsys.readouterr().out
+    assert judge.client.timeout == 60 + 16_000 / 20
+    plain = endpoint(server.url)
+    assert (plain.client.timeout, plain.ask([_prompt("q")], parse_verdict, 512)) == (60, ["A"])
+    assert (server.requests[1]["max_tokens"], server.requests[1]["temperature"]) == (512, 0.0)
+    assert "max_completion_tokens" not in server.requests[1]
+
+
+def test_a_verdict_that_was_cut_off_names_the_setting(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    message = {"role": "assistant", "content": "<think>Let me see whether [[A]]"}
+    judge = endpoint(serve(lambda number, prompt: {"index": 0, "message": message, "finish_reason": "length"}).url)
+    assert judge.ask([_prompt("q")], parse_verdict, 7) == [None]
+    assert judge.counts["unparsable"] == 1
+    assert "cut off after 7 tokens, raise evaluation.endpoint_thinking_tokens" in capsys.readouterr().out
+
+
 def test_endpoint_that_keeps_failing_is_an_error_but_keeps_its_verdicts(serve: Any, tmp_path: Path) -> None:
     healthy = False
 

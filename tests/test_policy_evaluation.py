@@ -206,6 +206,26 @@ def test_a_judge_trained_anew_into_the_same_folder_judges_anew(questions: dict[s
     assert found[0] != found[1]
 
 
+def test_an_answer_without_a_reward_is_left_out_of_means_and_verdicts(
+    questions: dict[str, str], profile: Profile, tmp_path: Path
+) -> None:
+    """The second answer is too long for the RM, as judge and as proxy."""
+    ours, theirs = _rows(questions, OURS), _rows(questions, THEIRS)
+    ours[1] |= {"responses": ["far " * 300], "rewards": [None]}
+    found = _evaluate(tmp_path, profile, ours, theirs).read_json("results.json")
+    assert found["prompts"]["proxy_reward"] == found["prompts"]["proxy_outcome"] == [0.5, None, 0.5, 0.5]
+    assert (found["estimates"]["proxy_reward"]["n"], found["estimates"]["reward"]["n"]) == (3, 4)
+    run = Run("10_policy_evaluation", profile, tmp_path)
+    assert pe.ranking_reward(run, found)["n"] == 3
+    save_reward_model(tmp_path / "judge", save_policy(tmp_path / "policy"))
+    changes = {"evaluation.judge": "reward_model", "evaluation.judge_model": str(tmp_path / "judge")}
+    done = _evaluate(
+        tmp_path, load_profile("tiny", {**changes, "evaluation.bootstrap_samples": 20}), ours, theirs, "rm"
+    )
+    assert done.read_json("results.json")["prompts"]["outcome"][1] is None
+    assert done.rows["prompts"] == {"rows_in": 4, "rows_out": 3, "dropped": {"no_verdict": 1}}
+
+
 def _conversations(questions: dict[str, str], right: list[bool]) -> list[Any]:
     return [(row["prompt"], row["responses"][0]) for row in _rows(questions, right)]
 

@@ -29,10 +29,7 @@ Row = Mapping[str, Any]
 
 
 def answer_held_out(run: Run, name: str, policy: Model, data: Artifact, reward_model: Model) -> Artifact:
-    """One answer of a policy to each held-out prompt, with the reward of the RM that trains (the proxy) beside it.
-
-    The reward is null where the answer is too long for the RM.
-    """
+    """One answer of a policy to each held-out prompt, and the reward of the RM that trains (null: too long for it)."""
     profile = run.profile
     one = profile.generation.variant(1, [profile.evaluation.temperature])
     prompts, into, scored = Prompts(data, "evaluation_prompts"), run / f"{name}_answers", run / f"{name}_answers_scored"
@@ -52,8 +49,7 @@ def evaluate_policy(
     `answers` and `reference` come from `answer_held_out`; both may be the SFT model's, then every prompt is a tie.
     `estimates` has each metric with its interval (lengths are in characters), `skills` the
     same for each skill (gold judge only), `prompts` the columns behind it all, one entry per prompt. A prompt whose
-    verdict failed (or whose answers are too long for a judge RM) has the outcome null, is left out of win rates, and is
-    counted as `no_verdict`.
+    verdict failed, or is too long for a judge RM, has the outcome null and is counted as `no_verdict`, in no win rate.
     """
     judge, rows = evaluation.judge, _pair_up(list(answers.dataset()), list(reference.dataset()))
     prompts = [row["prompt"] for row, _ in rows]
@@ -154,10 +150,9 @@ def _pair_up(policy: Sequence[Row], reference: Sequence[Row]) -> list[tuple[Row,
 def ranking_reward(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """Mean over prompts of what ranks the training pairs, r − λ|a| (eq. 8), from an evaluation's `results.json`."""
     prompts, evaluation = results["prompts"], run.profile.evaluation
-    penalty = run.profile.pair_building.length_penalty
-    scored = zip(prompts["proxy_reward"], prompts["length"], strict=True)
-    penalised = [reward - penalty * length for reward, length in scored if reward is not None]
-    return asdict(bootstrap_mean(penalised, evaluation.bootstrap_samples, evaluation.confidence, run.seed))
+    rewards, lengths = (pd.Series(prompts[name], dtype=float) for name in ("proxy_reward", "length"))
+    penalised = rewards - run.profile.pair_building.length_penalty * lengths
+    return asdict(bootstrap_mean(penalised.dropna(), evaluation.bootstrap_samples, evaluation.confidence, run.seed))
 
 
 @stage

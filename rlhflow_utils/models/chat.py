@@ -42,10 +42,7 @@ class TemplateRefusal(ValueError):
 def load_tokenizer(
     model: Model, settings: ModelSettings | None = None, own_template: bool = False
 ) -> PreTrainedTokenizerBase:
-    """A model's checked tokenizer; `chat_template` and `pad_token` of the settings replace its own.
-
-    `own_template`: only where it has no chat template, or has that token in its vocabulary.
-    """
+    """A model's checked tokenizer. Settings replace its chat template (`own_template`: if absent) and padding token."""
     from transformers import AutoTokenizer
 
     path = model_path(model)
