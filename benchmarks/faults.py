@@ -507,15 +507,16 @@ def run_campaign(folder: Path, size: Size, kills: int, seed: int, minutes: float
         "rows": fuzz.rows(done / "world", size.rows, draw), "files": fuzz.files(folder / "files", size.files, draw),
         "replies": fuzz.replies(size.replies, draw),
     }  # fmt: skip
-    machine = campaign.machine()
-    result["published"], result["unfinished"] = (
-        [(f"{what} {harm}", partial(campaign.damage, what, HARMS[harm])) for what, harm in size.damages if what in kind]
-        for kind in (FINISHED, UNFINISHED)
-    )
-    result["machine"] = [(name, machine[name]) for name in size.machine or machine]
-    for kind in ("published", "unfinished", "machine"):
-        faults, result[kind] = result[kind], {}
-        for name, fault in faults:
+    chosen = {f"{what} {harm}": partial(campaign.damage, what, HARMS[harm]) for what, harm in size.damages}
+    machine = {name: fault for name, fault in campaign.machine().items() if name in (size.machine or [name])}
+    kinds = {
+        "published": {name: fault for name, fault in chosen.items() if name.startswith(tuple(FINISHED))},
+        "unfinished": {name: fault for name, fault in chosen.items() if name.startswith(tuple(UNFINISHED))},
+        "machine": machine,
+    }
+    for kind, faults in kinds.items():
+        result[kind] = {}
+        for name, fault in faults.items():
             if time.monotonic() < until:
                 result[kind][name] = fault()
                 shutil.rmtree(campaign.folder)
@@ -543,9 +544,9 @@ def table(result: Mapping[str, Any]) -> str:
     """The block of CONTRIBUTING.md: each kind of fault, how often it was tried, and how that ended."""
     kills, rows = result["kills"], list[dict[str, Any]]()
 
-    def add(fault: str, outcomes: Counter[str]) -> None:
-        ended = "; ".join(f"{number:,} {OUTCOMES.get(name, name)}" for name, number in outcomes.most_common())
-        rows.append({"fault": fault, "times": outcomes.total(), "how it ended": ended})
+    def add(fault: str, outcomes: Counter[str], times: int = 0) -> None:
+        ended = "; ".join(f"{OUTCOMES.get(name, name)}: {number:,}" for name, number in outcomes.most_common())
+        rows.extend([{"fault": fault, "times": times or outcomes.total(), "how it ended": ended}] if outcomes else [])
 
     for kind, what in (("published", "a published file"), ("unfinished", "a file of an unfinished stage")):
         for harm in HARMS:
@@ -557,8 +558,8 @@ def table(result: Mapping[str, Any]) -> str:
         outcomes = Counter[str]()
         for name, number in result[kind]["outcomes"].items():
             outcomes[name.partition(":")[0]] += number
-        add(f"{what}, changed at random", outcomes)
-    ended = f"{kills['equal']} of {kills['runs']} runs ended like the undisturbed one; {kills['orphans']} orphans"
+        add(f"{what}, changed at random", outcomes, result[kind][kind])
+    ended = f"ended like the undisturbed run: {kills['equal']} of {kills['runs']} runs; orphans: {kills['orphans']}"
     rows.insert(0, {"fault": "SIGKILL, then the run again", "times": kills["kills"], "how it ended": ended})
     return f"{markdown_table(rows)}\n\n`{result['command']}`, commit {str(result['provenance']['commit'])[:12]}.\n"
 
