@@ -82,11 +82,9 @@ class _Actor(Generic[T, R]):
         return place, self._compute(shard)
 
     def close(self) -> tuple[str, int]:
-        """Close the model; the node and the process."""
-        import ray
-
+        """Close the model; the machine and the process."""
         self._opened.close()
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+        return os.uname().nodename, os.getpid()
 
 
 def _end(actor: Any) -> None:
@@ -95,9 +93,9 @@ def _end(actor: Any) -> None:
     import ray
 
     with suppress(ray.exceptions.RayActorError, psutil.NoSuchProcess):
-        node, process = ray.get(actor.close.options(max_task_retries=0).remote())
+        machine, process = ray.get(actor.close.options(max_task_retries=0).remote())
         ray.kill(actor)
-        if node == ray.get_runtime_context().get_node_id():
+        if machine == os.uname().nodename:
             psutil.Process(process).wait()
 
 
