@@ -24,12 +24,13 @@ README = PROJECT / "README.md"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 SKIPPED = re.compile(rf"{STAGE_LINE}.*(unchanged|skipped)")
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:0}
-main{max-width:60rem;margin:2rem auto;padding:0 1rem}
-img{max-width:100%} table{border-collapse:collapse;margin:1rem 0} pre{white-space:pre-wrap}
-td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem} a.anchor-link{display:none}
-"""
+HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>RLHF Workflow</title><link rel="icon" href="data:,"><style>
+:root{color-scheme:light dark} body{font:16px/1.5 system-ui,sans-serif;margin:0} a.anchor-link{display:none}
+main{max-width:60rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere} img{max-width:100%;background:#fff}
+table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto;overflow-wrap:normal}
+td,th{border-bottom:1px solid #8886;padding:.25rem .7rem} pre{white-space:pre-wrap}
+</style>"""
 
 
 def write_report(folder: Path) -> bool:
@@ -43,8 +44,7 @@ def write_report(folder: Path) -> bool:
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)
     body, _ = exporter.from_notebook_node(clean(nbformat.read(executed, as_version=4)))
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>RLHF Workflow</title><style>{STYLE}</style>"
-    page.write_text(f"{head}<main>{body}</main></html>", encoding="utf-8")
+    page.write_text(f"{HEAD}<main>{body}</main></html>", encoding="utf-8")
     return True
 
 
