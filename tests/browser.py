@@ -23,14 +23,15 @@ import websocket
 
 SECONDS = 240.0  # for one answer: a page takes a second on an idle machine, and CI's cores are shared
 OPTIONS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --remote-debugging-port=0 --remote-allow-origins=*"
+    "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-extensions --disable-renderer-backgrounding "
+    "--remote-debugging-port=0 --remote-allow-origins=*"
 ).split()
 
 
 def chromium() -> str:
     """The path of Chromium or Chrome; where there is none the test is skipped, or fails where CI requires a browser."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     if found := next((path for name in names if (path := shutil.which(name))), None):
         return found
     if os.environ.get("RLHFLOW_REQUIRE_BROWSER") == "1":
