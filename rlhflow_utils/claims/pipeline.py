@@ -81,9 +81,9 @@ def base_of_world(profile: Profile, folder: Path) -> Artifact:
     assert profile.base_model is not None
     assert profile.world is not None
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
+    seed = profile.world.seed
+    with (folder / f".lock{seed}").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        seed = profile.world.seed
         return stages.train_base_model(profile.base_model, profile.world, None, seed, into=folder / BY_KEY)
 
 
