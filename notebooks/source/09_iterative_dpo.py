@@ -55,12 +55,12 @@ ranker = reward_model if profile.pair_building.ranker == "reward_model" else run
 #
 # **Algorithm 1, as the paper runs it** (3.3):
 #
-# > **Input:** the SFT model π₀, a ranker r, prompts in T equal parts, n = 8
-# > **for** t = 1, …, T:
-# > &nbsp;&nbsp;&nbsp;&nbsp;1. *Generate:* sample n answers from π_{t−1} to each prompt of part t
-# > &nbsp;&nbsp;&nbsp;&nbsp;2. *Rank:* score every answer with r
-# > &nbsp;&nbsp;&nbsp;&nbsp;3. *Pair:* take the best and the worst answer to each prompt; drop the prompt if they are the same text or tie
-# > &nbsp;&nbsp;&nbsp;&nbsp;4. *Train:* DPO on these pairs, starting from π_{t−1}, with reference π₀, gives π_t
+# > **Input:** the SFT model π₀, a ranker r, prompts in T equal parts, n = 8 \
+# > **for** t = 1, …, T: \
+# > &nbsp;&nbsp;&nbsp;&nbsp;1. *Generate:* sample n answers from π_{t−1} to each prompt of part t \
+# > &nbsp;&nbsp;&nbsp;&nbsp;2. *Rank:* score every answer with r \
+# > &nbsp;&nbsp;&nbsp;&nbsp;3. *Pair:* take the best and the worst answer to each prompt; drop the prompt if they are the same text or tie \
+# > &nbsp;&nbsp;&nbsp;&nbsp;4. *Train:* DPO on these pairs, starting from π_{t−1}, with reference π₀, gives π_t \
 # > **Output:** π_T
 #
 # **Online** means that the answers are the current policy's own. An offline dataset contains answers of other models. As
