@@ -204,7 +204,7 @@ print("all checks hold")
 # ## Summary and exercises
 #
 # *Claim on this run:* sampling at two temperatures gives several different answers per prompt; the table above says how
-# many. *Over seeds:* chapter 11 (claim `bon`) measures how much best-of-n gains, and how far it moves.
+# many. *Over seeds:* chapter 11 (claim p) measures how much best-of-n gains, and how far it moves.
 #
 # 1. Set `generation.temperatures` to [0.3]. Predict the number of different answers per prompt.
 # 2. Set `generation.sampling.n` to 6 and `generation.temperatures` to [1.0,0.7,0.4,0.1]. Read the error.

@@ -159,7 +159,8 @@ claims.claim_forest(records)
 #
 # A finding may depend on the one world, and on its one base model. So the claims about judges are measured again in the
 # `worlds` of `claims/designs.yaml`: other facts, and a base model that has read a third as much. Two seeds each: these
-# intervals cover the choice of prompts only.
+# intervals cover the choice of prompts only. *The records published here do not have them yet* (then the table says "no
+# rows"): `make claims` adds them, half an hour on two cores.
 
 # %%
 tables.show(claims.worlds_table(records))
