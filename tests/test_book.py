@@ -133,7 +133,7 @@ def test_formulas_are_drawn(pages: dict[str, dict[str, Any]]) -> None:
     """A formula that MathJax cannot read would show its source in red."""
     counts = {page: (facts["formulas"], facts["drawn"], facts["misread"]) for page, facts in pages.items()}
     assert {page: count for page, count in counts.items() if count[0] != count[1] or count[2]} == {}
-    assert counts["notebooks/09_iterative_dpo.html"][0] >= 10
+    assert counts["notebooks/09_iterative_dpo.html"][0] >= 5
 
 
 def test_the_next_button_leads_through_the_chapters(pages: dict[str, dict[str, Any]], site: str) -> None:

@@ -112,7 +112,7 @@ def test_a_model_trained_here_is_scored_where_training_pooled(tmp_path: Path) ->
     profile = load_profile("tiny")
     job = TrainingJob(kind="reward", model=str(start), dataset="", output="", seed=0, training=profile.reward_model,
                       model_settings=profile.model)  # fmt: skip
-    model = load_model(str(start), job)
+    model = load_model(str(start), job, frozen=False)
     model.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     prompt, answer = CONVERSATIONS[0]

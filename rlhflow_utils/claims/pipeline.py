@@ -77,7 +77,7 @@ def prepare(run: Run, settings: ClaimsSettings) -> Seed:
 
 
 def base_of_world(profile: Profile, folder: Path) -> Artifact:
-    """The base model of another world: one for all its seeds, made by the first that comes while the others wait."""
+    """The base model of a world: one for all its seeds, made by the first that comes while the others wait."""
     assert profile.base_model is not None
     assert profile.world is not None
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 from rlhflow_utils.guide.spread import shards_of, spread
-from rlhflow_utils.guide.stage import Artifact, Rows, Summary, describe, hash_value, seed_for, stage
+from rlhflow_utils.guide.stage import Artifact, Rows, Summary, describe, hash_value, relative, seed_for, stage
 from rlhflow_utils.models.chat import accepted, decode_response, encode_prompt, load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import Model, model_path
 
@@ -116,9 +116,20 @@ def generate(
         tokens += sum(len(ids) for row in found for ids in row["response_ids"])
         speed = tokens / (time.time() - started)
         print(f"generation: shard {index + 1} of {len(shards)}, {speed:,.0f} tokens/s", flush=True)
-    data = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+    data = concatenate_datasets(list(map(read_shard, files)))
     data.save_to_disk(str(out / "data"))
     return data, dropped
+
+
+def read_shard(file: Path) -> Dataset:
+    """The rows of a finished shard, mapped from its file. ValueError where it is damaged."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    try:
+        return Dataset.from_file(str(file))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{relative(file)} is damaged ({error}): delete it and run again to remake it") from error
 
 
 @contextmanager
