@@ -110,7 +110,8 @@ def test_a_lost_node_costs_its_shard(cluster: Any) -> None:
     found += work
     assert sorted((place, square) for place, (_, square) in found) == [(i, (i + 10) ** 2) for i in range(60)]
     assert head in {each for _, (each, _) in found}
-    assert lost not in {each for _, (each, _) in found[before + 2 :]}
+    late = [each for _, (each, _) in found[before:]]
+    assert late.count(lost) <= 2, "no more than what it had done already"
     assert not actors()
 
 
