@@ -66,7 +66,7 @@ def progress_over_iterations(
     """
     known = {
         "accuracy": "right answers (%)",
-        "length_adjusted_win_rate": f"length-adjusted win rate against SFT (%)\njudge: {judge}",
+        "length_adjusted_win_rate": f"length-adjusted win rate\nagainst SFT (%), judge: {judge}",
     }
     metrics = {metric: label for metric, label in known.items() if metric in sft}
     figure, panels = new_figure(columns=len(metrics), height=3.2)
