@@ -417,7 +417,8 @@ class Campaign:
 
     def machine(self) -> dict[str, Callable[[], Result]]:
         """Name -> a fault of the machine."""
-        two = {"launch": {"num_processes": 2, "use_cpu": True}, "iterative.iterations": 1}
+        two = {"launch": {"num_processes": 2, "use_cpu": True}, "iterative.iterations": 1,
+               "dpo.trainer.per_device_train_batch_size": 2}  # fmt: skip
         return {
             "read-only folder": self.read_only, "file size limit": self.small_limit, "full disk": self.full_disk,
             "clock set back": self.changed_clock,

@@ -428,6 +428,26 @@ def test_a_kill_between_the_renames_loses_nothing(run: Run, dpo: DpoSettings, mo
     assert not list((run.folder / ".partial").iterdir())
 
 
+def test_a_kill_while_the_manifest_is_written_leaves_nothing_behind(
+    run: Run, dpo: DpoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.replace
+
+    def killed_before(source: Path, target: Path) -> None:
+        if Path(target).name == "manifest.json":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core.os, "replace", killed_before)
+        with pytest.raises(KeyboardInterrupt):
+            write_number(dpo, into=run / "number")
+    assert list(run.folder.glob(".partial/*/*.tmp"))
+    number = write_number(dpo, into=run / "number")
+    assert list(number.manifest["contents"]) == ["number.txt"]
+    assert (copy_number(number, into=run / "copy").path / "copy.txt").exists()
+
+
 def test_work_under_another_key_is_not_resumed(run: Run, dpo: DpoSettings) -> None:
     with pytest.raises(RuntimeError):
         fail(into=run / "fails")

@@ -407,6 +407,7 @@ def test_a_finished_job_is_not_run_again(model: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     assert train(job) == {"steps": 7}
     assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "checkpoints").exists()
 
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}

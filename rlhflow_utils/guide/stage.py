@@ -131,6 +131,8 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
             bound.arguments["into"] = partial
             summary = function(*bound.args, **bound.kwargs)
             wall = round(time.time() - started, 1)
+            for cut_off in partial.rglob("*.tmp"):  # by a kill, while it was written
+                cut_off.unlink()
             artifacts = {each: [a.path.name for a in row if isinstance(a, Artifact)] for each, row in named.items()}
             manifest = {
                 "function": name, "key": key, "arguments": arguments,

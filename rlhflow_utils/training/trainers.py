@@ -121,6 +121,7 @@ def train(job: TrainingJob) -> dict[str, Any]:
     """
     log_file, checkpoints = Path(job.output) / "log.json", Path(job.output) / "checkpoints"
     if log_file.exists():
+        shutil.rmtree(checkpoints, ignore_errors=True)  # what a kill has left of them
         return dict(json.loads(log_file.read_text(encoding="utf-8")))
     trainer, started = build_trainer(job), time.time()
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
