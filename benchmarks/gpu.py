@@ -36,7 +36,7 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerBase,
     TrainerCallback,
-)  # fmt: skip
+)
 
 from rlhflow_utils.guide.profile import Profile, load_profile
 from rlhflow_utils.guide.run import quiet_libraries
@@ -44,13 +44,16 @@ from rlhflow_utils.guide.stage import PROJECT, provenance, write_json
 from rlhflow_utils.models.chat import encode_conversation
 from rlhflow_utils.models.reward_model import load_scorer
 from rlhflow_utils.online.engines import Request, open_sampler
+from rlhflow_utils.training.capacity import TABLE, matrices
 from rlhflow_utils.training.trainers import TrainingJob, build_trainer
 
-SHAPES = {  # hidden, layers, heads, key-value heads, inner, vocabulary, positions
-    "llama3-8b": (4096, 32, 32, 8, 14336, 128256, 8192),
-    "small": (256, 4, 8, 4, 1024, 8192, 8192),
-}
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16 operations a second (NVIDIA's data sheets)
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama3-8b": TABLE["architectures"]["meta-llama/Meta-Llama-3-8B"],
+    "small": {
+        "vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "intermediate_size": 1024, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
 STEPS = 4  # the first one is not counted
 
 
@@ -79,16 +82,14 @@ class Bench:
 
     def __init__(self, folder: Path, shape: str, out: Path) -> None:
         self.folder, self.shape, self.out = folder, shape, out
-        hidden, layers, heads, kv_heads, inner, vocabulary, positions = SHAPES[shape]
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(PROJECT / "models" / "tiny-base")
         self.config = LlamaConfig(
-            hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-            intermediate_size=inner, vocab_size=vocabulary, max_position_embeddings=positions, dtype="bfloat16",
-            bos_token_id=self.tokenizer.bos_token_id, eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
+            **{name: size for name, size in SHAPES[shape].items() if name != "model_type"},
+            max_position_embeddings=8192, dtype="bfloat16", bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id, pad_token_id=self.tokenizer.pad_token_id,
         )  # fmt: skip
-        attention = 2 * hidden * hidden + 2 * hidden * kv_heads * (hidden // heads)
-        self.matrices = layers * (attention + 3 * hidden * inner) + hidden * vocabulary
+        body = sum(n * m for n, m in matrices(self.config))
+        self.matrices = self.config.num_hidden_layers * body + self.config.hidden_size * self.config.vocab_size
         self.results: dict[str, Any] = {}
         self.draw = random.Random(0)
 
@@ -163,8 +164,8 @@ class Bench:
 
     def share(self, operations_per_second: float) -> float | None:
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        peak = next((value for gpu, value in PEAKS.items() if gpu in name), None)
-        return round(operations_per_second / peak, 3) if peak else None
+        peak = next((gpu["tflops"] for label, gpu in TABLE["gpus"].items() if label.split("-")[0] in name), None)
+        return round(operations_per_second / peak / 1e12, 3) if peak else None
 
     def sft(self, **overrides: Any) -> dict[str, Any]:
         """Blocks of 4,096 packed tokens, two a step."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from benchmark_scripts import benchmark_script
 from transformers import AutoConfig, LlamaConfig
 
 from rlhflow_utils import __main__ as command_line
@@ -24,12 +24,7 @@ LLAMA2_7B = LlamaConfig(intermediate_size=11008)  # the class's defaults are tho
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("capacity_benchmark", PROJECT / "benchmarks" / "capacity.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("capacity")
 
 
 def _model(name: str) -> Any:

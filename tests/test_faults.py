@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_scripts import benchmark_script
 
 from rlhflow_utils.guide.publishing import block_of
 from rlhflow_utils.guide.stage import PROJECT
@@ -20,8 +20,7 @@ SCRIPT = PROJECT / "benchmarks" / "faults.py"
 
 @pytest.fixture(scope="module")
 def faults() -> ModuleType:
-    sys.path.insert(0, str(SCRIPT.parent))
-    return importlib.import_module("faults")
+    return benchmark_script("faults")
 
 
 @pytest.fixture(scope="module")

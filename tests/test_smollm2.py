@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_scripts import benchmark_script
 
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.stage import PROJECT
@@ -29,12 +29,7 @@ SHORT = {
 
 
 def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("smollm2", PROJECT / "benchmarks" / "smollm2.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("smollm2")
 
 
 def test_another_file_under_the_name_is_refused(tmp_path: Path) -> None:
