@@ -161,9 +161,10 @@ def readme_block(record: Mapping[str, Any]) -> str:
     """The README's results: the policies, some answers, the judges."""
     summary, facts = record["summary"], record["provenance"]
     policies, judges = tables.policy_rows(summary, facts["judge"]), tables.judge_rows(summary, facts["mixture"])
+    prompts = sum(bool(row["prompt"]) for row in record["answers"])
     return "\n\n".join([
         tables.markdown_table(policies),
-        f"Five of the {record['changed_answers']} held-out prompts whose answer has changed, evenly spaced:",
+        f"{prompts} of the {record['changed_answers']} held-out prompts whose answer has changed, evenly spaced:",
         tables.markdown_table(record["answers"]),
         tables.markdown_table(judges),
         f"The run took {summary['wall_seconds.total'] / 60:.1f} minutes.\n",
