@@ -58,6 +58,14 @@ def test_the_block_by_hand() -> None:
     last = ["0.620 (0.520 … 0.720)", "–", "16.8", "0.700 (0.600 … 0.800)", "0.880 (0.780 … 0.980)", "37.2"]
     assert rows["iteration 2"] == last, "the last iteration is the paper's iterative DPO"
     assert rows["SFT"][-1] == "10.2"
+    record["summary"] |= {
+        **_estimate("unpenalised2_evaluation.accuracy", 0.6),
+        "unpenalised2_evaluation.mean_length": 40.0,
+    }
+    penalised = [line.split("|")[1:-1] for line in readme_block(record).splitlines() if "iteration 2" in line]
+    assert [(row[0].strip(), row[-1].strip()) for row in penalised] == [
+        ("iteration 2", "41.9"), ("iteration 2, no length penalty", "37.2")
+    ], "the paper's 37.2 is without a length penalty, its 41.9 with one"  # fmt: skip
     assert rows["BT, mix2"][0] == "0.900 (0.800 … 1.00)"
     assert rows["BT, mix2"][5] == "0.800 (0.700 … 0.900)"
     assert rows["2 + 2?"][:2] == ["SFT", "4 &#124; four"], "a bar in an answer does not end its cell"

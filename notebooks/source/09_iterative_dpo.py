@@ -177,23 +177,28 @@ if profile.launch is None:
 # checkpoints and resumes from them.
 
 # %%
-policy, pairs, policies = sft, [], {"sft": sft}
-for k in range(1, profile.iterative.iterations + 1):
-    prompts = iterative_dpo.prompts_of_iteration(data, k, profile.iterative)  # never the same prompt twice
-    responses = generation.generate_responses(
-        policy, prompts, profile.generation, profile.model, run.seed, profile.actors, into=run / f"iter{k}_responses"
-    )
-    scores = iterative_dpo.rank(run, ranker, responses, into=run / f"iter{k}_scores")
-    pairs += [
-        pair_building.build_preference_pairs(scores, profile.pair_building, run.seed, into=run / f"iter{k}_pairs")
-    ]
-    policy = stages.train_dpo(
-        policy,
-        sft if profile.dpo.reference == "sft" else policy,
-        pairs if profile.iterative.replay else pairs[-1:],
-        profile.dpo, profile.model, run.seed, profile.launch, into=run / f"iter{k}_dpo",
-    )  # fmt: skip
-    policies[f"iter{k}"] = policy
+def algorithm_1(settings, name: str) -> tuple[dict, list]:
+    """The policy and the pairs of every iteration; `settings` say how pairs are built."""
+    policy, pairs, policies = sft, [], {}
+    for k in range(1, profile.iterative.iterations + 1):
+        drawn = "iter1" if k == 1 else f"{name}{k}"  # π₀'s answers are drawn and ranked once
+        prompts = iterative_dpo.prompts_of_iteration(data, k, profile.iterative)  # never the same prompt twice
+        responses = generation.generate_responses(
+            policy, prompts, profile.generation, profile.model, run.seed, profile.actors, into=run / f"{drawn}_responses"
+        )
+        scores = iterative_dpo.rank(run, ranker, responses, into=run / f"{drawn}_scores")
+        pairs += [pair_building.build_preference_pairs(scores, settings, run.seed, into=run / f"{name}{k}_pairs")]
+        policy = stages.train_dpo(
+            policy,
+            sft if profile.dpo.reference == "sft" else policy,
+            pairs if profile.iterative.replay else pairs[-1:],
+            profile.dpo, profile.model, run.seed, profile.launch, into=run / f"{name}{k}_dpo",
+        )  # fmt: skip
+        policies[f"{name}{k}"] = policy
+    return policies, pairs
+
+
+policies, pairs = algorithm_1(profile.pair_building, "iter")
 
 # %% [markdown]
 # Where all answers to a prompt are the same text, or the best and the worst tie, there is no pair. How many prompts are
@@ -203,11 +208,24 @@ for k in range(1, profile.iterative.iterations + 1):
 tables.show([{"pairs of": each.path.name, **each.rows["prompts"]} for each in pairs], run.caption)
 
 # %% [markdown]
+# The paper's main result has no length penalty, its concise variant has one (Table 6). Where this profile has one, the loop
+# runs a second time without it, from the same answers of π₀.
+
+# %%
+unpenalised, penalty = {}, profile.pair_building.length_penalty
+if penalty:
+    raw = profile.pair_building.model_copy(update={"length_penalty": 0.0})
+    unpenalised, _ = algorithm_1(raw, "unpenalised")
+
+# %% [markdown]
 # Now the evaluation. Every policy answers the same held-out prompts once, at `evaluation.temperature`. Neither the prompts
 # nor the answers are ever trained on. Each answer is compared with the SFT model's answer to the same prompt.
 
 # %%
-answers = {name: answer_held_out(run, name, model, data, reward_model) for name, model in policies.items()}
+answers = {
+    name: answer_held_out(run, name, model, data, reward_model)
+    for name, model in {"sft": sft, **policies, **unpenalised}.items()
+}
 evaluations = {
     name: evaluate_policy(
         answered, answers["sft"], profile.evaluation, profile.world, run.judge_model(), profile.reward_model.batch_tokens,
@@ -220,14 +238,16 @@ evaluations = {
 # %% [markdown]
 # ## Results
 #
-# First, read some answers. Six fixed held-out prompts, answered by the SFT model and after each iteration, with the RM's
-# reward and the gold reward (about 1 where the answer is right, −1 where it is wrong, minus a little for filler). All
-# policies draw the same random numbers for a prompt, so an answer changes only where the policy has changed.
+# First, read some answers. Six fixed held-out prompts, answered by the SFT model, after each iteration, and after the last
+# one without length penalty, with the RM's reward and the gold reward (about 1 where the answer is right, −1 where it is
+# wrong, minus a little for filler). All policies draw the same random numbers for a prompt, so an answer changes only where
+# the policy has changed.
 
 # %%
 results = {name: done.read_json("results.json") for name, done in evaluations.items()}
 if profile.world:
-    answered = {name: each.dataset() for name, each in answers.items()}
+    shown = ["sft", *policies, *list(unpenalised)[-1:]]
+    answered = {name: answers[name].dataset() for name in shown}
     gold = {name: result["prompts"]["reward"] for name, result in results.items()}
     tables.show(tables.answer_rows(answered, gold, count=6), run.caption)
 
@@ -248,11 +268,11 @@ if profile.world:
 
 # %%
 estimates = {name: result["estimates"] for name, result in results.items()}
-proxies = {name: ranking_reward(run, result) for name, result in results.items()}
+proxies = {name: ranking_reward(run, results[name]) for name in ("sft", *policies)}
 table = [
     {"policy": name, "n": row["win_rate"]["n"], "right answers (95 %)": tables.with_interval(row.get("accuracy")),
      "length-adjusted win rate vs SFT": tables.with_interval(row["length_adjusted_win_rate"]), "plain win rate": tables.with_interval(row["win_rate"]), "gold reward" if profile.world else "judge's reward": tables.with_interval(row.get("reward")),
-     "proxy reward": tables.with_interval(proxies[name]), "reward of the RM alone": row["proxy_reward"]["value"],
+     "proxy reward": tables.with_interval(proxies.get(name)), "reward of the RM alone": row["proxy_reward"]["value"],
      "length (characters)": row["mean_length"]["value"]}
     for name, row in estimates.items()
 ]  # fmt: skip
@@ -262,9 +282,10 @@ tables.show(table, run.caption)
 # Look for how much each further iteration adds. For the win rate, one half is no progress.
 
 # %%
-judge, iterations = profile.evaluation.judge, [name for name in policies if name != "sft"]
+judge, last = profile.evaluation.judge, profile.iterative.iterations
+others = {"no length penalty": estimates[f"unpenalised{last}"]} if unpenalised else {}
 figures.progress_over_iterations(
-    estimates["sft"], [estimates[name] for name in iterations], judge=judge, caption=run.caption
+    estimates["sft"], [estimates[name] for name in policies], judge=judge, others=others, caption=run.caption
 )
 
 # %% [markdown]
@@ -275,7 +296,7 @@ figures.progress_over_iterations(
 figure = None
 if all("reward" in row for row in estimates.values()):
     figure = figures.proxy_against_gold(
-        list(policies), list(proxies.values()), [row["reward"] for row in estimates.values()], caption=run.caption
+        list(proxies), list(proxies.values()), [estimates[name]["reward"] for name in proxies], caption=run.caption
     )
 figure
 
@@ -284,7 +305,7 @@ figure
 # the last policy, and the reference is still π₀.
 
 # %%
-logs = {name: policies[name].read_json("log.json")["history"] for name in iterations}
+logs = {name: policy.read_json("log.json")["history"] for name, policy in policies.items()}
 figures.loss_curves(logs, baseline=ln2, baseline_label="ln 2: π = π₀", caption=run.caption)
 
 # %% [markdown]
@@ -312,6 +333,9 @@ if "iter2" in logs and profile.dpo.reference == "sft":
 assert evaluations["sft"].metrics[f"{judge}_win_rate_vs_sft"] == 0.5, "SFT against itself is a tie everywhere"
 used = [prompt for each in pairs for prompt in each.dataset()["prompt_id"]]
 assert len(used) == len(set(used)), "no prompt is used twice"
+if unpenalised and "accuracy" in estimates["sft"]:
+    lengths = [estimates[name]["mean_length"]["value"] for name in (f"unpenalised{last}", f"iter{last}")]
+    assert lengths[0] > lengths[1], "the length penalty shortens the answers"
 print("all checks hold")
 
 # %% [markdown]

@@ -64,7 +64,8 @@ display(Markdown(
 
 # %%
 skills = [f"{name}_exact_match" for name in ("sft", "offline_dpo", "iterative_dpo") if f"{name}_exact_match" in run]
-policies = [run[f"{name}_evaluation"] for name in results] + [run[name] for name in skills]
+shown = [*results, *([f"unpenalised{last}"] if f"unpenalised{last}_evaluation" in run else [])]
+policies = [run[f"{name}_evaluation"] for name in shown] + [run[name] for name in skills]
 tables.show(tables.policy_rows(tables.metrics_of(policies), judge), run.caption)
 
 # %% [markdown]

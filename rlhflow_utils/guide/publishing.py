@@ -136,17 +136,23 @@ def publish_results(run_dir: str) -> None:
     if judge == "gold":
         from rlhflow_utils.guide.figures import policies
 
-        names = ["sft", *(f"iter{k}" for k in tables.iterations(summary)), "offline_dpo"]
+        iterations = [f"iter{k}" for k in tables.iterations(summary)]
+        without = iterations[-1].replace("iter", "unpenalised")
+        others = {"offline DPO": "offline_dpo"}
+        others |= {"no length penalty": without} if f"{without}_evaluation" in run else {}
+        names = ("sft", *iterations, *others.values())
         results = {name: run[f"{name}_evaluation"].read_json("results.json") for name in names}
-        sft, *found = (result["estimates"] for result in results.values())
-        others, caption = {"offline DPO": found.pop()}, f"{run.caption} One seed."
-        figure = policies.progress_over_iterations(sft, found, judge, others, caption)
+        estimates = {name: result["estimates"] for name, result in results.items()}
+        marks = {label: estimates[name] for label, name in others.items()}
+        progress = [estimates[name] for name in iterations]
+        figure = policies.progress_over_iterations(estimates["sft"], progress, judge, marks, f"{run.caption} One seed.")
         target.mkdir(parents=True, exist_ok=True)
         figure.savefig(target / "progress.png", dpi=110)
-        shown = {"SFT": names[0], f"iteration {len(found)}": names[-2]}
+        shown = {"SFT": "sft", f"iteration {len(iterations)}": iterations[-1], **others}
+        del shown["offline DPO"]
         answered = {label: run[f"{name}_answers_scored"].dataset() for label, name in shown.items()}
         texts = zip(*(rows["responses"][:] for rows in answered.values()), strict=True)
-        changed = [place for place, (before, after) in enumerate(texts) if before != after]
+        changed = [place for place, (before, after, *_) in enumerate(texts) if before != after]
         record["changed_answers"] = len(changed)
         gold = {
             label: [results[name]["prompts"]["reward"][place] for place in changed] for label, name in shown.items()

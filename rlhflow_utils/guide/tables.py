@@ -144,28 +144,47 @@ def iterations(summary: Summary) -> list[int]:
 
 
 def evaluation_of(summary: Summary, policy: str) -> str:
-    """Folder of the evaluation of `sft`, `offline_dpo` or `iterative_dpo`: that of the last iteration."""
-    last = iterations(summary)[-1:]
-    return f"iter{last[0]}_evaluation" if policy == "iterative_dpo" and last else f"{policy}_evaluation"
+    """Folder of the evaluation of `sft`, `offline_dpo`, or `iterative_dpo`: that of the last iteration.
+
+    The paper's iterative DPO has no length penalty, so where a run has both it is the last one without.
+    """
+    numbers = iterations(summary)
+    if policy != "iterative_dpo" or not numbers:
+        return f"{policy}_evaluation"
+    without = f"unpenalised{numbers[-1]}_evaluation"
+    return without if f"{without}.mean_length" in summary else f"iter{numbers[-1]}_evaluation"
+
+
+def paper_lc(is_penalised: bool) -> dict[str, float | None]:
+    """The paper's LC AlpacaEval-2 (%) of each policy; `is_penalised`: iterative DPO has a length penalty (Table 6)."""
+    printed: dict[str, float | None] = {name: CHAT_BENCHMARKS[label][0] for label, name in POLICIES.items()}
+    if is_penalised:
+        printed["unpenalised"] = printed["iterative_dpo"]
+        printed["iterative_dpo"] = ABLATIONS["concise (lambda = 0.001)"]["LC AlpacaEval-2 (%)"]
+    return printed
 
 
 def policy_rows(summary: Summary, judge: str) -> list[Row]:
     """SFT, offline DPO and every iteration: right answers, win rates against SFT, length, the untouched skill."""
-    rows, last = [], evaluation_of(summary, "iterative_dpo")
-    for policy in ("sft", "offline_dpo", *(f"iter{k}" for k in iterations(summary))):
+    numbers = iterations(summary)
+    names: dict[str, tuple[str, str | None]] = {"sft": ("SFT", "sft"), "offline_dpo": ("offline DPO", "offline_dpo")}
+    names |= {f"iter{k}": (f"iteration {k}", "iterative_dpo" if k == numbers[-1] else None) for k in numbers}
+    without = evaluation_of(summary, "iterative_dpo").removesuffix("_evaluation")
+    if is_penalised := without not in names and bool(numbers):
+        names[without] = (f"iteration {numbers[-1]}, no length penalty", "unpenalised")
+    papers, rows = paper_lc(is_penalised), []
+    for policy, (label, kind) in names.items():
         place = f"{policy}_evaluation"
-        skill = "iterative_dpo" if place == last else policy
-        label = next((name for name, key in POLICIES.items() if key == skill), None)
         rows.append({
-            "policy": f"iteration {policy.removeprefix('iter')}" if policy.startswith("iter") else label,
+            "policy": label,
             "right answers (95 % interval)": with_interval(estimate(summary, f"{place}.accuracy")),
             "length-adjusted win rate vs SFT": with_interval(
                 estimate(summary, f"{place}.{judge}_length_adjusted_win_rate_vs_sft")
             ),
             "length (characters)": summary.get(f"{place}.mean_length"),
             "plain win rate vs SFT": with_interval(estimate(summary, f"{place}.{judge}_win_rate_vs_sft")),
-            "exact match, untouched skill": with_interval(estimate(summary, f"{skill}_exact_match.exact_match")),
-            "paper: LC AlpacaEval-2 (%)": CHAT_BENCHMARKS[label][0] if label else None,
+            "exact match, untouched skill": with_interval(estimate(summary, f"{kind}_exact_match.exact_match")),
+            "paper: LC AlpacaEval-2 (%)": papers.get(kind) if kind else None,
         })  # fmt: skip
     return rows
 

@@ -102,6 +102,10 @@ def test_answers_get_better_and_not_only_shorter(summary: dict[str, Any], run_di
     assert controlled["iter3"] > controlled["offline_dpo"] > 0.5
     results = json.loads((run_dir / "iter3_evaluation" / "results.json").read_text(encoding="utf-8"))
     assert results["n"] >= 900, "held-out prompts"
+    for k in (1, 2, 3):
+        without = f"unpenalised{k}_evaluation"
+        assert summary[f"{without}.accuracy"] > right["sft"], "growing answers cost less than being wrong"
+    assert summary["unpenalised3_evaluation.mean_length"] > summary["iter3_evaluation.mean_length"]
 
 
 def test_rows_add_up_in_every_stage(manifests: dict[str, dict[str, Any]]) -> None:
