@@ -88,8 +88,9 @@ evaluation = policies.evaluate_policy(
     into=run / "offline_dpo_evaluation",
 )  # fmt: skip
 evaluations = {"sft": run["sft_evaluation"], "offline_dpo": evaluation, "iterative_dpo": run[f"{last}_evaluation"]}
+last_unpenalised = f"unpenalised{profile.iterative.iterations}"
 if profile.pair_building.length_penalty:
-    evaluations["unpenalised"] = run[f"unpenalised{profile.iterative.iterations}_evaluation"]
+    evaluations["unpenalised"] = run[f"{last_unpenalised}_evaluation"]
 
 # %% [markdown]
 # **The alignment tax.** We test a skill that no preference and no RL prompt ever touched; in the tiny world it is
@@ -147,10 +148,12 @@ gain = statistics.paired_difference(outcomes["iterative_dpo"], outcomes["offline
 print(f"win rate, iterative − offline DPO: {gain.value:+.3f} ({gain.ci_low:+.3f} … {gain.ci_high:+.3f}), n = {gain.n}")
 
 # %% [markdown]
-# Read some answers. The same prompts for all three policies, with the judge's reward where it gives one:
+# Read some answers. The same prompts for all policies, with the judge's reward where it gives one:
 
 # %%
 held_out = {"sft": reference, "offline_dpo": answers, "iterative_dpo": run[f"{last}_answers_scored"]}
+if "unpenalised" in evaluations:
+    held_out["unpenalised"] = run[f"{last_unpenalised}_answers_scored"]
 texts = {name: {row["prompt_id"]: row["responses"][0] for row in done.dataset()} for name, done in held_out.items()}
 step = max(1, len(reference.dataset()) // 6)
 for row in list(reference.dataset())[::step][:6]:
