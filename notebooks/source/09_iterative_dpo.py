@@ -301,6 +301,19 @@ if all("reward" in row for row in estimates.values()):
 figure
 
 # %% [markdown]
+# The same without length penalty, where λ is 0 and the proxy is the RM's reward as it is.
+
+# %%
+figure = None
+if unpenalised and "reward" in estimates["sft"]:
+    names = ["sft", *unpenalised]
+    figure = figures.proxy_against_gold(
+        names, [estimates[name]["proxy_reward"] for name in names], [estimates[name]["reward"] for name in names],
+        caption=run.caption,
+    )  # fmt: skip
+figure
+
+# %% [markdown]
 # The training losses. Iteration 1 starts at ln 2, since the policy is the reference. The later ones do not: they start from
 # the last policy, and the reference is still π₀.
 
