@@ -9,7 +9,16 @@ import pytest
 
 from rlhflow_utils.guide.publishing import README, block_of, readme_block
 from rlhflow_utils.guide.stage import PROJECT
-from rlhflow_utils.guide.tables import RESULTS, Formatted, cell, interval, iterations, markdown_table, with_interval
+from rlhflow_utils.guide.tables import (
+    RESULTS,
+    Formatted,
+    cell,
+    interval,
+    iterations,
+    markdown_table,
+    policy_rows,
+    with_interval,
+)  # fmt: skip
 
 
 def _shown(name: str) -> str:
@@ -25,13 +34,20 @@ def test_readme_block_is_the_one_that_results_give() -> None:
 
 
 def test_readme_shows_the_claims_that_results_hold() -> None:
-    from rlhflow_utils.claims.run import claims_block
+    from rlhflow_utils.claims.run import claims_block, policies_block
 
     assert _shown("claims") == claims_block()
+    assert _shown("policies") == policies_block()
 
 
 def _estimate(key: str, value: float) -> dict[str, float]:
     return {key: value, f"{key}_ci_low": value - 0.1, f"{key}_ci_high": value + 0.1}
+
+
+def _cells(lines: list[str]) -> dict[str, list[str]]:
+    """The rows of Markdown tables, by their first cell."""
+    split = [[part.strip() for part in line.split("|")[1:-1]] for line in lines if "|" in line]
+    return {first: rest for first, *rest in split}
 
 
 def test_the_block_by_hand() -> None:
@@ -47,29 +63,25 @@ def test_the_block_by_hand() -> None:
         "wall_seconds.total": 630.0,
     }
     assert iterations(summary) == [1, 2]
-    answers = [{"prompt": "2 + 2?", "policy": "SFT", "answer": "4 | four", "gold reward": 1.0}]
+    answers = [{"prompt": "2 + 2?", "SFT": "4 | four (0.500, 1.00)"}]
     record = {"summary": summary, "provenance": {"judge": "gold", "mixture": "mix2"}}
     record |= {"answers": answers, "changed_answers": 9}
     lines = readme_block(record).splitlines()
-    rows = {
-        line.split("|")[1].strip(): [part.strip() for part in line.split("|")[2:-1]] for line in lines if "|" in line
-    }
+    rows = _cells([*lines, *markdown_table(policy_rows(summary, "gold")).splitlines()])
     assert rows["iteration 1"] == ["–", "–", "–", "0.600 (0.500 … 0.700)", "–", "–"]
     last = ["0.620 (0.520 … 0.720)", "–", "16.8", "0.700 (0.600 … 0.800)", "0.880 (0.780 … 0.980)", "37.2"]
     assert rows["iteration 2"] == last, "the last iteration is the paper's iterative DPO"
     assert rows["SFT"][-1] == "10.2"
-    record["summary"] |= {
-        **_estimate("unpenalised2_evaluation.accuracy", 0.6),
-        "unpenalised2_evaluation.mean_length": 40.0,
-    }
-    penalised = [line.split("|")[1:-1] for line in readme_block(record).splitlines() if "iteration 2" in line]
-    assert [(row[0].strip(), row[-1].strip()) for row in penalised] == [
-        ("iteration 2", "41.9"), ("iteration 2, no length penalty", "37.2")
-    ], "the paper's 37.2 is without a length penalty, its 41.9 with one"  # fmt: skip
     assert rows["BT, mix2"][0] == "0.900 (0.800 … 1.00)"
     assert rows["BT, mix2"][5] == "0.800 (0.700 … 0.900)"
-    assert rows["2 + 2?"][:2] == ["SFT", "4 &#124; four"], "a bar in an answer does not end its cell"
+    assert rows["2 + 2?"] == ["4 &#124; four (0.500, 1.00)"], "a bar in an answer does not end its cell"
     assert lines[-1] == "The run took 10.5 minutes."
+
+
+def test_the_papers_iterative_dpo_stands_beside_the_run_without_length_penalty() -> None:
+    summary: dict[str, Any] = {"iter2_evaluation.mean_length": 16.8, "unpenalised2_evaluation.mean_length": 40.0}
+    rows = _cells(markdown_table(policy_rows(summary, "gold")).splitlines())
+    assert (rows["iteration 2"][-1], rows["iteration 2, no length penalty"][-1]) == ("41.9", "37.2")
 
 
 def test_readme_shows_the_two_commands_and_links_that_exist() -> None:

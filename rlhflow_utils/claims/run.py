@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhflow_utils.claims.designs import DESIGNS, Designs, load_designs, seed_profile
 from rlhflow_utils.claims.pipeline import measure, prepare
+from rlhflow_utils.claims.tables import policies_table
 from rlhflow_utils.claims.verdicts import RESULTS, Measure, claim_record, claims_table, read_records
 from rlhflow_utils.guide.profile import variant
 from rlhflow_utils.guide.publishing import replace_block
@@ -60,6 +61,7 @@ def run_claims(
         raise RuntimeError(f"{'; '.join(failed)}. Mend it and run the command again: finished stages are kept")
     if not is_aside:
         replace_block("claims", claims_block())
+        replace_block("policies", policies_block())
 
 
 def plan(designs: Designs, names: Sequence[str], limit: int | None) -> dict[int, Jobs]:
@@ -116,6 +118,13 @@ def run_seeds(
                 measured[seed] = future.result()
             print(failed[-1] if error else f"seed {seed} measured after {time.time() - started:.0f} s", flush=True)
     return measured, failed
+
+
+def policies_block() -> str:
+    """The README's first table: the policies over seeds, from claim e."""
+    record = read_records()["e"]
+    text = f"Means over {record['seeds']} seeds of the simulated world, with 95 % intervals over seeds.\n"
+    return f"{markdown_table(policies_table(record))}\n\n{text}"
 
 
 def claims_block() -> str:

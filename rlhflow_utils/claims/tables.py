@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from matplotlib.figure import Figure
 
 from rlhflow_utils.claims.designs import Designs
 from rlhflow_utils.claims.verdicts import Record, signed, signed_interval
+from rlhflow_utils.evaluation.statistics import t_interval
 from rlhflow_utils.guide.figures.style import BLUE, CYCLE, DARK, GREEN, GREY, ORANGE, RED, error_bar, finish, new_figure
-from rlhflow_utils.guide.tables import Formatted, show
+from rlhflow_utils.guide.tables import Formatted, paper_lc, show, with_interval
 
 # Start of a metric's name -> its unit, and how it is scaled; all other metrics are shares of prompts or pairs.
 UNITS = {
@@ -58,6 +60,27 @@ def worlds_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
 
     rows = {name: {"the profile's": each, **each["worlds"]} for name, each in records.items() if each["worlds"]}
     return [{"claim": name, **{key: short(each) for key, each in row.items()}} for name, row in rows.items()]
+
+
+def policies_table(record: Record) -> list[dict[str, Any]]:
+    """SFT, offline DPO and the iterations of claim e: means over seeds with Student's t interval."""
+    variants, papers = record["variants"], paper_lc(is_penalised=True)
+    last = max(int(key.partition("@")[2]) for key in next(iter(variants["main"].values())) if "@" in key)
+    rows = {"SFT": ("sft", "", "sft"), "offline DPO": ("offline", "", "offline_dpo")}
+    rows |= {f"iteration {k}": ("main", f"@{k}", "iterative_dpo" if k == last else "") for k in range(1, last + 1)}
+    rows[f"iteration {last}, no length penalty"] = ("no_penalty", f"@{last}", "unpenalised")
+
+    def over_seeds(variant: str, metric: str) -> str:
+        values = [seed[metric] for seed in variants[variant].values()]
+        return with_interval(asdict(t_interval(values, record["confidence"])))
+
+    return [{
+        "policy": label, "right answers (95 % interval)": over_seeds(variant, f"accuracy{step}"),
+        "length-adjusted win rate vs SFT": over_seeds(variant, f"length_adjusted_win_rate{step}"),
+        "length (characters)": over_seeds(variant, f"mean_length{step}"),
+        "plain win rate vs SFT": over_seeds(variant, f"win_rate{step}"),
+        "paper: LC AlpacaEval-2 (%)": papers.get(kind),
+    } for label, (variant, step, kind) in rows.items()]  # fmt: skip
 
 
 def variants_table(designs: Designs, records: Mapping[str, Record]) -> list[dict[str, Any]]:

@@ -158,19 +158,18 @@ def publish_results(run_dir: str) -> None:
             label: [results[name]["prompts"]["reward"][place] for place in changed] for label, name in shown.items()
         }
         answered = {label: rows.select(changed) for label, rows in answered.items()}
-        record["answers"] = tables.answer_rows(answered, gold, count=5)
+        record["answers"] = tables.answers_beside(answered, gold, count=6)
         replace_block("results", readme_block(record))
     write_json(target / "summary.json", record)
 
 
 def readme_block(record: Mapping[str, Any]) -> str:
-    """The README's results: the policies, some answers, the judges."""
+    """The README's results of one run: some answers, the judges."""
     summary, facts = record["summary"], record["provenance"]
-    policies, judges = tables.policy_rows(summary, facts["judge"]), tables.judge_rows(summary, facts["mixture"])
-    prompts = sum(bool(row["prompt"]) for row in record["answers"])
+    judges = tables.judge_rows(summary, facts["mixture"])
     return "\n\n".join([
-        tables.markdown_table(policies),
-        f"{prompts} of the {record['changed_answers']} held-out prompts whose answer has changed, evenly spaced:",
+        f"One run, seed 0. {len(record['answers'])} of the {record['changed_answers']} held-out prompts whose answer has changed, "
+        "evenly spaced. In brackets: the reward of the RM, the true reward.",
         tables.markdown_table(record["answers"]),
         tables.markdown_table(judges),
         f"The run took {summary['wall_seconds.total'] / 60:.1f} minutes.\n",

@@ -87,8 +87,18 @@ def answer_rows(answered: Mapping[str, Any], gold: Mapping[str, Sequence[float]]
             question, answer = row["prompt"][-1]["content"], row["responses"][0]
             rows.append(
                 {"prompt": question if policy == first else "", "policy": policy, "answer": answer,
-                 "RM's reward": row["rewards"][0], "gold reward": gold[policy][place], "characters": len(answer)}
+                 RM_REWARD: row["rewards"][0], GOLD_REWARD: gold[policy][place], "characters": len(answer)}
             )  # fmt: skip
+    return rows
+
+
+def answers_beside(answered: Mapping[str, Any], gold: Mapping[str, Sequence[float]], count: int) -> list[Row]:
+    """As `answer_rows`, with a row for each prompt: answers and, in brackets, the RM's and the true reward."""
+    rows: list[Row] = []
+    for each in answer_rows(answered, gold, count):
+        if each["prompt"]:
+            rows.append({"prompt": each["prompt"]})
+        rows[-1][each["policy"]] = f"{each['answer']} ({cell(each[RM_REWARD])}, {cell(each[GOLD_REWARD])})"
     return rows
 
 
@@ -228,6 +238,7 @@ def chapter_seconds(folder: Path) -> dict[str, float]:
 
 # --- the paper's tables beside ours (chapter 10) ---------------------------------------------------------------------
 
+RM_REWARD, GOLD_REWARD = "RM's reward", "gold reward"
 UNTOUCHED = "untouched skill"  # the line below the academic suite that stands for it in the simulated world
 NOT_PER_CENT = ("MT-Bench (1-10)", "length")
 
