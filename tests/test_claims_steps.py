@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_models import MODEL, artifact, save_policy
 
-from rlhflow_utils.claims.steps import measure_kl, pick_answers, verify
+from rlhflow_utils.claims.steps import pick_answers, verify
+from rlhflow_utils.evaluation.policies import measure_kl
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.chat import encode_prompt, load_tokenizer

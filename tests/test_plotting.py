@@ -104,9 +104,10 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
     ),
     "proxy_against_gold": (
         lambda: plotting.proxy_against_gold(
-            ["SFT", "iteration 1"], [_estimate(0.1), _estimate(0.9)], [_estimate(0.5), _estimate(0.4)], "c"
+            {"no λ": [{"kl": kl, "proxy": _estimate(kl), "gold": _estimate(0.5 - kl / 10)} for kl in (0.0, 0.2, 1.0)]},
+            caption="c",
         ),
-        "proxy reward +0.80, gold reward -0.10",
+        "no λ, iteration 1 to 2: RM +0.80, gold judge -0.08",
     ),
     "policy_bars": (lambda: plotting.policy_bars(POLICIES, "c"), "Highest gold win rate: iterative, 0.7"),
     "quality_against_length": (

@@ -22,7 +22,7 @@ OVERRIDES = {}
 import torch
 from trl import DPOConfig, DPOTrainer
 
-from rlhflow_utils.evaluation.policies import answer_held_out, evaluate_policy, ranking_reward
+from rlhflow_utils.evaluation.policies import answer_held_out, evaluate_policy, measure_kl, ranking_reward
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models import chat, forward
@@ -289,28 +289,33 @@ figures.progress_over_iterations(
 )
 
 # %% [markdown]
-# Training raises the proxy reward. Does the gold reward follow? Where the first rises while the second stalls or falls, the
-# policy is *over-optimising* the proxy.
+# Training raises the reward of the RM. Does the judge's reward follow? Where the first rises while the second stalls or
+# falls, the policy is *over-optimising* the RM. The horizontal axis is how far the policy has moved from π₀: the mean of
+# $\log \pi(a \mid x) - \log \pi_0(a \mid x)$ over the policy's own answers, sampled at temperature 1.
 
 # %%
+runs, own = {"with length penalty" if penalty else "no length penalty": list(policies)}, dict(answers)
+if unpenalised:
+    runs["no length penalty"] = list(unpenalised)
+if profile.evaluation.temperature != 1:
+    held_out, once = generation.Prompts(data, "evaluation_prompts"), profile.generation.variant(1, [1.0])
+    for name, policy in {"sft": sft, **policies, **unpenalised}.items():
+        own[name] = generation.generate_responses(
+            policy, held_out, once, profile.model, run.seed, profile.actors, into=run / f"{name}_own_answers"
+        )
+kl = {
+    name: measure_kl(
+        policy, sft, own[name], profile.reward_model.batch_tokens, profile.model, profile.actors, into=run / f"{name}_kl"
+    ).metrics["kl"]
+    for name, policy in {"sft": sft, **policies, **unpenalised}.items()
+}
 figure = None
-if all("reward" in row for row in estimates.values()):
-    figure = figures.proxy_against_gold(
-        list(proxies), list(proxies.values()), [estimates[name]["reward"] for name in proxies], caption=run.caption
-    )
-figure
-
-# %% [markdown]
-# The same without length penalty, where λ is 0 and the proxy is the RM's reward as it is.
-
-# %%
-figure = None
-if unpenalised and "reward" in estimates["sft"]:
-    names = ["sft", *unpenalised]
-    figure = figures.proxy_against_gold(
-        names, [estimates[name]["proxy_reward"] for name in names], [estimates[name]["reward"] for name in names],
-        caption=run.caption,
-    )  # fmt: skip
+if "reward" in estimates["sft"]:  # an endpoint that compares gives none
+    points = {
+        name: {"kl": kl[name], "proxy": row["proxy_reward"], "gold": row["reward"]} for name, row in estimates.items()
+    }
+    curves = {label: [points[name] for name in ("sft", *names)] for label, names in runs.items()}
+    figure = figures.proxy_against_gold(curves, judge, run.caption)
 figure
 
 # %% [markdown]

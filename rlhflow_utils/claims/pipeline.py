@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from rlhflow_utils.claims.designs import ClaimsSettings, Variant
-from rlhflow_utils.claims.steps import balance_skills, measure_kl, pick_answers, take_share, verify
+from rlhflow_utils.claims.steps import balance_skills, pick_answers, take_share, verify
 from rlhflow_utils.claims.verdicts import Measure
 from rlhflow_utils.data.mixtures import build_preference_data
 from rlhflow_utils.evaluation import policies, reward_models, rewardbench
@@ -214,8 +214,11 @@ def measure_policy(seed: Seed, policy: Artifact, proxy: Artifact) -> Found:
     """A policy's answers to the held-out prompts against π₀'s, always with the profile's own sampling."""
     profile, answers = seed.profile, answer_held_out(seed, policy, proxy, seed.settings.samples_per_prompt)
     batch_tokens, into = profile.reward_model.batch_tokens, seed.run / "kl"
-    kl = measure_kl(policy, seed.sft, answers, batch_tokens, profile.model, into=into).read_json("results.json")
-    found = {**compare_with_sft(seed, answers, proxy), "kl": mean_over_prompts(seed, kl["prompts"])}
+    kl = policies.measure_kl(policy, seed.sft, answers, batch_tokens, profile.model, profile.actors, into=into)
+    found = {
+        **compare_with_sft(seed, answers, proxy),
+        "kl": mean_over_prompts(seed, kl.read_json("results.json")["prompts"]),
+    }
     return {**found, "exact_match": exact_match(seed, policy)}
 
 

@@ -5,17 +5,11 @@ They are apart from the pipeline, so that an edit of `designs.yaml` leaves finis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
-
-from rlhflow_utils.guide.settings import ModelSettings, WorldSettings
-from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
-from rlhflow_utils.models.chat import encode_prompt, load_tokenizer
-from rlhflow_utils.models.forward import Model, TokenIds, length_batches, load_model, pad
+from rlhflow_utils.guide.settings import WorldSettings
+from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage
 from rlhflow_utils.online.pair_building import penalised_rewards
 from rlhflow_utils.simulator.corpus import PREFERENCE_SKILLS
 from rlhflow_utils.simulator.gold import World
@@ -85,39 +79,3 @@ def verify(scores: Artifact, world: WorldSettings, alone: bool, *, into: Path) -
     kept = rows.filter(is_reasoning) if alone else rows
     kept.map(check).save_to_disk(str(into / "data"))
     return Summary({"prompts": Rows(len(rows), len(kept), {"other_skill": len(rows) - len(kept)})})
-
-
-@stage
-def measure_kl(
-    policy: Model, reference: Model, answers: Artifact, batch_tokens: int, model: ModelSettings, *, into: Path
-) -> Summary:
-    """KL(policy || reference) of a whole answer, in nats: log π(y|x) − log π_ref(y|x), averaged over own answers.
-
-    `answers` are the policy's own, sampled at temperature 1. `results.json`: the mean of each prompt.
-    """
-    rows, tokenizer = answers.dataset(), load_tokenizer(reference, model)
-    prompts = [encode_prompt(prompt, tokenizer) for prompt in rows["prompt"]]
-    pairs = [(prompts[i], ids) for i, responses in enumerate(rows["response_ids"]) for ids in responses]
-    ours, theirs = (response_log_probs(each, pairs, batch_tokens, model) for each in (policy, reference))
-    by_prompt = np.subtract(ours, theirs).reshape(len(rows), -1).mean(axis=1).tolist()
-    write_json(into / "results.json", {"prompts": by_prompt})
-    return Summary({"prompts": Rows(len(rows), len(rows))}, {"kl": fmean(by_prompt)})
-
-
-def response_log_probs(
-    model: Model, pairs: Sequence[tuple[TokenIds, TokenIds]], batch_tokens: int, settings: ModelSettings
-) -> list[float]:
-    """Log-probability of each response after its prompt, in nats: the sum over its tokens."""
-    import torch
-
-    network = load_model(model, "causal", settings)
-    sequences, found = [[*prompt, *response] for prompt, response in pairs], [0.0] * len(pairs)
-    for batch in length_batches([len(ids) for ids in sequences], batch_tokens):
-        ids, _ = pad([sequences[index] for index in batch], 0, "right", network.device)  # causal: padding is never seen
-        with torch.inference_mode():
-            logits = network(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-        for row, index in enumerate(batch):
-            start, end = len(pairs[index][0]) - 1, len(sequences[index]) - 1
-            found[index] = float(tokens[row, start:end].sum())
-    return found

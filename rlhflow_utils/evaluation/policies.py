@@ -5,11 +5,14 @@ Both policies answered the same prompts, so every comparison is paired: the boot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rlhflow_utils.data.reading import Prompt, Root
@@ -17,10 +20,10 @@ from rlhflow_utils.data.sources import read
 from rlhflow_utils.evaluation.judges import ChatEndpoint, compare_rewards, outcomes
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, bootstrap_mean, length_adjusted_win_rate
 from rlhflow_utils.guide.run import Run
-from rlhflow_utils.guide.settings import EvaluationSettings, WorldSettings
+from rlhflow_utils.guide.settings import EvaluationSettings, ModelSettings, WorldSettings
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
-from rlhflow_utils.models.chat import Message, prompt_key
-from rlhflow_utils.models.forward import Model
+from rlhflow_utils.models.chat import Message, encode_prompt, load_tokenizer, prompt_key
+from rlhflow_utils.models.forward import Model, TokenIds, in_shards, length_batches, load_model, pad
 from rlhflow_utils.models.reward_model import score, score_responses
 from rlhflow_utils.online.generation import Prompts, generate_responses
 from rlhflow_utils.simulator.gold import World
@@ -153,6 +156,53 @@ def ranking_reward(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     rewards, lengths = (pd.Series(prompts[name], dtype=float) for name in ("proxy_reward", "length"))
     penalised = rewards - run.profile.pair_building.length_penalty * lengths
     return asdict(bootstrap_mean(penalised.dropna(), evaluation.bootstrap_samples, evaluation.confidence, run.seed))
+
+
+@stage
+def measure_kl(
+    policy: Model, reference: Model, answers: Artifact, batch_tokens: int, model: ModelSettings,
+    actors: int | None = None, *, into: Path,
+) -> Summary:  # fmt: skip
+    """KL(policy || reference) of a whole answer, in nats: log π(y|x) − log π_ref(y|x), averaged over own answers.
+
+    `answers` are the policy's own, sampled at temperature 1. `results.json`: the mean of each prompt.
+    """
+    rows, tokenizer = answers.dataset(), load_tokenizer(reference, model)
+    prompts = [encode_prompt(prompt, tokenizer) for prompt in rows["prompt"]]
+    pairs = [(prompts[i], ids) for i, responses in enumerate(rows["response_ids"]) for ids in responses]
+    ours, theirs = (response_log_probs(each, pairs, batch_tokens, model, actors) for each in (policy, reference))
+    by_prompt = np.subtract(ours, theirs).reshape(len(rows), -1).mean(axis=1).tolist()
+    write_json(into / "results.json", {"prompts": by_prompt})
+    return Summary({"prompts": Rows(len(rows), len(rows))}, {"kl": fmean(by_prompt)})
+
+
+def response_log_probs(
+    model: Model, pairs: Sequence[tuple[TokenIds, TokenIds]], batch_tokens: int, settings: ModelSettings,
+    actors: int | None,
+) -> list[float]:  # fmt: skip
+    """Log-probability of each response after its prompt, in nats: the sum over its tokens."""
+
+    def start() -> nullcontext[Callable[[Sequence[tuple[TokenIds, TokenIds]]], list[float]]]:
+        import torch
+
+        network = load_model(model, "causal", settings)
+
+        def compute(shard: Sequence[tuple[TokenIds, TokenIds]]) -> list[float]:
+            sequences, found = [[*prompt, *response] for prompt, response in shard], [0.0] * len(shard)
+            for batch in length_batches([len(ids) for ids in sequences], batch_tokens):
+                # Causal: padding on the right is never seen.
+                ids, _ = pad([sequences[index] for index in batch], 0, "right", network.device)
+                with torch.inference_mode():
+                    logits = network(input_ids=ids, use_cache=False).logits
+                for row, index in enumerate(batch):
+                    start, end = len(shard[index][0]), len(sequences[index])
+                    own = logits[row, start - 1 : end - 1].float().log_softmax(-1)  # one answer at a time: memory
+                    found[index] = float(own.gather(-1, ids[row, start:end, None]).sum())
+            return found
+
+        return nullcontext(compute)
+
+    return in_shards(pairs, start, actors)
 
 
 @stage

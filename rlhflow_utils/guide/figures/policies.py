@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from rlhflow_utils.guide.figures import style
-from rlhflow_utils.guide.figures.style import BLUE, DARK, GREEN, GREY, ORANGE, Estimate, finish, new_figure
+from rlhflow_utils.guide.figures.style import BLUE, DARK, GREY, ORANGE, Estimate, finish, new_figure
 
 Numbers = Sequence[Sequence[float]]  # one list per prompt, one number per response
 
@@ -104,23 +105,28 @@ def progress_over_iterations(
 
 
 def proxy_against_gold(
-    labels: Sequence[str], proxy: Sequence[Estimate], gold: Sequence[Estimate], caption: str = ""
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], judge: str = "gold", caption: str = ""
 ) -> Figure:
-    """Proxy reward (it ranks the training pairs: r − λ|a|) and gold reward (the judge's), policy by policy.
+    """Rewards by KL from π₀: run -> `kl` (nats), `proxy` (the RM) and `gold` (the judge), π₀ to the last iteration.
 
     Where the first rises while the second stalls or falls, the reward model is being over-optimised.
     """
-    figure, panels = new_figure(rows=2, height=4.2, sharex=True)
-    steps = range(len(labels))
-    kinds = ((proxy, ORANGE, "proxy reward, r − λ|a|"), (gold, GREEN, "gold reward"))
-    for axes, (rows, colour, name) in zip(panels, kinds, strict=True):
-        style.band(axes, steps, list(rows), colour, decimals=2)
-        axes.margins(y=0.3)
-        style.dress(axes, "y", ylabel=f"{name}\n(mean; band: 95 %)")
-    panels[-1].set_xticks(steps, list(labels))
-    taken = [rows[-1]["value"] - rows[-2]["value"] for rows in (proxy, gold)]
-    title = f"From {labels[-2]} to {labels[-1]}: proxy reward {taken[0]:+.2f}, gold reward {taken[1]:+.2f}"
-    return finish(figure, title, caption)
+    figure, panels = new_figure(columns=2, height=3.6)
+    kinds = {"proxy": "reward of the RM", "gold": f"reward of the {judge} judge"}
+    for axes, (kind, name) in zip(panels, kinds.items(), strict=True):
+        for colour, (label, points) in zip((BLUE, ORANGE), runs.items(), strict=False):
+            kl, values = [point["kl"] for point in points], [point[kind]["value"] for point in points]
+            bars = np.hstack([style.error_bar(point[kind]) for point in points])
+            axes.errorbar(kl, values, bars, color=colour, marker="o", capsize=3, label=label)
+            for step, place in enumerate(zip(kl, values, strict=True)):
+                style.note(axes, str(step), *place, (4, 4))
+        axes.margins(0.12)
+        style.dress(axes, "both", xlabel="KL from π₀ (nats)", ylabel=f"{name} (mean; bars: 95 %)")
+    panels[0].legend()
+    label, points = list(runs.items())[-1]
+    rises = [points[-1][kind]["value"] - points[1][kind]["value"] for kind in kinds]
+    title = f"{label}, iteration 1 to {len(points) - 1}: RM {rises[0]:+.2f}, {judge} judge {rises[1]:+.2f}"
+    return finish(figure, title, f"Numbers at the points: iterations; 0 is π₀.\n{caption}")
 
 
 def policy_bars(table: Mapping[str, Mapping[str, Estimate | None]], caption: str = "") -> Figure:
