@@ -107,7 +107,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], str]] = {
             {"no λ": [{"kl": kl, "proxy": _estimate(kl), "gold": _estimate(0.5 - kl / 10)} for kl in (0.0, 0.2, 1.0)]},
             caption="c",
         ),
-        "no λ, iteration 1 to 2: RM +0.80, gold judge -0.08",
+        "No λ, iteration 1 to 2: RM +0.80, gold judge -0.08",
     ),
     "policy_bars": (lambda: plotting.policy_bars(POLICIES, "c"), "Highest gold win rate: iterative, 0.7"),
     "quality_against_length": (

@@ -121,12 +121,12 @@ def proxy_against_gold(
             for step, place in enumerate(zip(kl, values, strict=True)):
                 style.note(axes, str(step), *place, (4, 4))
         axes.margins(0.12)
-        style.dress(axes, "both", xlabel="KL from π₀ (nats)", ylabel=f"{name} (mean; bars: 95 %)")
+        style.dress(axes, "both", xlabel="KL from π₀ (nats)", ylabel=name)
     panels[0].legend()
     label, points = list(runs.items())[-1]
     rises = [points[-1][kind]["value"] - points[1][kind]["value"] for kind in kinds]
-    title = f"{label}, iteration 1 to {len(points) - 1}: RM {rises[0]:+.2f}, {judge} judge {rises[1]:+.2f}"
-    return finish(figure, title, f"Numbers at the points: iterations; 0 is π₀.\n{caption}")
+    title = f"{label.capitalize()}, iteration 1 to {len(points) - 1}: RM {rises[0]:+.2f}, {judge} judge {rises[1]:+.2f}"
+    return finish(figure, title, f"Means over prompts, bars: 95 % intervals. Numbers at the points: iterations; 0 is π₀.\n{caption}")
 
 
 def policy_bars(table: Mapping[str, Mapping[str, Estimate | None]], caption: str = "") -> Figure:
