@@ -149,11 +149,12 @@ def _rewardbench(options: argparse.Namespace) -> None:
 
 
 def _notebooks(options: argparse.Namespace) -> None:
-    from rlhflow_utils.guide.publishing import publish, publish_results, sync
+    from rlhflow_utils.guide.publishing import profile_of, publish, publish_results, sync
 
     sync()
     if options.run_dir:
-        publish(options.run_dir)
+        if profile_of(options.run_dir).evaluation.judge == "gold":  # chapters show the simulated world, no real rows
+            publish(options.run_dir)
         publish_results(options.run_dir)
 
 

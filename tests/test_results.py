@@ -57,6 +57,7 @@ def test_the_block_by_hand() -> None:
         **_estimate("iter2_evaluation.gold_win_rate_vs_sft", 0.7),
         **_estimate("iter2_evaluation.accuracy", 0.62),
         "iter2_evaluation.mean_length": 16.8,
+        "iter2_kl.kl": 0.312,
         **_estimate("iterative_dpo_exact_match.exact_match", 0.88),
         **_estimate("bt_mix2_test.accuracy", 0.8),
         **_estimate("rewardbench_bt.chat", 0.9),
@@ -68,8 +69,8 @@ def test_the_block_by_hand() -> None:
     record |= {"answers": answers, "changed_answers": 9}
     lines = readme_block(record).splitlines()
     rows = _cells([*lines, *markdown_table(policy_rows(summary, "gold")).splitlines()])
-    assert rows["iteration 1"] == ["–", "–", "–", "0.600 (0.500 … 0.700)", "–", "–"]
-    last = ["0.620 (0.520 … 0.720)", "–", "16.8", "0.700 (0.600 … 0.800)", "0.880 (0.780 … 0.980)", "37.2"]
+    assert rows["iteration 1"] == ["–", "–", "–", "0.600 (0.500 … 0.700)", "–", "–", "–"]
+    last = ["0.620 (0.520 … 0.720)", "–", "16.8", "0.700 (0.600 … 0.800)", "0.312", "0.880 (0.780 … 0.980)", "37.2"]
     assert rows["iteration 2"] == last, "the last iteration is the paper's iterative DPO"
     assert rows["SFT"][-1] == "10.2"
     assert rows["BT, mix2"][0] == "0.900 (0.800 … 1.00)"

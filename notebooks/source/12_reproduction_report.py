@@ -66,6 +66,7 @@ display(Markdown(
 skills = [f"{name}_exact_match" for name in ("sft", "offline_dpo", "iterative_dpo") if f"{name}_exact_match" in run]
 shown = [*results, *([f"unpenalised{last}"] if f"unpenalised{last}_evaluation" in run else [])]
 policies = [run[f"{name}_evaluation"] for name in shown] + [run[name] for name in skills]
+policies += [run[f"{name}_kl"] for name in shown if f"{name}_kl" in run]
 tables.show(tables.policy_rows(tables.metrics_of(policies), judge), run.caption)
 
 # %% [markdown]
@@ -110,6 +111,24 @@ figures.rewardbench_bars(sections, tables.REWARDBENCH, run.caption)
 # %%
 records = read_records()
 tables.show(claims_table(records), "Measured in simulated worlds that serve no other purpose; results/claims/.")
+
+# %% [markdown]
+# ## A real model on real rows
+#
+# The published run of the profile `smollm2`: SmolLM2-135M-Instruct, a few hundred real preference pairs, two CPU cores.
+# *The longer answer* is the baseline that picks the longer of two answers. The judge of the policies is an RM of pairs held
+# apart. So few pairs and so small a model show that the chapters work on real weights and rows; an effect of the size of
+# the paper's cannot be seen here.
+
+# %%
+if (published := tables.RESULTS / "smollm2" / "summary.json").is_file():
+    real = read_json(published)
+    facts, measured = real["provenance"], real["summary"]
+    baseline = {"judge": "the longer answer", "held-out pairs": tables.with_interval(real["longer_wins"])}
+    said = f"Profile smollm2, commit {facts['commit'][:7]}, {measured['wall_seconds.total'] / 60:.0f} minutes."
+    tables.show([*tables.judge_rows(measured, facts["mixture"]), baseline], said)
+    tables.show(tables.policy_rows(measured, facts["judge"]), said)
+    tables.show(real["answers"], "Greedy answers to prompts of our own; in brackets the reward of the RM.")
 
 # %% [markdown]
 # ## Any machine

@@ -16,11 +16,13 @@ from PIL import Image
 from rlhflow_utils.guide import tables
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import Run
+from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import PROJECT, STAGE_LINE, read_json, write_json
 
 NOTEBOOKS = PROJECT / "notebooks"
 SOURCES = NOTEBOOKS / "source"
 README = PROJECT / "README.md"
+LAST_CHAPTER = "12_reproduction_report"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 SKIPPED = re.compile(rf"{STAGE_LINE}.*(unchanged|skipped)")
@@ -122,17 +124,23 @@ def small_picture(encoded: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def publish_results(run_dir: str) -> None:
-    """Copy a run's summary and provenance to `results/<profile>/`; where the judge knows the truth, into the README."""
-    last = PROJECT / run_dir / "chapters" / "12_reproduction_report.json"
+def profile_of(run_dir: str) -> Profile:
+    """The profile of a finished run."""
+    last = PROJECT / run_dir / "chapters" / f"{LAST_CHAPTER}.json"
     if not last.is_file():
         raise RuntimeError(f"{run_dir} is not a finished run: run the guide first")
-    profile = load_profile(read_json(last)["profile"])
-    run, judge = Run(last.stem, profile, PROJECT / run_dir), profile.evaluation.judge
+    return load_profile(read_json(last)["profile"])
+
+
+def publish_results(run_dir: str) -> None:
+    """Copy a run's summary and provenance to `results/<profile>/`; where the judge knows the truth, into the README."""
+    profile = profile_of(run_dir)
+    run, judge = Run(LAST_CHAPTER, profile, PROJECT / run_dir), profile.evaluation.judge
     facts = {key: run["sft"].manifest[key] for key in ("python", "versions", "commit", "dirty", "device")}
     facts |= {"profile": profile.name, "judge": judge, "mixture": profile.data.main_mixture}
     summary, target = read_json(run.folder / "summary.json"), tables.RESULTS / profile.name
-    record: dict[str, Any] = {"provenance": facts, "summary": summary}
+    longer = run[f"bt_{profile.data.main_mixture}_test"].read_json("results.json")["longer_wins"]
+    record: dict[str, Any] = {"provenance": facts, "summary": summary, "longer_wins": longer}
     if judge == "gold":
         from rlhflow_utils.guide.figures import policies
 

@@ -193,6 +193,7 @@ def policy_rows(summary: Summary, judge: str) -> list[Row]:
             ),
             "length (characters)": summary.get(f"{place}.mean_length"),
             "plain win rate vs SFT": with_interval(estimate(summary, f"{place}.{judge}_win_rate_vs_sft")),
+            "KL from π₀ (nats)": summary.get(f"{policy}_kl.kl"),
             "exact match, untouched skill": with_interval(estimate(summary, f"{kind}_exact_match.exact_match")),
             "paper: LC AlpacaEval-2 (%)": papers.get(kind) if kind else None,
         })  # fmt: skip

@@ -126,7 +126,11 @@ def proxy_against_gold(
     label, points = list(runs.items())[-1]
     rises = [points[-1][kind]["value"] - points[1][kind]["value"] for kind in kinds]
     title = f"{label.capitalize()}, iteration 1 to {len(points) - 1}: RM {rises[0]:+.2f}, {judge} judge {rises[1]:+.2f}"
-    return finish(figure, title, f"Means over prompts, bars: 95 % intervals. Numbers at the points: iterations; 0 is π₀.\n{caption}")
+    return finish(
+        figure,
+        title,
+        f"Means over prompts, bars: 95 % intervals. Numbers at the points: iterations; 0 is π₀.\n{caption}",
+    )
 
 
 def policy_bars(table: Mapping[str, Mapping[str, Estimate | None]], caption: str = "") -> Figure:
