@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
+import sysconfig
 from itertools import product
 from typing import Any
 
@@ -26,21 +28,27 @@ CPUS = {  # the names of one kind of CPU: torch's, oneDNN's, MKL's
 }
 
 
-def measure(cpu: str, threads: int) -> dict[str, Any]:
-    """One run of the guide; its headline numbers."""
+def measure(cpu: str, threads: int, python: str) -> dict[str, Any]:
+    """One run of the guide; its headline numbers. `python`: an interpreter that uses this environment's packages."""
     torch, onednn, mkl = CPUS[cpu]
-    name = f"{cpu}, {threads} {'thread' if threads == 1 else 'threads'}"
-    run_dir = f"runs/machines/{cpu}-{threads}"
+    version = subprocess.run(
+        [python, "-c", "import platform as p; print(p.python_version())"], capture_output=True, text=True
+    )
+    version = version.stdout.strip()
+    other = f", Python {version}" if version != platform.python_version() else ""
+    name = f"{cpu}, {threads} {'thread' if threads == 1 else 'threads'}{other}"
+    run_dir = f"runs/machines/{cpu}-{threads}-{version}"
     limits = {
         "ATEN_CPU_CAPABILITY": torch, "ONEDNN_MAX_CPU_ISA": onednn, "MKL_ENABLE_INSTRUCTIONS": mkl,
         "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
     }  # fmt: skip
-    command = [sys.executable, "-m", "rlhflow_utils", "run", "--run-dir", run_dir, "--chapters", *CHAPTERS]
-    subprocess.run(command, cwd=PROJECT, env={**os.environ, **limits}, check=True)
+    packages = {"PYTHONPATH": sysconfig.get_path("purelib")} if other else {}
+    command = [python, "-m", "rlhflow_utils", "run", "--run-dir", run_dir, "--chapters", *CHAPTERS]
+    subprocess.run(command, cwd=PROJECT, env={**os.environ, **limits, **packages}, check=True)
     summary = json.loads((PROJECT / run_dir / "summary.json").read_text(encoding="utf-8"))
     made_by = provenance()
     return {
-        "name": name, "python": made_by["python"], "torch": made_by["versions"]["torch"], "commit": made_by["commit"],
+        "name": name, "python": version, "torch": made_by["versions"]["torch"], "commit": made_by["commit"],
         "limits": limits, "metrics": {metric: summary[metric] for metric in BANDS},
     }  # fmt: skip
 
@@ -49,10 +57,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cpus", nargs="+", choices=CPUS, default=list(CPUS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--python", default=sys.executable, help="another interpreter of the same minor version")
     options = parser.parse_args()
     runs: dict[str, dict[str, Any]] = {}
     for cpu, threads in product(options.cpus, options.threads):
-        done = measure(cpu, threads)
+        done = measure(cpu, threads, options.python)
         runs = {run["name"]: run for run in read_json(TARGET)["runs"]} if TARGET.is_file() else {}
         runs[done["name"]] = done
         write_json(TARGET, {"runs": list(runs.values())})
