@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import io
+import re
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ PARAMETERS = {"PROFILE": "tiny", "RUN_DIR": "runs/tiny", "SEED": 0, "OVERRIDES":
 MAX_BYTES = 400 * 1024
 MAX_LINES = 30
 MAX_IMPORTS = 8
+FOLD = "\n<details><summary>Solution</summary>\n\n"
 
 
 @cache
@@ -114,6 +116,25 @@ def test_the_chapter_opens_and_finishes_its_run(name: str) -> None:
     assert isinstance(opened[0].args[0], ast.Constant)
     assert opened[0].args[0].value == name
     assert any(isinstance(node.func, ast.Attribute) and node.func.attr == "finish" for node in calls)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exercises_state_minutes_what_to_type_and_a_solution_that_was_run(name: str) -> None:
+    cells = jupytext.read(SOURCES / f"{name}.py").cells
+    text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    _, heading, section = text.partition("\n## Exercises\n")
+    exercises = re.split(r"^(?=\*\*\d\. )", section, flags=re.MULTILINE)[1:]
+    assert heading, "no section of exercises"
+    assert 1 <= len(exercises) <= 3
+    for number, exercise in enumerate(exercises, start=1):
+        assert re.match(rf"\*\*{number}\. [^*]+\*\* \(\d+ minutes[,)]", exercise), exercise.splitlines()[0]
+        task, fold, solution = exercise.partition(FOLD)
+        assert fold, f"exercise {number} has no folded solution"
+        assert "\n\n</details>" in solution
+        assert re.search(r"^```(python|bash)$", task, flags=re.MULTILINE), f"exercise {number} says nothing to type"
+        assert re.search(r"^```python\n.*?^```$.*?^```text\n[^`]+^```$", solution, flags=re.MULTILINE | re.DOTALL)
+        for code in re.findall(r"^```python\n(.*?)^```$", exercise, flags=re.MULTILINE | re.DOTALL):
+            compile(code, f"{name}, exercise {number}", "exec")
 
 
 def test_a_published_notebook_has_no_traces() -> None:
