@@ -59,7 +59,7 @@ profile = run.profile
 # | 03 Bradley-Terry reward model | one scalar per answer | 2.2, eq. 4 |
 # | 04 pairwise preference model | which of two answers is better | 2.2 |
 # | 05 RewardBench | how good are these judges | 2.3, Table 2 |
-# | 06 length bias | do they just like long answers | 2.3, Fig. 5 |
+# | 06 length bias | do reward models prefer long answers | 2.3, Fig. 5 |
 # | 07 generation | eight answers per prompt | 3.3 |
 # | 08 pair building | best against worst | 3.3, eq. 8 |
 # | 09 iterative DPO | Algorithm 1, three iterations | 3.2–3.3, eq. 5 |

@@ -150,7 +150,7 @@ tables.show([{"rule": name, "what it drops": tables.Formatted(text)} for name, t
 # %% [markdown]
 # ## Decontamination
 #
-# If a test question is in the training data, it measures memory. We drop a training prompt if it starts like an
+# If a test question is in the training data, it measures memorisation. We drop a training prompt if it starts like an
 # evaluation prompt. We also drop it if shared runs of $n$ words (n-grams) cover enough of the evaluation prompt. By
 # hand, with $n = 4$ and at least one half: the question has ten words. The third prompt repeats five of them in a row,
 # the fourth only three.
