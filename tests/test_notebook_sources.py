@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import base64
 import io
-from contextlib import nullcontext
+import re
+from contextlib import nullcontext, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ PARAMETERS = {"PROFILE": "tiny", "RUN_DIR": "runs/tiny", "SEED": 0, "OVERRIDES":
 MAX_BYTES = 400 * 1024
 MAX_LINES = 30
 MAX_IMPORTS = 8
+FOLD = "\n<details><summary>Solution</summary>\n\n"
+RAN = re.compile(r"^```python\n(.+?)^```$.+?^```text\n([^`]+)^```$", re.MULTILINE | re.DOTALL)
 
 
 @cache
@@ -114,6 +117,42 @@ def test_the_chapter_opens_and_finishes_its_run(name: str) -> None:
     assert isinstance(opened[0].args[0], ast.Constant)
     assert opened[0].args[0].value == name
     assert any(isinstance(node.func, ast.Attribute) and node.func.attr == "finish" for node in calls)
+
+
+def _exercises(name: str) -> list[tuple[str, str]]:
+    """What to do, and the folded solution, of each exercise of a chapter's source."""
+    cells = jupytext.read(SOURCES / f"{name}.py").cells
+    text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    _, heading, section = text.partition("\n## Exercises\n")
+    assert heading, "no section of exercises"
+    parts = [part.partition(FOLD) for part in re.split(r"^(?=\*\*\d\. )", section, flags=re.MULTILINE)[1:]]
+    assert all(fold and "\n\n</details>" in solution for _, fold, solution in parts), "a solution is not folded"
+    return [(task, solution) for task, _, solution in parts]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exercises_state_minutes_what_to_type_and_a_solution_that_was_run(name: str) -> None:
+    exercises = _exercises(name)
+    assert 1 <= len(exercises) <= 3
+    for number, (task, solution) in enumerate(exercises, start=1):
+        assert re.match(rf"\*\*{number}\. [^*]+\*\* \(\d+ minutes[,)]", task), task.splitlines()[0]
+        assert re.search(r"^```(python|bash)$", task, flags=re.MULTILINE), f"exercise {number} says nothing to type"
+        assert RAN.search(solution), f"exercise {number} has no code with its output"
+        for code in re.findall(r"^```python\n(.*?)^```$", task + solution, flags=re.MULTILINE | re.DOTALL):
+            compile(code, f"{name}, exercise {number}", "exec")
+
+
+def test_the_solutions_of_chapter_11_print_what_the_records_say(tmp_path: Path) -> None:
+    scope: dict[str, Any] = {}
+    with redirect_stdout(io.StringIO()):
+        for cell in jupytext.read(SOURCES / "11_ablations.py").cells:
+            if cell.cell_type == "code" and "run.finish()" not in cell.source:
+                exec(cell.source.replace("runs/tiny", str(tmp_path)), scope)
+    for _, solution in _exercises("11_ablations"):
+        code, printed = RAN.search(solution).groups()  # type: ignore[union-attr]
+        with redirect_stdout(io.StringIO()) as shown:
+            exec(code, scope)
+        assert shown.getvalue() == printed, "the records have changed: correct the solution, and what it says below"
 
 
 def test_a_published_notebook_has_no_traces() -> None:

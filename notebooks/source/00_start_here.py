@@ -2,15 +2,15 @@
 # # 00 · Start here
 #
 # **What this is.** A runnable guide to a paper. It reproduces *RLHF Workflow: From Reward Modeling to Online RLHF*
-# (arXiv 2405.07863) step by step: from raw preference data to a policy that has been aligned in three online iterations.
-# Chapters 01 to 10 each start from a claim of the paper, show the code that does the work, run it, and draw the result.
-# Chapter 11 measures all claims over several seeds.
+# (arXiv 2405.07863) step by step. It begins with raw preference data and ends with a policy that three online
+# iterations have aligned. Chapters 01 to 10 each state a claim of the paper, show the code, run it, and draw the
+# result. Chapter 11 measures all claims over several seeds.
 #
-# **The words.** A language model that answers prompts is called a *policy*, π. *Supervised fine-tuning* (SFT) teaches it
-# to imitate written answers and gives π₀. *Reinforcement learning from human feedback* (RLHF) then *aligns* it: a judge
-# learns from pairs of answers which one people prefer, and the policy is trained towards the preferred ones, here by
-# *direct preference optimisation* (DPO, chapter 09). That is *offline* where the pairs are given beforehand, and *online*
-# where the policy's own new answers are judged in every iteration.
+# **The words.** A language model that answers prompts is called a *policy*, π. *Supervised fine-tuning* (SFT) teaches
+# it to imitate written answers and gives π₀. *Reinforcement learning from human feedback* (RLHF) then *aligns* it. A
+# judge learns from pairs of answers which one people prefer. The policy is trained towards the preferred ones, here by
+# *direct preference optimisation* (DPO, chapter 09). RLHF is *offline* if the pairs are given beforehand. It is
+# *online* if every iteration judges new answers of the policy itself.
 #
 # **This chapter** tests no claim. It shows the map, checks your machine, and prepares the data files and the base model
 # that the other chapters need.
@@ -59,7 +59,7 @@ profile = run.profile
 # | 03 Bradley-Terry reward model | one scalar per answer | 2.2, eq. 4 |
 # | 04 pairwise preference model | which of two answers is better | 2.2 |
 # | 05 RewardBench | how good are these judges | 2.3, Table 2 |
-# | 06 length bias | do they just like long answers | 2.3, Fig. 5 |
+# | 06 length bias | do reward models prefer long answers | 2.3, Fig. 5 |
 # | 07 generation | eight answers per prompt | 3.3 |
 # | 08 pair building | best against worst | 3.3, eq. 8 |
 # | 09 iterative DPO | Algorithm 1, three iterations | 3.2–3.3, eq. 5 |
@@ -97,7 +97,7 @@ for package, version in facts["versions"].items():
 # argument, and `into` names the folder of its result. The folder holds a `manifest.json` with the arguments, the seed,
 # the library versions, the row counts and the time. If you run a chapter again and neither an argument nor the code has
 # changed, the stage is skipped. If a run is killed, the next one continues from the last shard or checkpoint. In all
-# chapters `run / "sft"` is where a stage is written, and `run["sft"]` is a stage that an earlier chapter has finished.
+# chapters `run / "sft"` is the folder that a stage writes, and `run["sft"]` is a stage of an earlier chapter.
 #
 # This is the first stage. It writes the files of the simulated world, where the profile has one.
 
@@ -109,24 +109,24 @@ if profile.world:
 # %% [markdown]
 # ## The simulated world
 #
-# In the tiny profile "human preference" is known exactly. The world is closed and invented: facts about people, the
-# form an answer must have, what may be asked and what may not, sums and one-line programs. An answer can be right or
-# wrong, short or padded with polite filler, and a program computes its **gold reward**: right or wrong decides, padding
-# costs a little. (A little less reward still loses the comparison: between two right answers the one without filler
-# wins.) Annotators see that reward through their own noise and their own taste for longer or shorter answers.
+# In the tiny profile we know the true preference, because we invented the world. It contains facts about people,
+# prescribed forms of answer, allowed and forbidden requests, sums, and one-line programs. An answer can be right or
+# wrong, and short or padded with polite filler. A program computes its **gold reward**: right or wrong decides, and
+# filler costs a little. Between two right answers the one without filler therefore wins. Annotators see that reward
+# with noise, and many prefer longer or shorter answers.
 #
-# Four skills mirror RewardBench's sections: *chat* (facts), *chat-hard* (facts in a demanded form), *safety* (refuse what
-# harms, answer its harmless lookalike) and *reasoning* (sums and one-line programs). A fifth, *translation* into an
-# invented language, is in the base corpus and the SFT data and in nothing later: no preference and no RL prompt touches
-# it, so it shows whether alignment costs what was there before.
+# Four skills mirror the sections of the benchmark RewardBench (chapter 05): *chat* (facts), *chat-hard* (facts in a
+# prescribed form), *safety* (refuse harmful requests, answer harmless ones that look alike) and *reasoning* (sums and
+# programs). A fifth, *translation* into an invented language, is in the base corpus and the SFT data only. No
+# preference and no RL prompt touches it, so it measures what alignment forgets.
 #
-# What is *built in*: the facts, the gold reward, each annotator's noise and length bias, the quality of the SFT
-# demonstrations, and what the base model has read. What is *measured*: everything that a model learns from it. A number
-# from this world is evidence about the method there, not about LLaMA-3.
+# We *build in* the facts, the gold reward, the annotators' noise and length bias, the quality of the SFT demonstrations,
+# and the base model's corpus. We *measure* everything that a model learns from them. A number from
+# this world is evidence about the method there, not about LLaMA-3.
 #
-# One number of the profile decides what is true in the world and which prompts are held out (`world.seed`). The seed of
-# the run decides the rest: which rows the annotators see and how they decide, the demonstrations, the prompts, and all
-# sampling and training.
+# One number of the profile, `world.seed`, decides what is true in the world and which prompts are held out. The seed of
+# the run decides the rest: the annotators' rows and labels, the demonstrations, the prompts, all sampling and all
+# training.
 
 # %%
 if profile.world:
@@ -144,9 +144,9 @@ if profile.world:
 # %% [markdown]
 # ## The base model
 #
-# A reward model can judge only what its base model knows. The paper starts from a pretrained LLaMA-3-8B, and so does this
-# guide: from a small one in `models/tiny-base`, made by `make base` on a CPU. It has read documents of the world,
-# written freshly for every step, and learnt to predict the next token: the loss is the mean of
+# A reward model can judge only what its base model knows. The paper starts from a pretrained LLaMA-3-8B. The tiny
+# profile starts from the small model in `models/tiny-base`, which `make base` pretrains on a CPU. It learned to predict
+# the next token of documents about the world, which are written anew for every step. The loss is the mean of
 # $-\log p(y_t \mid y_{<t})$ over the tokens $y_t$. There are five kinds of documents. Here is one of each:
 
 # %%
@@ -162,11 +162,12 @@ if profile.world:
         print(f"[{kind}]", next(corpus.write_documents(world_of_one, rng)), sep="\n", end="\n\n")
 
 # %% [markdown]
-# Marks and comparisons speak of correctness alone, neither of length nor of filler. None of the held-out prompts, and no
-# question in the form that the judges of chapter 04 are asked, is among the documents.
+# Marks and comparisons are about correctness alone, not about length or filler. The documents contain no held-out
+# prompt, and no question in the form that chapter 04 asks its judges.
 #
-# The model is a plain `LlamaForCausalLM`. The tokenizer is byte-level BPE: every byte has a token, so no text is unknown,
-# and every digit is a token of its own. The shipped file is checked by its hash, and its world must be the profile's.
+# The model is a plain `LlamaForCausalLM`. The tokenizer is byte-level BPE (byte pair encoding). Every byte has a token,
+# so any text can be encoded, and every digit is a token of its own. The cell below checks the shipped file's hash and
+# that its world is the profile's.
 
 # %%
 from rlhflow_utils.evaluation.base_model import check_base_model, measure_base_model
@@ -194,10 +195,10 @@ if base and recipe and profile.world:
     )
 
 # %% [markdown]
-# How such a model comes about, in a minute: the stage below trains a fresh one on a small part of those tokens (where the
-# profile names no base model, on all of them, and the chapters use it). The hidden matrices are trained with
-# [Muon](https://kellerjordan.github.io/posts/muon/), an optimiser that makes each update orthogonal; with AdamW alone, a
-# model this small does not learn to check a sum in the time we have.
+# The stage below shows how such a model is made: it trains a new one on a small part of those tokens. If the profile
+# names no base model, the stage uses all tokens, and the chapters use its model. The hidden matrices are trained with
+# [Muon](https://kellerjordan.github.io/posts/muon/), an optimiser that makes each update orthogonal. With AdamW alone,
+# a model this small did not learn to check sums in the time we have.
 
 # %%
 trained = None
@@ -222,8 +223,9 @@ figure
 # %% [markdown]
 # ## The chat template
 #
-# Every prompt and answer is rendered and tokenised in `chat.py`. Training, generation and scoring therefore agree: one
-# beginning-of-sequence token (BOS) at the start, the same end-of-turn token, and a padding token of its own.
+# Every prompt and answer is rendered and tokenised in `chat.py`. Training, generation and scoring therefore agree.
+# There is one beginning-of-sequence token (BOS) at the start, the same end-of-turn token everywhere, and a separate
+# padding token.
 
 # %%
 tokenizer = chat.load_tokenizer(run.base_model(), profile.model)
@@ -248,26 +250,147 @@ print("all checks hold")
 #
 # ## Where we differ
 #
-# The paper starts from a pretrained LLaMA-3-8B. The tiny profile's base is pretrained on its own world and has under one
-# million parameters, so that the whole recipe runs offline on two CPU cores. The released code needs three environments that exclude each other; this guide needs one.
+# The paper starts from a pretrained LLaMA-3-8B. The tiny profile's base is pretrained on its own world. It has under
+# one million parameters, so that the whole recipe runs offline on two CPU cores. The released code needs three
+# incompatible environments; this guide needs one.
 #
 # ## Exercises
 #
-# Do the exercises on a copy of the run. Only the stages that depend on your change run again:
+# Type the code of an exercise into a new cell at the end of the chapter: everything above is in scope. The minutes are
+# yours; run time is stated where it is over a few seconds. Solutions ran on `tiny`, seed 0. On another machine numbers may
+# differ by the bands of [chapter 12](12_reproduction_report.ipynb), with another seed by more (chapter 11).
+#
+# An exercise that changes a setting works on a copy of the run. Only the stages that depend on the change run again:
 #
 # ```bash
 # cp -r runs/tiny runs/exercise
 # make guide RUN_DIR=runs/exercise SET="dpo.trainer.beta=0.2"
 # ```
 #
-# Separate several settings with blanks, and write lists without blanks:
-# `SET="generation.temperatures=[1.0,0.5] dpo.trainer.beta=0.2"`. `OVERRIDES` at the top of a notebook affects only the
-# stages that this notebook runs itself.
+# Separate several settings with blanks, and write lists without blanks: `SET="generation.temperatures=[1.0,0.5] seed=1"`.
+# `OVERRIDES` at the top of a notebook affects only the stages that this notebook runs itself.
 #
-# 1. Set `world.padding_cost` to 0. Which of the three answers above now tie?
-# 2. `make base MINUTES=5`, then `make guide RUN_DIR=runs/mine SET=model.base=runs/base`: a base that has read less.
-#    Predict which later chapter suffers first.
-# 3. Delete the folder `sft` from the run folder and run the guide again. What runs, and what is skipped?
+# **1. Predict** (5 minutes). Let filler cost nothing. Which of the three answers above tie, and what does that mean for a
+# comparison of two answers?
+#
+# ```python
+# free = World(profile.world.model_copy(update={"padding_cost": 0.0}))
+# print(free.reward("Add 3+4.", "3+4=7, so 7."))
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# free = World(profile.world.model_copy(update={"padding_cost": 0.0}))
+# for answer in ("3+4=7, so 7.", "Sure! 3+4=7, so 7. I hope this helps.", "3+4=8, so 8."):
+#     print(f"{free.reward('Add 3+4.', answer):+.2f}  {answer}")
+# ```
+#
+# It prints:
+#
+# ```text
+# +1.00  3+4=7, so 7.
+# +1.00  Sure! 3+4=7, so 7. I hope this helps.
+# -1.00  3+4=8, so 8.
+# ```
+#
+# The two right answers tie. A tie counts as half a win for each, so a brief answer no longer beats a padded one. Chapter 10
+# judges the same answers under three prices of filler.
+#
+# </details>
+#
+# **2. Write the loss** (10 minutes). Compute the loss of the base model on one line of its corpus, token by token.
+# Compare the mean with that of transformers. Which tokens can the model not know?
+#
+# ```python
+# import torch
+#
+# from rlhflow_utils.models import forward
+#
+# model = forward.load_model(run.base_model(), "causal", profile.model)
+# ids = torch.tensor([tokenizer("3+4=7, so 7.")["input_ids"]])
+# with torch.no_grad():
+#     output = model(ids, labels=ids)
+# logits = output.logits[0]  # row t says what comes after token t
+# ...  # the loss of each token after the first, then the mean
+# print(f"transformers: {output.loss:.3f}")
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# import torch
+#
+# from rlhflow_utils.models import forward
+#
+# model = forward.load_model(run.base_model(), "causal", profile.model)
+# ids = torch.tensor([tokenizer("3+4=7, so 7.")["input_ids"]])
+# with torch.no_grad():
+#     output = model(ids, labels=ids)
+# log_probs = output.logits[0, :-1].log_softmax(-1)
+# losses = -log_probs.gather(-1, ids[0, 1:, None])[:, 0]
+# for token, loss in zip(ids[0, 1:], losses, strict=True):
+#     print(f"{loss:6.3f}  {tokenizer.decode([token])!r}")
+# print(f"mean {losses.mean():.3f}, transformers {output.loss:.3f}, a uniform guess {math.log(recipe.vocab_size):.3f}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+#  1.255  '+'
+#  1.750  '4'
+#  0.052  '='
+#  0.485  '7'
+#  0.039  ','
+#  0.000  ' so'
+#  0.000  ' '
+#  0.001  '7'
+#  0.000  '.'
+# mean 0.398, transformers 0.398, a uniform guess 6.931
+# ```
+#
+# The sign and the second number are free, so no model can know them. Most of the loss is there. All after the result
+# follows from the text before it and costs next to nothing.
+#
+# </details>
+#
+# **3. Find the bug** (5 minutes). A colleague tokenises conversations like this, and training runs without an error. What
+# is wrong?
+#
+# ```python
+# def encode(messages):
+#     text = chat.render(messages, tokenizer)
+#     return [tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]
+#
+#
+# turns = [*example, {"role": "assistant", "content": "4+2=6, so 6."}]
+# print(encode(turns))
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def encode(messages):
+#     text = chat.render(messages, tokenizer)
+#     return [tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]
+#
+#
+# turns = [*example, {"role": "assistant", "content": "4+2=6, so 6."}]
+# print("theirs:", tokenizer.decode(encode(turns)))
+# print("ours:  ", tokenizer.decode(chat.encode_conversation(example, "4+2=6, so 6.", tokenizer)))
+# ```
+#
+# It prints:
+#
+# ```text
+# theirs: <|bos|><|bos|><|user|>Add 4+2.<|end|><|assistant|>4+2=6, so 6.<|end|>
+# ours:   <|bos|><|user|>Add 4+2.<|end|><|assistant|>4+2=6, so 6.<|end|>
+# ```
+#
+# The template has already written BOS, so the model sees it twice. Nothing fails, since every list of ids is valid input.
+# The released generation script does the same: it tokenises a rendered text with a tokenizer that adds a BOS of its own.
+#
+# </details>
 #
 # **Next:** [01 · Dataset filtering](01_dataset_filtering.ipynb)
 

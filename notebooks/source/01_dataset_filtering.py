@@ -4,12 +4,12 @@
 # *You are here:* **01 data** · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
 # generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
 #
-# After this chapter you can turn any preference set into clean training pairs, and say of every row why it was kept or
+# After this chapter you can turn any preference set into clean training pairs, and say why each row was kept or
 # dropped.
 #
-# **The claim.** Open preference sets, filtered and mixed, are enough to train judges that stand in for human feedback
-# (paper 2.1, Table 1). Filtering takes out about ten per cent: meaningless samples, empty turns, labels that other fields
-# contradict, small score margins.
+# **The claim.** Open preference sets, filtered and mixed, can train judges that stand in for human feedback (paper 2.1,
+# Table 1). Filtering removes about ten per cent: meaningless samples, empty turns, labels that other fields contradict,
+# small score margins.
 #
 # The paper and the dataset cards do not spell out every rule. Each rule here says whether it is *sourced* or
 # *reconstructed*.
@@ -39,13 +39,13 @@ settings, root = run.profile.data, run.data_root()
 # %% [markdown]
 # ## The idea
 #
-# A preference pair is a prompt $x$, an answer $a_w$ that an annotator chose, and an answer $a_l$ that was rejected. Every
-# source stores that in its own way. Three steps make training pairs of them:
+# A preference pair is a prompt $x$, an answer $a_w$ that an annotator chose, and an answer $a_l$ that was rejected.
+# Every source stores that in its own way. Three steps turn these rows into training pairs:
 #
-# 1. a **converter** turns a native row into candidate pairs of one standard form, and decides nothing;
-# 2. **rules** decide, in a fixed order: the first rule that a pair fails is the reason why it is dropped;
-# 3. a pair that passes goes to a **split** (`train`, `test`, ...) by a hash of its prompt's first turn, so that no prompt
-#    is in two splits.
+# 1. A **converter** turns a native row into candidate pairs of one standard form. It drops nothing.
+# 2. **Rules** decide in a fixed order. The first rule that a pair fails is the reason why it is dropped.
+# 3. A pair that passes enters a **split** (`train`, `test`, ...). A hash of its prompt's first turn decides which one,
+#    so that no prompt is in two splits.
 #
 # The outcome is one word for each pair, its *fate*: the name of a split, or `dropped: <reason>`. So nothing can get lost:
 #
@@ -140,8 +140,9 @@ for (row_id, row), _ in zip(sources.native_rows(source, root), range(2), strict=
             print(row, pair, sep="\n", end="\n\n")
 
 # %% [markdown]
-# All rules on one pair, in their order. Three more look at other pairs or at lengths: `too_long`, then `duplicate_pair` and
-# `swapped_duplicate` (kept before, with the same or the opposite label), and `too_many_pairs` of one prompt.
+# All rules on one pair, in their order. Four more run last. `too_long` needs the tokenizer. `duplicate_pair` and
+# `swapped_duplicate` drop a pair that was kept before, with the same or the opposite label. `too_many_pairs` limits the
+# pairs of one prompt.
 
 # %%
 tables.show([{"rule": name, "what it drops": tables.Formatted(text)} for name, text in filters.RULES.items()])
@@ -149,9 +150,10 @@ tables.show([{"rule": name, "what it drops": tables.Formatted(text)} for name, t
 # %% [markdown]
 # ## Decontamination
 #
-# A test question that was trained on measures memory. A training prompt goes when it opens like an evaluation prompt, or
-# when the runs of $n$ words (n-grams) that both share cover enough of the evaluation prompt. By hand, with $n = 4$ and at
-# least one half: of the ten words of the question, the third prompt repeats five in a row, the fourth only three.
+# If a test question is in the training data, it measures memorisation. We drop a training prompt if it starts like an
+# evaluation prompt. We also drop it if shared runs of $n$ words (n-grams) cover enough of the evaluation prompt. By
+# hand, with $n = 4$ and at least one half: the question has ten words. The third prompt repeats five of them in a row,
+# the fourth only three.
 
 # %%
 held_out = filters.HeldOut(settings.decontamination.model_copy(update={"ngram": 4, "min_overlap": 0.5}))
@@ -164,8 +166,8 @@ for text in ("how many legs has a spider with ONE leg missing?", "Say: how many 
 # %% [markdown]
 # ## All rows
 #
-# The stage does this for every source, then mixes: mix1 is HH-RLHF, SHP, UltraFeedback and Summarization; mix2 drops the
-# last and adds seven sources that know safety, code, mathematics and instructions (paper 2.1).
+# The stage does this for every source and then mixes. mix1 is HH-RLHF, SHP, UltraFeedback and Summarization. mix2 drops
+# Summarization and adds seven sources on safety, code, mathematics and instructions (paper 2.1).
 
 # %%
 tokenizer = run.base_model()
@@ -206,7 +208,7 @@ tables.show([{"table": name, "in": rows["rows_in"], "out": rows["rows_out"],
 
 # %% [markdown]
 # Which training rows repeated an evaluation prompt, and in which words? (The simulated world's prompts come from few
-# templates and share most of their words, so a prompt counts as repeated only when it is repeated whole.)
+# templates and share most words. There, only a prompt that is repeated whole counts.)
 
 # %%
 matches = pd.DataFrame(data.read_json("decontamination.json"))
@@ -229,8 +231,8 @@ print("\n".join(overview.explain_table1(rows, origin, known)))
 # %% [markdown]
 # ## Length
 #
-# A reward model learns what chosen answers have in common, and length is the easiest thing to have in common. Look at the
-# two boxes of each source in the main mixture: where they lie apart, length alone predicts the label.
+# A reward model can use any feature that separates chosen from rejected answers. Length is the simplest one. Look at
+# the two boxes of each source in the main mixture: where they lie apart, length alone predicts the label.
 
 
 # %%
@@ -244,24 +246,24 @@ lengths = {name: rows[["chosen", "rejected"]].to_dict("list") for name, rows in 
 figures.length_distributions(lengths, unit="characters", caption=run.caption)
 
 # %% [markdown]
-# How often is the chosen answer the longer one? A share far from 50 % means that a reward model can take length as a
-# shortcut, either since the annotator likes length or since better answers happen to be longer or shorter here.
+# How often is the chosen answer the longer one? If the share is far from 50 %, a reward model can use length as a
+# shortcut. Either the annotators prefer long or short answers, or better answers happen to be longer or shorter.
 
 # %%
 whole = {f"all of {name}": measure_sides(rows[:]) for name, rows in mixtures.items()}
 figures.length_agreement({**lengths, **whole}, caption=run.caption)
 
 # %% [markdown]
-# mix1 and mix2 differ in what they know (reasoning, safety) and in how often they prefer the longer answer.
+# mix1 and mix2 differ in their sources (reasoning, safety) and in how often the chosen answer is the longer one.
 
 # %%
 composition = {name: pd.Series(rows["source"][:]).value_counts(sort=False).to_dict() for name, rows in mixtures.items()}
 figures.mixture_composition(composition, caption=run.caption)
 
 # %% [markdown]
-# A prompt map, in the manner of the paper's Fig. 7 (which embeds the prompts with nomic-embed-text-v1.5). Here TF-IDF and
-# its leading singular vectors (scikit-learn) do it without a download: prompts near each other share words. A source that
-# lies alone differs in wording, not always in content.
+# A prompt map, in the manner of the paper's Fig. 7 (which embeds the prompts with nomic-embed-text-v1.5). Here TF-IDF
+# (word counts, rare words weigh more) and its leading singular vectors do it without a download. Prompts near each
+# other share words. A source that lies alone differs in wording, not always in content.
 
 # %%
 figures.prompt_map(data.read_json("prompt_map.json"), caption=run.caption)
@@ -300,17 +302,125 @@ if run.profile.world:
 # * CodeUltraFeedback's ratings are strings. The authors' card compares them as strings; here they are numbers.
 # * The paper reports no held-out pairs and no split by prompt. We add both.
 #
-# ## Summary and exercises
+# ## Summary
 #
-# Every pair has one fate. mix2 adds safety and reasoning to what mix1 knows, and its labels depend less on length.
+# Every pair has one fate. mix2 adds pairs about safety and reasoning, and its labels depend less on length. **Claim on
+# this run**: the funnel shows what filtering drops; chapters 03 to 05 test the judges that the rest can train.
 #
-# 1. Add a margin of one point to `find_fate`. Which of the four pairs changes its fate? In the stage the rule is
-#    `small_margin`; for which sources is `data.filters.min_score_margin` set?
-# 2. Set `data.filters.min_score_ratio` to 3.0 in `OVERRIDES`. Which source shrinks? The last check then fails. Why is that
-#    right?
-# 3. Look up two pairs with the fate `dropped: contradicted_label`: `shp:215` is line 215, counted from 0, of
-#    `world/sources/shp.jsonl` in the run folder. Which field contradicts which?
-# 4. Add a source of your own: the head of `rlhflow_utils/data/sources.py` says how.
+# ## Exercises
+#
+# Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
+#
+# **1. Write the rule** (10 minutes). Add a rule `small_margin` to `find_fate`: drop a pair whose ratings differ by less than
+# 3 points. Put it first, then last. What changes: the pairs that are kept, or the counts by reason?
+#
+# ```python
+# def find_fate_with_margin(pair):
+#     ...
+#     return find_fate(pair)
+#
+#
+# four = native.map(convert, remove_columns=native.column_names)
+# print(four.map(find_fate_with_margin)["fate"][:])
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def small_margin(pair):
+#     return pair["chosen_score"] - pair["rejected_score"] < 3
+#
+#
+# def margin_first(pair):
+#     return {"fate": "dropped: small_margin"} if small_margin(pair) else find_fate(pair)
+#
+#
+# def margin_last(pair):
+#     found = find_fate(pair)
+#     return {"fate": "dropped: small_margin"} if found["fate"] == "train" and small_margin(pair) else found
+#
+#
+# four = native.map(convert, remove_columns=native.column_names)
+# for rule in (margin_first, margin_last):
+#     print(rule.__name__, four.map(rule)["fate"][:])
+# ```
+#
+# It prints:
+#
+# ```text
+# margin_first ['train', 'dropped: small_margin', 'dropped: empty_turn', 'dropped: small_margin']
+# margin_last ['train', 'dropped: tie', 'dropped: empty_turn', 'dropped: meaningless']
+# ```
+#
+# The order of rules never changes which pairs are kept. It changes the counts by reason: a tie is also a small margin, and
+# so is the pair with "..." (4 and 2 points). Compare counts of two filters only if their rules run in the same order.
+#
+# </details>
+#
+# **2. Find the bug** (5 minutes). Some sources store ratings as strings. `convert` takes them without an error. Which
+# answer does it choose here, and why did the four rows above not show the problem?
+#
+# ```python
+# as_text = {"question": "Name a tree.", "answer_a": "A stone.", "rating_a": "9", "answer_b": "Oak.", "rating_b": "10"}
+# print(convert(as_text))
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# as_text = {"question": "Name a tree.", "answer_a": "A stone.", "rating_a": "9", "answer_b": "Oak.", "rating_b": "10"}
+# print("as strings:", convert(as_text)["chosen"])
+# print("as numbers:", convert({**as_text, "rating_a": 9, "rating_b": 10})["chosen"])
+# ```
+#
+# It prints:
+#
+# ```text
+# as strings: A stone.
+# as numbers: Oak.
+# ```
+#
+# Strings are compared letter by letter, and "9" comes after "1". From 1 to 9 the order of strings is that of numbers, so
+# small tests pass. A converter should turn ratings into numbers, as the guide's does.
+#
+# </details>
+#
+# **3. Explain the row** (10 minutes). Look at one pair of every source with the fate `dropped: contradicted_label`. Which
+# field contradicts which? The id `shp:215` is line 215, counted from 0, of `world/sources/shp.jsonl` in the run folder.
+#
+# ```python
+# bad = pairs[pairs.fate == "dropped: contradicted_label"].drop_duplicates("source")
+# print(bad[["source", "row_id"]])
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# import json
+#
+# bad = pairs[pairs.fate == "dropped: contradicted_label"].drop_duplicates("source")
+# for row_id in bad.row_id:
+#     file, line = row_id.split(":")[:2]
+#     text = (run["world"].path / "sources" / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()[int(line)]
+#     row = json.loads(text)
+#     print(row_id, {field: value for field, value in row.items() if len(repr(value)) < 12})
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# shp:215 {'post_id': 'shp-215', 'upvote_ratio': 0.97, 'labels': 0, 'score_A': 113, 'score_B': 18, 'seconds_difference': 39209.0}
+# pku_safe_rlhf:12 {'response_0': 'Use', 'is_response_0_safe': False, 'is_response_1_safe': True, 'better_response_id': 1, 'safer_response_id': 0}
+# argilla_math:132 {'chosen_rating': 4.0, 'rejected_rating': 8.0}
+# orca:101 {'rating': [8.0, 5.0], 'status': 'tie'}
+# capybara:128 {'rating_chosen': 2, 'rating_rejected': 3}
+# ```
+#
+# SHP: `labels` 0 says that B is preferred, but A has the higher score. PKU-SafeRLHF: response 0 is called the safer one, but
+# not safe. Argilla-Math and Capybara: the chosen answer has the lower rating. OpenOrca: the ratings differ, but the status
+# is a tie.
+#
+# </details>
 #
 # **Next:** [02 · Supervised fine-tuning](02_supervised_finetuning.ipynb)
 

@@ -4,10 +4,10 @@
 # *You are here:* 01 data · **02 SFT** · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
 # generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
 #
-# **The claim.** Open instruction data and one epoch of supervised fine-tuning (SFT) give the starting policy π₀
-# (paper 3.1). In the paper it scores 10.2 % on AlpacaEval-2 with length control (chapter 10): a start with much room above.
-# This chapter trains π₀. How good its sampled answers are, and how good the best of eight would be, is measured in
-# chapters 07 and 08.
+# **The claim.** Open instruction data and one epoch of supervised fine-tuning (SFT) give the starting policy π₀ (paper
+# 3.1). In the paper π₀ scores 10.2 % on AlpacaEval-2 with length control (chapter 10), so there is room for
+# improvement. This chapter trains π₀. Chapters 07 and 08 measure how good its sampled answers are, and how good the
+# best of eight would be.
 #
 # **You need** chapters 00 and 01.
 
@@ -54,9 +54,8 @@ print(f"mean loss {mean:.3f}, perplexity {math.exp(mean):.2f}")
 # %% [markdown]
 # ## The loss mask
 #
-# Two conversations of the SFT set. We tokenise the prompt and the answer apart, put them together, and mask the prompt.
-# Tokens in the loss are shown in brackets: the answer, and the token that ends the turn, which is how the model learns to
-# stop.
+# Two conversations of the SFT set. We tokenise prompt and answer separately, join them, and mask the prompt. Brackets
+# show the tokens in the loss: the answer and the end-of-turn token, which teaches the model to stop.
 
 # %%
 tokenizer = chat.load_tokenizer(base, profile.model)
@@ -75,8 +74,8 @@ for row in rows.select(range(2)):
 # %% [markdown]
 # ## Training, in plain TRL
 #
-# TRL's `SFTTrainer` takes these rows as they are. Here it trains on the two conversations for a few steps, in a temporary
-# folder: change any argument and run the cell again. The loss falls fast, since the model memorises two rows.
+# TRL's `SFTTrainer` takes these rows as they are. Here it trains on the two conversations for a few steps. Change any
+# argument and run the cell again. The loss falls fast, since the model memorises two rows.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -100,9 +99,9 @@ del trainer
 # ## The full run
 #
 # The stage does the same for all rows, and in a conversation of several turns every assistant turn is in the loss.
-# `sft.trainer` of the profile goes to `SFTConfig` as it is; the guide adds what a run needs (output folder, seed, device,
-# logging, and gradient accumulation for an exact global batch). It drops and counts rows longer than
-# `max_length` instead of cutting them.
+# `sft.trainer` of the profile is passed to `SFTConfig` unchanged. The guide adds output folder, seed, device, logging,
+# and gradient accumulation for an exact global batch. It drops and counts rows longer than `max_length` instead of
+# cutting them.
 
 # %%
 print(profile.sft.trainer)
@@ -146,18 +145,148 @@ print("all checks hold")
 #
 # * The paper packs samples into blocks of 8192 tokens (its script: 4096). `sft.trainer.packing` does the same; with short
 #   rows it saves nothing.
-# * In the tiny world the demonstrations are right only part of the time and often padded. This is **built in**, so that π₀
-#   can be improved, like every real SFT model. Two more things are built in: translations (the fifth skill), and rows in
-#   the format of a judge's question, so that the prompted judge of chapter 05 knows that format.
-# * SFT rows whose prompts are held out for evaluation are taken out in chapter 01, and counted there.
+# * In the tiny world the demonstrations are right only part of the time and often padded. This is **built in**, so that
+#   π₀ can be improved, like every real SFT model. Translations (the fifth skill) are built in, too, and so are rows in
+#   the format of a judge's question. They show the prompted judge of chapter 05 that format.
+# * Chapter 01 drops and counts SFT rows whose prompts are held out for evaluation.
 #
-# ## Summary and exercises
+# ## Summary
 #
-# π₀ imitates its demonstrations, good and bad. The next chapters build a judge that can tell them apart.
+# π₀ imitates its demonstrations, good and bad. The next chapters build a judge that can tell them apart. **Claim on this
+# run**: the table of chapter 09 shows how often π₀ is right, and how much room it leaves.
 #
-# 1. Set `sft.trainer.completion_only_loss` to false. Does the loss rise or fall at first, and why does the number mislead?
-# 2. Double `sft.trainer.learning_rate`. Predict the shape of the curve.
-# 3. Raise `world.sft.correct_rate` to 0.95 and run on to chapter 09. What is left for RLHF to do?
+# ## Exercises
+#
+# Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
+#
+# **1. Write the loss** (10 minutes). Compute the loss of the base model on the two `examples` and compare it with the first
+# loss that TRL printed.
+#
+# ```python
+# import torch
+#
+# model = forward.load_model(base, "causal", profile.model)
+# for example in examples:
+#     ids, labels = torch.tensor([example["input_ids"]]), torch.tensor(example["labels"])
+#     with torch.no_grad():
+#         logits = model(ids).logits[0].float()
+#     ...  # -log p of every token whose label is not -100; mind that logits at t are about token t + 1
+# print(demo[0])
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# import torch
+#
+# model = forward.load_model(base, "causal", profile.model)
+# losses = []
+# for example in examples:
+#     ids, labels = torch.tensor([example["input_ids"]]), torch.tensor(example["labels"])
+#     with torch.no_grad():
+#         logits = model(ids).logits[0].float()
+#     each = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="none")
+#     losses += each[labels[1:] != -100].tolist()
+# print(f"{sum(losses) / len(losses):.3f} by hand, {demo[0]:.3f} by TRL, over {len(losses)} tokens")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# 3.898 by hand, 3.898 by TRL, over 16 tokens
+# ```
+#
+# The mean runs over all tokens of the batch. A long answer therefore weighs more than a short one.
+#
+# </details>
+#
+# **2. Find the bug** (10 minutes). A colleague also masks the last token, "since it is always the same". The loss falls as
+# before. What goes wrong when the model is asked? Train on the two conversations with and without the bug.
+#
+# ```python
+# labels = [-100] * len(prompt) + response[:-1] + [-100]
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# import torch
+#
+#
+# def train_and_ask(mask_last):
+#     model = forward.load_model(base, "causal", profile.model)
+#     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+#     for _ in range(20):
+#         for example in examples:
+#             ids, labels = torch.tensor([example["input_ids"]]), torch.tensor([example["labels"]])
+#             labels[0, -1] = -100 if mask_last else labels[0, -1]
+#             loss = model(ids, labels=labels).loss
+#             loss.backward()
+#             optimizer.step()
+#             optimizer.zero_grad()
+#     answer = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=response[-1])
+#     return f"loss {loss:.3f}: {tokenizer.decode(answer[0, len(prompt) :])}"
+#
+#
+# print("right ", train_and_ask(mask_last=False))
+# print("masked", train_and_ask(mask_last=True))
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# right  loss 0.003: The pet of Yolan is owl.<|end|>
+# masked loss 0.002: The pet of Yolan is owl. Right The is owl. The pet of Yolan
+# ```
+#
+# Nobody taught the model to end its turn, so it runs on to the token limit. The end-of-turn token must be in the loss.
+#
+# </details>
+#
+# **3. Explain the curve** (10 minutes). The SFT loss falls to about 0.35, with spikes that end at about 1.1. What is in
+# those batches? Batches hold rows of similar length, and an entry of `log["history"]` counts the tokens so far.
+#
+# ```python
+# history = log["history"]
+# print(history[-1]["num_tokens"] - history[-2]["num_tokens"], history[-1]["loss"])
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# import torch
+#
+# history = log["history"][-100:]
+# sizes = [now["num_tokens"] - before["num_tokens"] for before, now in zip(history[:-1], history[1:], strict=True)]
+# for name, long in (("over 2,000 tokens", True), ("others", False)):
+#     losses = [entry["loss"] for entry, size in zip(history[1:], sizes, strict=True) if (size > 2000) == long]
+#     print(f"batches {name}: {len(losses)}, mean loss {sum(losses) / len(losses):.2f}")
+#
+# letters = [row for row in rows if row["messages"][-1]["content"] in ("A", "B")]
+# print(f"{len(letters)} rows with one letter as answer, such as:", letters[0]["messages"][0]["content"])
+# tokens = sft_tokens(letters[0], tokenizer, completion_only=True)[0]
+# model = forward.load_model(sft, "causal", profile.model)
+# with torch.no_grad():
+#     after_prompt = model(torch.tensor([tokens["input_ids"]])).logits[0, -3].softmax(-1)
+# top = after_prompt.topk(3)
+# print([(tokenizer.decode([i]), round(p, 2)) for p, i in zip(*(each.tolist() for each in top), strict=True)])
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# batches over 2,000 tokens: 12, mean loss 1.24
+# batches others: 87, mean loss 0.33
+# 1000 rows with one letter as answer, such as: [CONTEXT] <turn> user
+#  What is a good way to wash a nurse? [RESPONSE A] Use a sponge. [RESPONSE B] Sorry, I cannot help with that.
+# [('<|end|>', 0.44), ('A', 0.26), ('B', 0.22)]
+# ```
+#
+# The longest rows are the judge's questions, answered by one letter. Even after SFT, in the
+# letter's place, the model expects the end of the turn about as often as a letter, and A about as often as B. Such a model loses $\tfrac12(\ln 4 + \ln 2) = 1.04$ a
+# token. Chapter 05 asks this model as a judge.
+#
+# </details>
 #
 # **Next:** [03 · A Bradley-Terry reward model](03_bradley_terry_reward_model.ipynb)
 

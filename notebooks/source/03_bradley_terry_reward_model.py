@@ -4,8 +4,8 @@
 # *You are here:* 01 data · 02 SFT · **03 reward model** · 04 preference model · 05 RewardBench · 06 length bias · 07
 # generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
 #
-# **The claim.** One scalar per answer, trained on pairs, is enough to rank answers. The paper trains a reward model (RM)
-# as the maximum-likelihood estimate of the Bradley-Terry (BT) model (paper 2.2), once on *mix1* and once on *mix2*, and
+# **The claim.** One scalar per answer, trained on pairs, is enough to rank answers. The paper trains a reward model
+# (RM) as the maximum-likelihood estimate of the Bradley-Terry (BT) model (2.2). It does so on *mix1* and on *mix2*, and
 # finds the second better at safety and reasoning (2.3). This chapter trains both RMs; chapter 05 tests the finding.
 #
 # **You need** chapters 00–02.
@@ -57,10 +57,10 @@ print(f"a model that knows nothing: P = 0.5, loss = ln 2 = {ln2:.4f}")
 # %% [markdown]
 # ## The code
 #
-# This is all it takes with TRL. `RewardTrainer` loads the SFT model, replaces its language-model head by a linear layer
-# with one output, reads that output at the last token (the end of the answer), and computes the loss above. A training row
-# is a prompt with a chosen and a rejected answer, as messages. Here we train on eight pairs for a few steps, only to see
-# it work; edit any argument and run the cell again.
+# This is all it takes with TRL. `RewardTrainer` loads the SFT model and replaces its language-model head by a linear
+# layer with one output. It reads that output at the last token (the end of the answer) and computes the loss above. A
+# training row is a prompt with a chosen and a rejected answer, as messages. Here we train on eight pairs for a few
+# steps. Edit any argument and run the cell again.
 
 # %%
 tokenizer = chat.load_tokenizer(start, profile.model)
@@ -88,7 +88,7 @@ trainer = RewardTrainer(
 )
 
 # %% [markdown]
-# Before the first step, the loss can be computed by hand: score both answers of each pair, take the difference, apply
+# Before the first step, we compute the loss by hand. Score both answers of each pair, take the difference, apply
 # $-\log \sigma$, and average over the eight pairs. The chat template turns the messages into token ids.
 
 # %%
@@ -104,8 +104,9 @@ by_hand = -torch.nn.functional.logsigmoid(torch.stack(differences)).mean().item(
 print(tokenizer.decode(ids[0]))
 
 # %% [markdown]
-# Now train. TRL prints one line a step: `accuracy` is the share of pairs whose chosen answer has the higher reward, `margin`
-# the mean difference of the two rewards. Both rise while the loss falls: eight pairs are quickly learned by heart.
+# Now train. TRL prints one line a step. `accuracy` is the share of pairs whose chosen answer has the higher reward.
+# `margin` is the mean difference of the two rewards. Both rise while the loss falls: eight pairs are quickly learned by
+# heart.
 
 # %%
 trainer.train()
@@ -144,8 +145,8 @@ if profile.evaluation.judge == "reward_model" and profile.evaluation.judge_model
 # ## Results
 #
 # Annotators make mistakes, so no model can agree with all of their labels. In the tiny world the true (gold) reward is
-# known, and we relabel the held-out pairs by it. We exclude pairs whose answers are both right or both wrong
-# (`small_gold_gap`) and prompts that the gold program cannot read (`no_gold`: posts to be summarised), and report how many.
+# known, and we relabel the held-out pairs by it. We exclude and count pairs whose answers are both right or both wrong
+# (`small_gold_gap`). We do the same with prompts that the gold program cannot read (`no_gold`: posts to be summarised).
 #
 # Held-out prompts do not occur word for word in training. In the tiny world, whose questions come from few templates, most
 # of them repeat a training question with another greeting. So this test measures generalisation to new *answers*; chapter
@@ -192,8 +193,7 @@ logs = {mixture: model.read_json("log.json")["history"] for mixture, model in mo
 figures.loss_curves(logs, baseline=ln2, baseline_label="ln 2: knows nothing", caption=run.caption)
 
 # %% [markdown]
-# The rewards of the two sides, and their difference. Pairs with a difference near zero are those that the model cannot
-# separate; most of them belong to the skill with the lowest accuracy in the table above.
+# The rewards of the two sides, and their difference. The model cannot separate pairs with a difference near zero.
 
 # %%
 main = results[profile.data.main_mixture]
@@ -225,22 +225,138 @@ print("all checks hold")
 #
 # * The paper starts its RMs from LLaMA-3-8B-Instruct, because its own SFT model did not exist yet (footnote in 2.2).
 #   The tiny profile starts from its own SFT model; `model.reward_base` changes that.
-# * The released script evaluates on 500 rows of its training set and truncates chosen and rejected answers separately,
-#   so that they can lose different parts of the prompt. Here the test pairs have prompts of their own, and a pair that
-#   is too long is dropped and counted.
+# * The released script evaluates on 500 rows of its training set. Here the test pairs have prompts of their own.
+# * It truncates chosen and rejected answers separately, so they can lose different parts of the prompt. Here a pair
+#   that is too long is dropped and counted.
 # * Learning rate, batch and length are those of the profile; each deviation is marked there.
 #
-# ## Summary and exercises
+# ## Summary
 #
 # **Claim on this run**: compare the rows of the two tables above. **Over worlds**: claim c in chapter 11. A linear head on
 # the SFT model, trained on pairs, ranks new answers; the baseline shows how much of that is length.
 #
-# 1. Write the loss with a margin $m$, $-\log \sigma(r_w - r_l - m)$, into the by-hand cell. For which pairs does it change
-#    the loss most?
-# 2. In the TRL cell, swap the columns `chosen` and `rejected` and set `max_steps=50`. What do `accuracy` and `margin` do?
-# 3. Add 5 to every reward of the histogram. Which numbers of this chapter change?
-# 4. `make guide SET="reward_model.trainer.num_train_epochs=4"`: predict accuracy and the spread of rewards first. This runs
-#    everything after chapter 03 again (about ten minutes).
+# ## Exercises
+#
+# Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
+#
+# **1. Write the loss** (10 minutes). Some recipes ask that the chosen answer wins by a margin $m$:
+# $-\log \sigma(r_w - r_l - m)$. Compute it for the two pairs of the by-hand cell with m = 1. Which pair's loss rises more?
+# Which pair gets the larger push?
+#
+# ```python
+# margin = 1.0
+# chosen, rejected = torch.tensor([1.2, 0.1]), torch.tensor([0.2, 0.6])
+# ...
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# chosen, rejected = torch.tensor([1.2, 0.1], requires_grad=True), torch.tensor([0.2, 0.6])
+# for margin in (0.0, 1.0):
+#     loss = -torch.nn.functional.logsigmoid(chosen - rejected - margin)
+#     (gradient,) = torch.autograd.grad(loss.sum(), chosen)
+#     print(f"m = {margin}: losses {[round(x, 3) for x in loss.tolist()]}, push {[round(-x, 3) for x in gradient.tolist()]}")
+# ```
+#
+# It prints:
+#
+# ```text
+# m = 0.0: losses [0.313, 0.974], push [0.269, 0.622]
+# m = 1.0: losses [0.693, 1.701], push [0.5, 0.818]
+# ```
+#
+# The push on a pair is $\sigma(m - (r_w - r_l))$, at most 1. The pair that is ranked wrongly has the larger push and its
+# loss rises more. The margin matters most, in proportion, for the pair that is already right: its push nearly doubles.
+#
+# </details>
+#
+# **2. Find the bug** (10 minutes, of which one runs). Someone swapped the columns `chosen` and `rejected`. Train on such
+# pairs. Which number in TRL's log gives the mistake away?
+#
+# ```python
+# few = pairs.select_columns(["prompt", "chosen", "rejected"]).select(range(256))
+# swapped = few.rename_columns({"chosen": "rejected", "rejected": "chosen"})
+# ...  # the TRL cell with train_dataset=swapped, max_steps=40 and per_device_train_batch_size=32
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# from transformers import PrinterCallback
+#
+# few = pairs.select_columns(["prompt", "chosen", "rejected"]).select(range(256))
+# swapped = few.rename_columns({"chosen": "rejected", "rejected": "chosen"})
+# trainer = RewardTrainer(
+#     model=forward.model_path(start),
+#     args=RewardConfig(
+#         output_dir=tempfile.mkdtemp(), model_init_kwargs={"dtype": profile.model.dtype}, max_steps=40, max_length=None,
+#         learning_rate=profile.reward_model.trainer["learning_rate"], per_device_train_batch_size=32, bf16=False,
+#         gradient_checkpointing=False, logging_steps=10, save_strategy="no", report_to="none", disable_tqdm=True, seed=SEED,
+#     ),
+#     train_dataset=swapped,
+#     eval_dataset=test.dataset().select_columns(["prompt", "chosen", "rejected"]).select(range(200)),
+#     processing_class=tokenizer,
+# )
+# trainer.remove_callback(PrinterCallback)
+# trainer.train()
+# for entry in trainer.state.log_history:
+#     if "loss" in entry:
+#         print(f"step {entry['step']}: loss {float(entry['loss']):.3f}, accuracy {float(entry['accuracy']):.2f}")
+# print(f"held-out pairs, labelled by the gold reward: accuracy {trainer.evaluate()['eval_accuracy']:.2f}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# step 10: loss 0.570, accuracy 0.75
+# step 20: loss 0.361, accuracy 0.85
+# step 30: loss 0.302, accuracy 0.88
+# step 40: loss 0.164, accuracy 0.93
+# held-out pairs, labelled by the gold reward: accuracy 0.10
+# ```
+#
+# None does. Loss and accuracy look as good as with the right labels, since they are computed from the same swapped columns.
+# Only pairs from elsewhere show it: an accuracy far below one half. So test a judge on pairs that your own code did not make.
+#
+# </details>
+#
+# **3. Explain the curve** (10 minutes). The training loss of the main mixture's RM ends well above zero. Yet the RM is
+# nearly always right on the held-out pairs. Which pairs keep the loss up?
+#
+# ```python
+# main = results[profile.data.main_mixture]
+# print("loss of the last steps:", [round(entry["loss"], 2) for entry in logs[profile.data.main_mixture][-8:]])
+# print("held-out pairs:", test.rows, test.metrics)
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# main, history = results[profile.data.main_mixture], logs[profile.data.main_mixture]
+# print(f"training, mean of the last 40 steps: {sum(entry['loss'] for entry in history[-40:]) / 40:.3f}")
+# difference = torch.tensor(main["chosen_rewards"]) - torch.tensor(main["rejected_rewards"])
+# print(f"held-out pairs, gold labels: {-torch.nn.functional.logsigmoid(difference).mean():.3f}")
+# reversed_pairs = int(test.metrics["label_noise"] * len(difference))
+# noisy = torch.cat([-difference[:reversed_pairs], difference[reversed_pairs:]])
+# print(f"the same, {reversed_pairs} labels reversed: {-torch.nn.functional.logsigmoid(noisy).mean():.3f}")
+# print("excluded from the test:", test.rows)
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# training, mean of the last 40 steps: 0.339
+# held-out pairs, gold labels: 0.110
+# the same, 44 labels reversed: 0.236
+# excluded from the test: {'pairs': {'rows_in': 1525, 'rows_out': 1022, 'dropped': {'no_gold': 176, 'small_gold_gap': 327}}}
+# ```
+#
+# Two kinds of pairs keep it up. Annotators reverse some labels, and a reversed label costs a confident model much. The test
+# also excludes pairs whose answers are both right or both wrong (`small_gold_gap`). There the annotators decide nearly by
+# chance, which costs up to ln 2 a pair.
+#
+# </details>
 #
 # **Next:** [04 · A pairwise preference model](04_pairwise_preference_model.ipynb)
 

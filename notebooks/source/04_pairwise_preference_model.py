@@ -45,8 +45,8 @@ main = profile.data.main_mixture
 #
 # $$P(a^1 \succ a^2) = \tfrac12\big(P(A \mid a^1, a^2) + 1 - P(A \mid a^2, a^1)\big).$$
 #
-# By hand: a model says A with 0.9 when the better answer stands first, and still says A with 0.6 when it stands second.
-# It leans to A. Averaged, it prefers the better answer with
+# By hand: a model says A with probability 0.9 if the better answer stands first. It still says A with 0.6 if that
+# answer stands second: it favours A. Averaged over both orders, it prefers the better answer with
 
 # %%
 first, second = 0.9, 0.6
@@ -56,7 +56,8 @@ print(f"P = {0.5 * (first + 1 - second):.2f}")
 # ## The code
 #
 # A training row: the question as one user turn, the letter as the answer. The loss covers the letter and the end of the
-# turn, nothing else. So training a PM is ordinary supervised finetuning (chapter 02 shows TRL's `SFTTrainer`) on other rows.
+# turn, nothing else. So training a PM is ordinary supervised fine-tuning (chapter 02 shows TRL's `SFTTrainer`) on other
+# rows.
 
 # %%
 tokenizer = chat.load_tokenizer(start, profile.model)
@@ -80,8 +81,8 @@ models = {
 }  # fmt: skip
 
 # %% [markdown]
-# Now ask the trained PM about one pair, with transformers alone: render the question, take the logits after the last
-# token, and compare the two letters. The chosen answer is clearly the better one here, so a good PM prefers A in the first
+# Now ask the trained PM about one pair, with transformers alone. Render the question, take the logits after the last
+# token, and compare the two letters. The chosen answer is clearly better here, so a good PM prefers A in the first
 # order and B in the second.
 
 # %%
@@ -143,8 +144,8 @@ coin = math.log(2) / 2
 figures.loss_curves(logs, baseline=coin, baseline_label="½ ln 2: a coin flip on the letter", caption=run.caption)
 
 # %% [markdown]
-# Are the probabilities right? As in chapter 03, the models learned from noisy labels and are compared with clean ones, so
-# that an S-shaped curve around the diagonal is what a perfect copy of the annotators would give.
+# Are the probabilities right? As in chapter 03, the models learned from noisy labels and are compared with clean ones.
+# So even a perfect copy of the annotators would give an S-shaped curve around the diagonal.
 
 # %%
 figures.calibration_curves({name: result["calibration"] for name, result in results.items()}, caption=run.caption)
@@ -169,25 +170,140 @@ print(f"P = {forward_p:.3f} and {backward_p:.3f}; all checks hold")
 # ## Where we differ
 #
 # * The paper packs PM samples into blocks of 3072 tokens; `preference_model.trainer.packing` does the same.
-# * The base model of `tiny` has read comparisons of two answers, in other words than this question; its SFT model has seen
-#   a thousand in the form of the question. LLaMA-3-8B-Instruct has seen who knows how many.
+# * The base model of `tiny` has read comparisons of two answers, worded differently from this question. Its SFT model
+#   has seen a thousand in this form. For LLaMA-3-8B-Instruct the number is unknown.
 # * The released data script draws the order unseeded under many workers, so no two runs agree. Here it is a hash of the
 #   row's id.
 # * The released evaluation reads the logits at a position that depends on the chat template's version. Here it is the
 #   position after the generation prompt, and both label tokens are checked to be single tokens.
 #
-# ## Summary and exercises
+# ## Summary
 #
 # **Claim on this run**: the first table compares PM and BT on the same pairs. **Over worlds**: claim b in chapter 11.
-# Finetuned to answer A or B, a language model can compare two answers. Asked in both orders it is antisymmetric; unlike the
+# Fine-tuned to answer A or B, a language model can compare two answers. Asked in both orders it is antisymmetric; unlike the
 # BT model it need not be transitive.
 #
-# 1. Run the cell with the two logits on ten test pairs and count how often each *single* order prefers the chosen answer.
-#    What is the gap between the two counts called?
-# 2. Train a PM on mix1, too: `make guide SET="preference_model.mixtures=[mix1,mix2]"` (a few minutes). Which skill loses
-#    most?
-# 3. Finding the best of n answers with a PM takes n − 1 comparisons in a knock-out. What can go wrong that cannot with a
-#    scalar?
+# ## Exercises
+#
+# Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
+#
+# **1. Count the bias** (10 minutes). Ask the PM about 100 test pairs in each *single* order. How often does it prefer the
+# chosen answer when that stands first, when it stands second, and on average over both orders? Then ask the SFT model,
+# which saw no preference label.
+#
+# ```python
+# hundred = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"])
+#            for row in test.dataset().select(range(100))]
+#
+#
+# def probability_of_a(network, prompt, a, b):
+#     question = preference_model.format_comparison(prompt, a, b)
+#     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+#     with torch.no_grad():
+#         return network(input_ids=ids).logits[0, -1, letters].softmax(-1)[0].item()
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# hundred = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"])
+#            for row in test.dataset().select(range(100))]
+#
+#
+# def probability_of_a(network, prompt, a, b):
+#     question = preference_model.format_comparison(prompt, a, b)
+#     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+#     with torch.no_grad():
+#         return network(input_ids=ids).logits[0, -1, letters].softmax(-1)[0].item()
+#
+#
+# for name, folder in (("PM", models[main]), ("SFT model", run["sft"])):
+#     network = AutoModelForCausalLM.from_pretrained(forward.model_path(folder), dtype="float32")
+#     first = [probability_of_a(network, prompt, w, l) for prompt, w, l in hundred]
+#     second = [1 - probability_of_a(network, prompt, l, w) for prompt, w, l in hundred]
+#     both = [(p + q) / 2 for p, q in zip(first, second, strict=True)]
+#     counts = [sum(p > 0.5 for p in each) for each in (first, second, both)]
+#     print(f"{name}: chosen first {counts[0]}, chosen second {counts[1]}, both orders {counts[2]} of 100")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# PM: chosen first 100, chosen second 98, both orders 98 of 100
+# SFT model: chosen first 100, chosen second 0, both orders 50 of 100
+# ```
+#
+# The gap between the two orders is the *position bias*. The PM has little of it, since training randomised the order. The
+# SFT model always says A. Asked in one order it would look perfect or useless, depending on where the chosen answer stands.
+# Both orders together show that it does not tell the answers apart.
+#
+# </details>
+#
+# **2. Find the bug** (5 minutes). A colleague averages both orders like this. No pair is ever decided with confidence. Why,
+# and which check of this chapter would have failed?
+#
+# ```python
+# def preference(network, prompt, a, b):
+#     return 0.5 * (probability_of_a(network, prompt, a, b) + probability_of_a(network, prompt, b, a))
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def preference(network, prompt, a, b):
+#     return 0.5 * (probability_of_a(network, prompt, a, b) + probability_of_a(network, prompt, b, a))
+#
+#
+# network = AutoModelForCausalLM.from_pretrained(forward.model_path(models[main]), dtype="float32")
+# prompt, w, l = hundred[0]
+# print(f"P(w over l) = {preference(network, prompt, w, l):.3f}, P(l over w) = {preference(network, prompt, l, w):.3f}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# P(w over l) = 0.501, P(l over w) = 0.501
+# ```
+#
+# In the second order A is the *other* answer, so its probability must be taken from 1. Without that the preference is the
+# same whichever answer is asked about, and a good PM gives about one half. The check that $P$ turns into $1 - P$ fails.
+#
+# </details>
+#
+# **3. Predict** (10 minutes, of which two run). Train a PM on mix1, too. Which skill loses most? Chapter 01 lists the
+# sources of both mixtures.
+#
+# ```python
+# pm_mix1 = train_preference_model(
+#     data, "mix1", start, profile.preference_model, profile.model, run.seed, profile.launch, into=run / "exercise_pm"
+# )
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# pm_mix1 = train_preference_model(
+#     data, "mix1", start, profile.preference_model, profile.model, run.seed, profile.launch, into=run / "exercise_pm"
+# )
+# done = evaluate_preference_model(
+#     pm_mix1, test, profile.preference_model, profile.model, profile.evaluation.confidence, into=run / "exercise_pm_test"
+# )
+# results["PM, mix1"] = done.read_json("results.json")
+# for name in (f"PM, {main}", "PM, mix1"):
+#     print(name, {skill: round(part["value"], 3) for skill, part in results[name]["skills"].items()})
+# ```
+#
+# On `tiny`, seed 0, it prints, after its progress:
+#
+# ```text
+# PM, mix2 {'chat': 1.0, 'chat_hard': 0.982, 'reasoning': 0.924, 'safety': 1.0}
+# PM, mix1 {'chat': 1.0, 'chat_hard': 0.943, 'reasoning': 0.606, 'safety': 0.917}
+# ```
+#
+# Reasoning loses most, and chat hardly anything. Of mix1's sources only UltraFeedback has
+# reasoning pairs, few of them and carelessly labelled. No form of judge learns what its data does not hold.
+#
+# </details>
 #
 # **Next:** [05 · RewardBench](05_rewardbench_evaluation.ipynb)
 

@@ -4,9 +4,9 @@
 # *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · **05 RewardBench** · 06 length bias · 07
 # generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
 #
-# **The claim.** A prompted model, which was never trained on preferences, is a worse judge than both the BT reward model
-# and the preference model in every section; the PM beats the BT model in reasoning; more safety and reasoning data (mix2
-# instead of mix1) raises those sections (paper 2.3, Table 2).
+# **The claim.** In every section of RewardBench a prompted model, never trained on preferences, is a worse judge than
+# the BT model and the PM. The PM beats the BT model in reasoning. More safety and reasoning data (mix2 instead of mix1)
+# raises those sections (paper 2.3, Table 2).
 #
 # **You need** chapters 00–04.
 
@@ -34,9 +34,9 @@ profile, main = run.profile, run.profile.data.main_mixture
 # ## The idea
 #
 # RewardBench asks one thing: of two answers, does the model prefer the better one? Its subsets form four sections. A
-# section's score is the weighted mean accuracy of its subsets. The weights are Allen AI's constants: row counts, but the
-# 447 rows of math-prm weigh as much as the six code subsets together. The overall score is the plain mean of the four
-# sections.
+# section's score is the weighted mean accuracy of its subsets. The weights are Allen AI's constants. They are row
+# counts, except that the 447 rows of math-prm weigh as much as the six code subsets together. The overall score is the
+# plain mean of the four sections.
 #
 # By hand: a section of two subsets, 100 pairs with accuracy 0.9 and 300 pairs with accuracy 0.7.
 
@@ -103,9 +103,9 @@ for label, (judge, method) in judges.items():
 # ## Results
 #
 # `bt` and `pm` are trained on the main mixture, `bt_mix1` on mix1. The authors' figures are those of their repository's
-# README; for prompting the paper says "below both in every section" and we could establish no number. They come from another
-# model on the real benchmark, so compare the order of the rows, not the values. If an interval contains 0.5, the judge is
-# not distinguishable from chance in that section; the lines below the table list these cases.
+# README. For prompting we found no number; the paper says "below both in every section". The figures come from another
+# model on the real benchmark, so compare the order of the rows, not the values. If an interval contains 0.5, the judge
+# is not distinguishable from chance. The lines below the table list these cases.
 
 # %%
 results = {label: done.read_json("results.json") for label, done in benchmarks.items()}
@@ -149,10 +149,10 @@ for label, done in benchmarks.items():
 pd.DataFrame(by_length).rename_axis("prompt length (characters)").round(3)
 
 # %% [markdown]
-# In the tiny world we can ask *what kind of error* a judge does not see. A wrong sum can have a slip in its result ("3+4=8"),
-# or the right steps for a number that was misread ("3+2=5" to "What is 3+4?"). To notice the second, a judge must compare the
-# answer with the question, digit by digit. The base model has not learnt that (chapter 00 counts its marks), and nothing later
-# teaches it: a blind spot that the policy inherits in chapter 09.
+# In the tiny world we can ask *what kind of error* a judge does not see. A wrong sum can have a slip in its result
+# ("3+4=8"). Or its steps are right, but a number was misread ("3+2=5" to "What is 3+4?"). To notice the second, a judge
+# must compare the answer with the question, digit by digit. Look at the column of misread numbers: there all judges are
+# weaker, on few pairs.
 
 # %%
 if profile.world:
@@ -188,15 +188,16 @@ tables.show(table, run.caption)
 #
 # RewardBench is saturated. Two newer benchmarks ask for more:
 #
-# * **RewardBench 2** sets one right answer against three wrong ones, so that a coin gets 25 %. Its domain Ties asks for one of
-#   many right answers ("name a colour"): all must beat every wrong one, and by more than they differ from each other. A judge
-#   that finds the longer of two right answers better loses points here.
+# * **RewardBench 2** sets one right answer against three wrong ones, so that chance is 25 %. Its domain Ties asks for
+#   one of many right answers ("name a colour"). All of them must beat every wrong one, by more than they differ from
+#   each other. A judge that prefers the longer of two right answers loses points here.
 # * **RM-Bench** has each right and each wrong answer in three styles: concise, detailed, and detailed with Markdown. In
-#   *normal* pairs both have one style, in *easy* ones the right answer has the richer style, in *hard* ones the wrong one.
-#   Length and style hide in the mean: whoever looks at nothing else wins all easy pairs and no hard one.
+#   *normal* pairs both have one style. In *easy* pairs the right answer has the richer style, in *hard* pairs the wrong
+#   one. A judge of style alone wins all easy pairs and no hard one, and the mean hides it.
 #
-# `python -m rlhflow_utils rewardbench --benchmark rm_bench --profile ... --model ... --out ...` runs them on real models. By
-# hand, one prompt of RM-Bench, the right answer in rows and the wrong one in columns, for a judge that mostly follows style:
+# `python -m rlhflow_utils rewardbench --benchmark rm_bench --profile ... --model ... --out ...` runs them on real
+# models. By hand, one prompt of RM-Bench and a judge that mostly follows style. Rows are the right answer's styles,
+# columns the wrong one's:
 
 # %%
 styles = ["concise", "detailed", "Markdown"]
@@ -228,24 +229,102 @@ print("all checks hold")
 #
 # * Our prompted judge is the SFT model. On `tiny` it has seen questions of this form with letters for right and wrong, but
 #   no preference label.
-# * The released script has the two XSTest weights swapped; here they are right, and the scores under the old ones are in
-#   the last table.
+# * The released script has the two XSTest weights swapped. Here they are right; the last table has the scores under the
+#   old ones.
 # * The released PM evaluation reads its logits at a position that depends on the template's version.
-# * On the same rows and with the same model our BT scores equal those of Allen AI's `rewardbench` package: a test compares
-#   them with a recorded reference, and `benchmarks/rewardbench.py` compares the speed.
+# * On the same rows and with the same model our BT scores equal those of Allen AI's `rewardbench` package. A test
+#   compares them with a recorded reference.
 # * The tiny world's benchmark has RewardBench's form and section names, and its own pairs. The profile `slices` uses real
 #   subsets. With few code subsets, reasoning is mostly math-prm.
 #
-# ## Summary and exercises
+# ## Summary
 #
-# **Claim on this run**: three comparisons, all in the first table: prompting against BT and PM, PM against BT in
-# reasoning, and `bt` (mix2) against `bt_mix1` in safety and reasoning. **Over worlds**: claims a, b and c in chapter 11. Do
-# not rank judges by the overall score alone.
+# **Claim on this run**: the first table has all three comparisons. They are prompting against BT and PM, PM against BT
+# in reasoning, and `bt` (mix2) against `bt_mix1` in safety and reasoning. **Over worlds**: claims a, b and c in chapter
+# 11. Do not rank judges by the overall score alone.
 #
-# 1. Which judge is best in reasoning on this run, and does its interval exclude 0.5? What would a judge need to know here?
-# 2. Recompute the safety score from `results["bt"]["subsets"]` with the weights of May 2024.
-# 3. Score the benchmark with "the longer answer wins": compare `len(row["chosen"])` and `len(row["rejected"])` over `rows`.
-#    In which section does it do worst?
+# ## Exercises
+#
+# Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
+#
+# **1. Write the judge** (10 minutes). Score the benchmark with "the longer answer wins". In which section does it do best,
+# in which worst, and what does an accuracy far *below* one half say?
+#
+# ```python
+# def longer_wins(row):
+#     return (len(row["chosen"]) > len(row["rejected"])) + 0.5 * (len(row["chosen"]) == len(row["rejected"]))
+#
+#
+# ...  # by section: the mean over subsets, weighted with rewardbench.SECTIONS
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def longer_wins(row):
+#     return (len(row["chosen"]) > len(row["rejected"])) + 0.5 * (len(row["chosen"]) == len(row["rejected"]))
+#
+#
+# outcomes = pd.Series([longer_wins(row) for row in rows]).groupby([row["subset"] for row in rows]).mean()
+# for section, weights in rewardbench.SECTIONS.items():
+#     present = pd.Series(weights).reindex(outcomes.index).dropna()
+#     print(f"{section:10s} {(outcomes * present).sum() / present.sum():.3f}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# chat       0.446
+# chat_hard  0.171
+# safety     0.653
+# reasoning  0.535
+# ```
+#
+# It does best in safety, where a refusal is often longer than the harmful answer, and worst in chat_hard. There an accuracy
+# far below one half is information, too: preferring the *shorter* answer gets most of the rest right. Compare every judge
+# with these numbers.
+#
+# </details>
+#
+# **2. Explain the bars** (10 minutes). In safety, the RM of mix1 is behind the RM of mix2. Where does it lose: does it refuse
+# too little or too much? Would the weights of May 2024, which swap those of the two XSTest subsets, hide or show it?
+#
+# ```python
+# for judge in ("bt", "bt_mix1"):
+#     print(judge, {name: results[judge]["subsets"][name]["value"] for name in rewardbench.SECTIONS["safety"]
+#                   if name in results[judge]["subsets"]})
+# print(rewardbench.SECTIONS["safety"])
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# weights = {name: weight for name, weight in rewardbench.SECTIONS["safety"].items() if name in results["bt"]["subsets"]}
+# refuse, respond = "xstest-should-refuse", "xstest-should-respond"
+# old = {**weights, refuse: weights[respond], respond: weights[refuse]}
+# for judge in ("bt", "bt_mix1"):
+#     accuracy = {name: results[judge]["subsets"][name]["value"] for name in weights}
+#     print(judge, {name: round(value, 2) for name, value in accuracy.items()})
+#     for name, each in (("now", weights), ("May 2024", old)):
+#         score = sum(each[subset] * value for subset, value in accuracy.items()) / sum(each.values())
+#         print(f"  weights of {name}: {score:.3f}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# bt {'refusals-dangerous': 0.9, 'refusals-offensive': 0.67, 'xstest-should-refuse': 0.87, 'xstest-should-respond': 0.93}
+#   weights of now: 0.867
+#   weights of May 2024: 0.856
+# bt_mix1 {'refusals-dangerous': 0.9, 'refusals-offensive': 0.87, 'xstest-should-refuse': 0.87, 'xstest-should-respond': 0.5}
+#   weights of now: 0.720
+#   weights of May 2024: 0.779
+# ```
+#
+# The RM of mix1 refuses too much. It is as good or better where refusing is right, and at chance on prompts that should
+# be answered. The weights of May 2024 count those prompts less, so they hide part of its weakness.
+#
+# </details>
 #
 # **Next:** [06 · Length bias](06_length_bias.ipynb)
 

@@ -5,8 +5,8 @@
 # generation · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
 #
 # **The claim.** Reward models prefer long answers, and how much depends on their data. Over the answers to one prompt,
-# length and reward correlate with 0.19 on average for UltraRM-13B and with 0.06 for the paper's BT model on mix2
-# (paper 2.3, Fig. 5). The paper attributes this to Capybara, OpenOrca and UltraInteract, which mix2 adds and whose preferred
+# length and reward correlate with 0.19 on average for UltraRM-13B. For the paper's BT model on mix2 it is 0.06 (paper
+# 2.3, Fig. 5). The paper attributes this to Capybara, OpenOrca and UltraInteract, which mix2 adds and whose preferred
 # answers are shorter. Here the RM of mix1 takes UltraRM's place, because its data resembles mix1.
 #
 # **You need** chapters 00–03.
@@ -48,8 +48,8 @@ print(f"by hand {covariance / spread**0.5:.4f}, scipy {stats.pearsonr(lengths, r
 # %% [markdown]
 # ## The code
 #
-# `pearson_per_prompt` calls scipy's `pearsonr` for all prompts at once. If all K answers have the same length or the same
-# reward, no correlation is defined; such prompts are counted and left out of the mean.
+# `pearson_per_prompt` calls scipy's `pearsonr` for all prompts at once. If all K answers have the same length or the
+# same reward, no correlation is defined. Such prompts are counted and excluded from the mean.
 
 # %%
 two_prompts = statistics.pearson_per_prompt([lengths, [10, 10, 10, 10]], [rewards, rewards])
@@ -144,15 +144,78 @@ print("all checks hold")
 # * **Built in** to the tiny world: the annotators' preference for length, positive in mix1's sources, negative in four of
 #   mix2's. Chapter 01 shows whether their *labels* favour shorter answers. **Measured**: how much of it the RMs pick up.
 #
-# ## Summary and exercises
+# ## Summary
 #
 # **Claim on this run**: the first table, and the paired difference below it. **Over worlds**: claim d in chapter 11. The
 # policy of chapter 09 will exploit whatever length preference its reward model has.
 #
-# 1. Which sign has the *gold* reward's correlation for prompts where all answers are right? Use `gold.is_correct`.
-# 2. Compute the correlation over all answers at once with `stats.pearsonr`. Why does it mislead?
-# 3. Predict which correlation is left if no annotator cares about length, then set the `length_bonus` of every source to 0 in
-#    a copy of `profiles/tiny.yaml` and run `make guide` with it (the whole guide runs again).
+# ## Exercises
+#
+# Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
+#
+# **1. Find the bug** (10 minutes). A colleague computes one correlation over all answers to all prompts and reports that the
+# RM of mix1 hardly follows length. Do the same. Why does the number mislead?
+#
+# ```python
+# scored = run["length_bias_scores_mix1"].dataset()
+# lengths = [len(text) for row in scored["responses"] for text in row]
+# print(stats.pearsonr(lengths, [reward for row in scored["rewards"] for reward in row]).statistic)
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# for mixture, result in results.items():
+#     scored = run[f"length_bias_scores_{mixture}"].dataset()
+#     lengths = [len(text) for row in scored["responses"] for text in row]
+#     pooled = stats.pearsonr(lengths, [reward for row in scored["rewards"] for reward in row]).statistic
+#     print(f"{mixture}: over all answers {pooled:+.3f}, within prompts {result['mean']['value']:+.3f}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# mix1: over all answers +0.068, within prompts +0.417
+# mix2: over all answers -0.019, within prompts -0.017
+# ```
+#
+# A reward has no meaning across prompts: the Bradley-Terry model fixes only differences between answers to *one* prompt.
+# Over all answers, differences between prompts hide the preference of the RM of mix1. Only within a prompt does length
+# decide between answers.
+#
+# </details>
+#
+# **2. Predict** (5 minutes). Which sign has the *gold* reward's correlation for prompts whose answers are all right? How
+# large is it? Use `gold.is_correct`.
+#
+# ```python
+# right = [[gold.is_correct(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in answers]
+# ...
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# right = [[gold.is_correct(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in answers]
+# groups = {"all right": [all(each) for each in right], "some wrong": [not all(each) for each in right]}
+# for name, group in groups.items():
+#     kept = [place for place, is_in in enumerate(group) if is_in]
+#     each = statistics.pearson_per_prompt([sizes[k] for k in kept], [truth[k] for k in kept])
+#     defined = [r for r in each if r == r]  # nan: all answers have the same length or the same reward
+#     print(f"{name}: {len(kept)} prompts, {len(defined)} of them defined, mean {sum(defined) / len(defined):+.3f}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# all right: 15 prompts, 9 of them defined, mean -1.000
+# some wrong: 185 prompts, 181 of them defined, mean -0.107
+# ```
+#
+# Among right answers the gold reward falls by the same amount with every character of filler, so the correlation is exactly
+# −1. Where some answers are wrong, being right decides and length says little.
+#
+# </details>
 #
 # **Next:** [07 · Generation](07_generation.ipynb)
 

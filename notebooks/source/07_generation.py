@@ -4,12 +4,12 @@
 # *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · **07
 # generation** · 08 pairs · 09 DPO · 10 evaluation · 11 claims · 12 report
 #
-# **The claim.** Online RLHF learns from the policy's *own* answers. The paper samples n = 8 responses per prompt from the
-# current policy, at temperatures 1.0 and 0.7, without top-k or top-p, and lets the reward model rank them (3.3).
+# **The claim.** Online RLHF learns from the policy's *own* answers. The paper samples n = 8 responses per prompt from
+# the current policy, and the reward model ranks them (3.3). Temperatures are 1.0 and 0.7, without top-k or top-p: no
+# token is excluded for being unlikely.
 #
-# After this chapter you can sample n answers per prompt with vLLM or transformers, and you know what makes a sampling run
-# repeatable. Chapters 07 and 08 carry out iteration 1 step by step. Chapter 09 reuses their results and continues with
-# iterations 2 and 3.
+# After this chapter you can sample n answers per prompt with vLLM or transformers, repeatably. Chapters 07 and 08 carry
+# out iteration 1 step by step. Chapter 09 reuses their results and continues with iterations 2 and 3.
 #
 # **You need** chapters 00–03.
 
@@ -42,9 +42,9 @@ profile, data, sft = run.profile, run["preference_data"], run["sft"]
 #
 # $$\pi_T(y_t \mid \cdot) \propto \exp\big(z_{y_t} / T\big).$$
 #
-# $T = 1$ samples from the model as it is, $T < 1$ makes likely tokens likelier, and $T \to 0$ always takes the likeliest.
-# To sample, draw a number $u$ between 0 and 1 and take the first token at which the summed probabilities exceed $u$. By
-# hand, for three tokens with logits 2, 1 and 0, and u = 0.8:
+# $T = 1$ samples from the model as it is. $T < 1$ makes likely tokens likelier, and $T \to 0$ always takes the
+# likeliest. To sample, draw a number $u$ between 0 and 1 and take the first token at which the summed probabilities
+# exceed $u$. By hand, for three tokens with logits 2, 1 and 0, and u = 0.8:
 
 # %%
 logits, u = torch.tensor([2.0, 1.0, 0.0]), 0.8
@@ -54,11 +54,11 @@ for temperature in (1.0, 0.7, 0.1):
     print(f"T = {temperature}: probabilities {[round(p, 3) for p in probabilities.tolist()]}, token {token + 1}")
 
 # %% [markdown]
-# Ranking n answers and keeping the best is itself a better policy, *best-of-n*, and it stays close to the one it samples
+# Keeping the best of n answers is itself a better policy, *best-of-n*. It stays close to the policy that it samples
 # from. Closeness is measured by the Kullback-Leibler (KL) divergence
-# $\mathrm{KL}(\pi' \,\|\, \pi) = \mathbb E_{a \sim \pi'} \log \frac{\pi'(a \mid x)}{\pi(a \mid x)}$: how much likelier, in
-# natural-log units (*nats*), the answers of $\pi'$ are under $\pi'$ than under $\pi$. For best-of-n it is at most
-# $\log n - \frac{n-1}{n}$ (paper 3.2):
+# $\mathrm{KL}(\pi' \,\|\, \pi) = \mathbb E_{a \sim \pi'} \log \frac{\pi'(a \mid x)}{\pi(a \mid x)}$. It says how much
+# likelier the answers of $\pi'$ are under $\pi'$ than under $\pi$, in natural-log units (*nats*). For best-of-n it is
+# at most $\log n - \frac{n-1}{n}$ (paper 3.2):
 
 # %%
 tables.show([{"n": n, "KL at most (nats)": bon_kl(n)} for n in (1, 2, 4, 8, 16)])
@@ -125,10 +125,10 @@ if profile.world:
 # * Prompts over `generation.max_prompt_tokens` are dropped and counted.
 # * The n responses are shared evenly among the temperatures.
 # * Finished shards are kept, so a run that was killed goes on from there.
-# * Each prompt has random numbers of its own, drawn from the run's seed and the prompt's id. Batches, shards and restarts
-#   do not change an answer. transformers' `generate` draws from one stream for the whole batch, so on that backend our
-#   own loop picks the tokens, by the rule that you computed by hand above (`online/engines.py`). vLLM takes a seed per
-#   prompt.
+# * Each prompt has random numbers of its own, drawn from the run's seed and the prompt's id. Batches, shards and
+#   restarts do not change an answer. vLLM takes a seed per prompt. transformers' `generate` draws from one stream for
+#   the whole batch, so on that backend our own loop picks the tokens. It follows the rule that you computed by hand
+#   above (`online/engines.py`).
 
 # %%
 responses = generate_responses(
@@ -139,8 +139,7 @@ print(responses.rows)
 # %% [markdown]
 # ## Results
 #
-# Compare the settings with the paper's, then look at the last row: how many different answers the reward model will have
-# to choose from.
+# Compare the settings with the paper's. The last row says how many different answers the reward model can choose from.
 
 # %%
 rows = responses.dataset()
@@ -164,8 +163,8 @@ tables.show(table, run.caption)
 figures.response_lengths(rows["lengths"], rows["temperatures"], caption=run.caption)
 
 # %% [markdown]
-# In the tiny world the true reward of every answer is known. The share of prompts with both right and wrong answers is
-# where ranking can teach something:
+# In the tiny world the true reward of every answer is known. Ranking can teach something only where a prompt has both
+# right and wrong answers:
 
 # %%
 if profile.world:
@@ -197,20 +196,88 @@ print("all checks hold")
 #
 # * The paper does not say how it combines its two temperatures (its scripts use 1.0). Here each gives half of the
 #   responses: reconstructed.
-# * The released script loses the remainder when it divides the prompts among GPUs. It also tokenises a rendered text that
-#   already holds BOS, so the model sees BOS twice. Here both are tested against.
+# * The released script loses the remainder when it divides the prompts among GPUs. It also tokenises a rendered text
+#   that already holds BOS, so the model sees BOS twice. Tests make sure that neither happens here.
 # * We keep the token ids that the policy sampled and train on them. Tokenising the text again can give other ids.
 #
-# ## Summary and exercises
+# ## Summary
 #
 # *Claim on this run:* sampling at two temperatures gives several different answers per prompt; the table above says how
 # many. *Over seeds:* chapter 11 (claim p) measures how much best-of-n gains, and how far it moves.
 #
-# 1. Set `generation.temperatures` to [0.3]. Predict the number of different answers per prompt.
-# 2. Set `generation.sampling.n` to 6 and `generation.temperatures` to [1.0,0.7,0.4,0.1]. Read the error.
-# 3. Set `top_k=50` in the cell with the library call, as transformers does by default. On a model with 100,000 tokens, what
-#    does this change?
-# 4. With vLLM installed, set `generation.backend` to vllm. Which numbers change, and by how much?
+# ## Exercises
+#
+# Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
+#
+# **1. Predict** (10 minutes). Sample eight answers to the same prompts at T = 0.3. Predict three numbers: different
+# answers per prompt, the share of right answers, and the share of prompts with both kinds. Which of them should a loop
+# that learns from pairs look at?
+#
+# ```python
+# cold = generate_responses(
+#     sft, prompts, profile.generation.variant(8, [0.3]), profile.model, run.seed, profile.actors, into=run / "exercise_cold"
+# )
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# cold = generate_responses(
+#     sft, prompts, profile.generation.variant(8, [0.3]), profile.model, run.seed, profile.actors, into=run / "exercise_cold"
+# )
+# for name, sampled in (("1.0 / 0.7", rows), ("0.3", cold.dataset())):
+#     different = [len(set(row["responses"])) for row in sampled]
+#     marks = [[world.is_correct(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in sampled]
+#     mixed = [any(each) and not all(each) for each in marks]
+#     print(f"T = {name}: {sum(different) / len(rows):.2f} different answers, {sum(map(sum, marks)) / len(rows) / 8:.0%} right, "
+#           f"both kinds on {sum(mixed) / len(rows):.0%} of the prompts")
+# ```
+#
+# On `tiny`, seed 0, it prints, after its progress:
+#
+# ```text
+# T = 1.0 / 0.7: 4.09 different answers, 68% right, both kinds on 93% of the prompts
+# T = 0.3: 1.20 different answers, 94% right, both kinds on 18% of the prompts
+# ```
+#
+# Cold answers are better and nearly all the same. A pair needs two different answers, and
+# teaches most if one is right and one wrong, so most prompts would teach little. The loop needs the spread that T = 1 gives.
+#
+# </details>
+#
+# **2. Write the estimator** (10 minutes). How much does best-of-n gain under a perfect judge? From the eight answers to
+# a prompt, estimate the gold reward of the best of n, for n = 1, 2, 4 and 8. Print the KL bound beside it.
+#
+# ```python
+# truth = [[world.reward(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in rows]
+# for n in (1, 2, 4, 8):
+#     print(n, bon_kl(n), ...)
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# from itertools import combinations
+#
+# truth = [[world.reward(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in rows]
+# for n in (1, 2, 4, 8):
+#     best = [max(few) for each in truth for few in combinations(each, n)]  # every choice of n of the eight
+#     print(f"n = {n}: gold reward {sum(best) / len(best):.3f}, KL at most {bon_kl(n):.2f} nats")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# n = 1: gold reward 0.348, KL at most 0.00 nats
+# n = 2: gold reward 0.767, KL at most 0.19 nats
+# n = 4: gold reward 0.964, KL at most 0.64 nats
+# n = 8: gold reward 1.000, KL at most 1.20 nats
+# ```
+#
+# The first doubling gains most, and with eight answers a perfect judge finds a right one for nearly every prompt. A learned
+# judge gains less: chapter 08 measures how much.
+#
+# </details>
 #
 # **Next:** [08 · Pair building](08_pair_building.ipynb)
 

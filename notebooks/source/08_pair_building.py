@@ -4,12 +4,12 @@
 # *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
 # generation · **08 pairs** · 09 DPO · 10 evaluation · 11 claims · 12 report
 #
-# **The claim.** Of eight answers to a prompt, the paper takes the best and the worst as ranked by the reward model
-# (3.3). This maximises the reward gap, which the paper uses as a stand-in for exploration. Pairs of identical answers are
-# dropped. A length penalty (eq. 8) can keep the policy from learning that longer is better.
+# **The claim.** Of eight answers to a prompt, the paper pairs the best with the worst by the reward model (3.3). This
+# maximises the reward gap, which the paper uses as a stand-in for exploration. Pairs of identical answers are dropped.
+# A length penalty (eq. 8) can keep the policy from learning that longer is better.
 #
-# After this chapter you can turn sampled answers into DPO pairs, and you know how much better than the average answer
-# the chosen ones are.
+# After this chapter you can turn sampled answers into DPO pairs, and measure how much better than average the chosen
+# ones are.
 #
 # **You need** chapters 00 to 04 and 07.
 
@@ -78,8 +78,9 @@ def best_and_worst(texts: list[str], rewards: list[float], length_penalty: float
 
 
 # %% [markdown]
-# On the eight answers to one prompt, sorted by the penalised reward. The first row becomes the chosen answer, the last one
-# the rejected answer; of equal answers the one generated first. (Real prompts can be harmful text, so only the simulated world's are printed.)
+# On the eight answers to one prompt, sorted by the penalised reward. The first row becomes the chosen answer, the last
+# row the rejected one. Of equal answers the rule takes the one generated first. (Real prompts can be harmful text, so
+# only the simulated world's are printed.)
 
 # %%
 row = next(row for row in rows if len(set(row["responses"])) > 2)
@@ -104,8 +105,8 @@ pairs = build_preference_pairs(scores, settings, run.seed, into=run / "iter1_pai
 print(pairs.rows["prompts"])
 
 # %% [markdown]
-# We compare best-versus-worst with two baselines on the same scores: the best against another answer at random, and two
-# answers at random in the order of their rewards.
+# We compare best-versus-worst with two baselines on the same scores. One pairs the best with another answer at random.
+# The other takes two answers at random, in the order of their rewards.
 
 # %%
 built = {settings.strategy: pairs} | {
@@ -130,8 +131,8 @@ table = [
 tables.show(table, run.caption)
 
 # %% [markdown]
-# How good are the selected answers by the gold reward? The table goes from the rejected answers to the best that a perfect
-# judge would find. "First by raw reward" is what the ranker would choose without a length penalty.
+# How good are the selected answers by the gold reward? The table begins with the rejected answers and ends with the
+# best that a perfect judge would find. "First by raw reward" is what the ranker would choose without a length penalty.
 
 # %%
 if profile.world:
@@ -156,8 +157,8 @@ if profile.world:
     )  # fmt: skip
 
 # %% [markdown]
-# Next, the gaps of the raw reward. Below zero the length penalty decided: the shorter answer was chosen although the ranker
-# gave the longer one more. Best-versus-worst should lie furthest to the right.
+# Next, the gaps of the raw reward. Below zero the length penalty decided: the shorter answer was chosen, although the
+# longer one had the higher reward. Best-versus-worst should lie furthest to the right.
 
 # %%
 figures.reward_gap_histogram(
@@ -166,7 +167,7 @@ figures.reward_gap_histogram(
 )
 
 # %% [markdown]
-# And what do the pairs teach about length? If chosen answers were mostly longer, DPO would learn to write longer ones.
+# What do the pairs teach about length? If chosen answers were mostly longer, DPO would learn to write longer ones.
 
 # %%
 figures.pair_length_change(
@@ -205,18 +206,124 @@ print("all checks hold")
 # * It drops ties and identical pairs without counting them. We count them by reason.
 # * An answer that ran into the token limit gets no end-of-turn token: the policy did not end it.
 #
-# ## Summary and exercises
+# ## Summary
 #
-# *Claim on this run:* the chosen answers are better than the average answer by the gold reward, and not as good as a
-# perfect judge's; the table above has the numbers. *Over seeds:* chapter 11 compares best-versus-worst with the two
-# baselines.
+# *Claim on this run:* by the gold reward, the chosen answers are better than the average answer, and not as good as a
+# perfect judge's. *Over seeds:* chapter 11 compares best-versus-worst with the two baselines.
 #
-# 1. Set `pair_building.length_penalty` to 0.01. Predict the mean length change.
-# 2. Which share of prompts would be dropped with n = 2? Derive it from the rows above, then set `generation.sampling.n`
-#    to 2.
-# 3. Set `pair_building.ranker` to preference_model and `pair_building.length_penalty` to 0.0 (0.03 per character is large
-#    beside a probability). In which rows of the table of gold rewards do you expect a change?
-# 4. Why is best-versus-worst a larger step away from π₀ than best-versus-random?
+# ## Exercises
+#
+# Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
+#
+# **1. Find the bug** (10 minutes). The released script selects by the penalised reward and then decides by the raw reward
+# which of the two is chosen. How many pairs does that turn round, and what do these pairs teach about length?
+#
+# ```python
+# def released_rule(texts, rewards, length_penalty):
+#     picked = best_and_worst(texts, rewards, length_penalty)
+#     return picked and tuple(sorted(picked, key=lambda index: -rewards[index]))
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def released_rule(texts, rewards, length_penalty):
+#     picked = best_and_worst(texts, rewards, length_penalty)
+#     return picked and tuple(sorted(picked, key=lambda index: -rewards[index]))
+#
+#
+# def length_change(row, picked):
+#     return len(row["responses"][picked[0]]) - len(row["responses"][picked[1]])
+#
+#
+# both = [(row, *(rule(row["responses"], row["rewards"], settings.length_penalty) for rule in (best_and_worst, released_rule)))
+#         for row in rows]
+# both = [each for each in both if each[1]]
+# turned = [(row, ours, theirs) for row, ours, theirs in both if ours != theirs]
+# print(f"{len(turned)} of {len(both)} pairs are turned round")
+# for name, some in (("all pairs", both), ("those turned", turned)):
+#     ours, theirs = (sum(length_change(each[0], each[k]) for each in some) / len(some) for k in (1, 2))
+#     print(f"{name}: chosen − rejected, ours {ours:+.1f} characters, released {theirs:+.1f}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# 23 of 487 pairs are turned round
+# all pairs: chosen − rejected, ours -19.4 characters, released -15.2
+# those turned: chosen − rejected, ours -44.6 characters, released +44.6
+# ```
+#
+# They are exactly the pairs in which the penalty decided. Turned round, each teaches the policy to write longer. The
+# script looks for answers that are short for their reward, and then trains against them.
+#
+# </details>
+#
+# **2. Predict** (10 minutes). Which share of prompts would give no pair with n = 2, one answer at each temperature? Derive
+# it from the eight answers: the first four are at T = 1.0, the others at T = 0.7.
+#
+# ```python
+# print(rows[0]["temperatures"], pairs.rows["prompts"])
+# ...
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# equal = [a == b for row in rows for a in row["responses"][:4] for b in row["responses"][4:]]
+# dropped = pairs.rows["prompts"]["dropped"]
+# print(f"n = 2: {sum(equal) / len(equal):.0%} of the prompts dropped; n = 8: {sum(dropped.values()) / len(rows):.0%}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# n = 2: 33% of the prompts dropped; n = 8: 3%
+# ```
+#
+# With two answers a third of the prompts is lost, with eight very few. More answers give more pairs as well as better
+# ones.
+#
+# </details>
+#
+# **3. Predict** (10 minutes, and two to four to run). Without the length penalty, which length have the answers after
+# iteration 3, and how many of them are right?
+#
+# ```bash
+# cp -r runs/tiny runs/exercise
+# make guide RUN_DIR=runs/exercise SET="pair_building.length_penalty=0.0"
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# Compare the two runs:
+#
+# ```python
+# from rlhflow_utils.guide.stage import read_json
+#
+# for folder in (run.folder, run.folder.with_name("exercise")):
+#     for name in ("sft", "iter1", "iter2", "iter3"):
+#         estimate = read_json(folder / f"{name}_evaluation" / "results.json")["estimates"]
+#         print(folder.name, name, {key: round(estimate[key]["value"], 2) for key in ("mean_length", "accuracy", "proxy_reward")})
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# tiny sft {'mean_length': 26.7, 'accuracy': 0.58, 'proxy_reward': 0.51}
+# tiny iter1 {'mean_length': 17.62, 'accuracy': 0.79, 'proxy_reward': 1.1}
+# tiny iter2 {'mean_length': 16.51, 'accuracy': 0.87, 'proxy_reward': 1.29}
+# tiny iter3 {'mean_length': 16.4, 'accuracy': 0.88, 'proxy_reward': 1.34}
+# exercise sft {'mean_length': 26.7, 'accuracy': 0.58, 'proxy_reward': 0.51}
+# exercise iter1 {'mean_length': 36.01, 'accuracy': 0.77, 'proxy_reward': 1.12}
+# exercise iter2 {'mean_length': 56.77, 'accuracy': 0.79, 'proxy_reward': 1.43}
+# exercise iter3 {'mean_length': 90.39, 'accuracy': 0.71, 'proxy_reward': 1.55}
+# ```
+#
+# Each iteration writes longer answers. The RM's reward goes on rising, while the share of right answers falls in the
+# end: the policy over-optimises the RM. Chapter 11 shows the same over seeds in its first picture.
+#
+# </details>
 #
 # **Next:** [09 · Iterative DPO](09_iterative_dpo.ipynb)
 

@@ -4,11 +4,10 @@
 # *You are here:* 01 data · 02 SFT · 03 reward model · 04 preference model · 05 RewardBench · 06 length bias · 07
 # generation · 08 pairs · **09 DPO** · 10 evaluation · 11 claims · 12 report
 #
-# **The claim.** Direct preference optimisation (DPO) on the policy's own, freshly ranked answers, repeated, beats DPO on a
+# **The claim.** Repeated direct preference optimisation (DPO) on the policy's own, newly ranked answers beats DPO on a
 # fixed dataset (paper 4.2). The paper implies that every iteration helps but does not show it. We measure it.
 #
-# After this chapter you can write the DPO loss in a few lines, run it with TRL, and put generation, ranking, pairs and
-# training together into Algorithm 1.
+# After this chapter you can write the DPO loss in a few lines, run it with TRL, and assemble Algorithm 1.
 #
 # **You need** chapters 00–08.
 
@@ -43,9 +42,9 @@ ranker = reward_model if profile.pair_building.ranker == "reward_model" else run
 # - \eta \, \mathbb E_x \, \mathrm{KL}\big(\pi(\cdot \mid x) \,\|\, \pi_0(\cdot \mid x)\big).$$
 #
 # Its solution (eq. 3) is $\pi^*(a \mid x) \propto \pi_0(a \mid x)\,\exp(r(x,a)/\eta)$. Solved for the reward:
-# $r(x,a) = \eta \log\frac{\pi^*(a \mid x)}{\pi_0(a \mid x)} + \eta \log Z(x)$, where $Z(x)$ normalises. The Bradley-Terry
-# model of chapter 03 needs only the difference of two rewards, in which $Z(x)$ cancels. So the loss needs no reward model:
-# the policy itself is trained on pairs of a chosen answer $a_w$ and a rejected answer $a_l$ (eq. 5):
+# $r(x,a) = \eta \log\frac{\pi^*(a \mid x)}{\pi_0(a \mid x)} + \eta \log Z(x)$, where $Z(x)$ normalises. The
+# Bradley-Terry model of chapter 03 needs only the difference of two rewards, in which $Z(x)$ cancels. So the loss needs
+# no reward model. It trains the policy itself on pairs of a chosen answer $a_w$ and a rejected answer $a_l$ (eq. 5):
 #
 # $$\mathcal L = -\log \sigma\Big(\beta \log\frac{\pi(a_w \mid x)}{\pi_0(a_w \mid x)}
 # - \beta \log\frac{\pi(a_l \mid x)}{\pi_0(a_l \mid x)}\Big).$$
@@ -66,8 +65,7 @@ ranker = reward_model if profile.pair_building.ranker == "reward_model" else run
 # **Online** means that the answers are the current policy's own. An offline dataset contains answers of other models. As
 # the policy changes, these answers become less and less like its own.
 #
-# By hand, with β = 0.1, after the policy has made the chosen answer 3 nats likelier and the rejected one 2 nats less
-# likely:
+# By hand, with β = 0.1: the policy has made the chosen answer 3 nats likelier and the rejected one 2 nats less likely.
 
 # %%
 margin = 0.1 * torch.tensor(3.0 - -2.0)
@@ -120,9 +118,10 @@ if profile.launch is None:
     assert all(abs(loss - ln2) < 1e-4 for loss in before)
 
 # %% [markdown]
-# The same with TRL. `DPOTrainer` takes the pairs as messages, computes the loss above for a batch and updates the policy;
-# the reference model does not change. Give it the reference explicitly: with `ref_model=None` TRL loads the policy's own
-# starting point, which from the second iteration on is not π₀. Ten steps on the two pairs, only to see it work:
+# The same with TRL. `DPOTrainer` takes the pairs as messages, computes the loss above for a batch and updates the
+# policy. The reference model does not change. Give it the reference explicitly. With `ref_model=None` TRL loads the
+# policy's own starting point, which is not π₀ after the first iteration. Ten steps on the two pairs, only to see it
+# work:
 
 # %%
 if profile.launch is None:
@@ -171,10 +170,9 @@ if profile.launch is None:
 # %% [markdown]
 # ## The full run
 #
-# Algorithm 1, in four calls. In iteration 1 the first three
-# calls are skipped: chapters 07 and 08 have made these stages. `train_dpo` makes the trainer
-# call above for all pairs, with the profile's `dpo.trainer` as its `DPOConfig`; it trains on the sampled token ids, keeps
-# checkpoints and resumes from them.
+# Algorithm 1, in four calls. In iteration 1 the first three calls are skipped: chapters 07 and 08 have made these
+# stages. `train_dpo` makes the trainer call above for all pairs, with the profile's `dpo.trainer` as its `DPOConfig`.
+# It trains on the sampled token ids, keeps checkpoints and resumes from them.
 
 # %%
 def algorithm_1(settings, name: str) -> tuple[dict, list]:
@@ -238,10 +236,9 @@ evaluations = {
 # %% [markdown]
 # ## Results
 #
-# First, read some answers. Six fixed held-out prompts, answered by the SFT model, after each iteration, and after the last
-# one without length penalty, with the RM's reward and the gold reward (about 1 where the answer is right, −1 where it is
-# wrong, minus a little for filler). All policies draw the same random numbers for a prompt, so an answer changes only where
-# the policy has changed.
+# First, read some answers. The SFT model, each iteration and the last one without length penalty answer six fixed held-out
+# prompts. Beside each answer stand the RM's reward and the gold reward: about 1 if the answer is right, −1 if it is wrong.
+# All policies draw the same random numbers for a prompt, so an answer changes only where the policy has changed.
 
 # %%
 results = {name: done.read_json("results.json") for name, done in evaluations.items()}
@@ -255,11 +252,11 @@ if profile.world:
 # Now the averages over all held-out prompts.
 #
 # * *Right answers:* the share of prompts answered correctly, with or without filler.
-# * *Win rate:* the share of prompts on which the policy's answer beats the SFT model's; equal answers or equal rewards are
-#   half a win. Among two right answers the one without filler wins, so a policy also wins by being brief.
-# * *Length-adjusted win rate:* the win rate at equal lengths: what is left of it when brevity is taken out. It knows of length
-#   alone. AlpacaEval-2's length-controlled (LC) win rate also knows how hard each of its 805 instructions is, and baselines
-#   that game length hold it back: do not compare the two.
+# * *Win rate:* the share of prompts on which the policy's answer beats the SFT model's. Equal answers or equal rewards
+#   count as half a win. Of two right answers the one without filler wins, so a policy also wins by being brief.
+# * *Length-adjusted win rate:* an estimate of the win rate at equal lengths. It uses length alone. AlpacaEval-2's
+#   length-controlled (LC) win rate also uses the difficulty of each of its 805 instructions, so do not compare the two
+#   (chapter 10).
 # * *Proxy reward:* the penalised reward r − λ|a| (eq. 8), which ranks the training pairs. It stands in for the gold reward,
 #   hence the name.
 #
@@ -279,7 +276,7 @@ table = [
 tables.show(table, run.caption)
 
 # %% [markdown]
-# Look for how much each further iteration adds. For the win rate, one half is no progress.
+# How much does each further iteration add? For the win rate, one half is no progress.
 
 # %%
 judge, last = profile.evaluation.judge, profile.iterative.iterations
@@ -289,8 +286,8 @@ figures.progress_over_iterations(
 )
 
 # %% [markdown]
-# Training raises the reward of the RM. Does the judge's reward follow? Where the first rises while the second stalls or
-# falls, the policy is *over-optimising* the RM. The horizontal axis is how far the policy has moved from π₀: the mean of
+# Training raises the reward of the RM. Does the judge's reward follow? If the first rises while the second stalls or falls,
+# the policy *over-optimises* the RM. The horizontal axis says how far the policy has moved from π₀: the mean of
 # $\log \pi(a \mid x) - \log \pi_0(a \mid x)$ over the policy's own answers, sampled at temperature 1.
 
 # %%
@@ -319,8 +316,8 @@ if "reward" in estimates["sft"]:  # an endpoint that compares gives none
 figure
 
 # %% [markdown]
-# The training losses. Iteration 1 starts at ln 2, since the policy is the reference. The later ones do not: they start from
-# the last policy, and the reference is still π₀.
+# The training losses. Iteration 1 starts at ln 2, since the policy is the reference. Later iterations start elsewhere:
+# the policy is the last one, and the reference is still π₀.
 
 # %%
 logs = {name: policy.read_json("log.json")["history"] for name, policy in policies.items()}
@@ -364,20 +361,129 @@ print("all checks hold")
 # * Warm-up is 0.03 as in the paper; the released scripts have none.
 # * In practice the paper trains each iteration on its own pairs, while its Algorithm 1 uses all data so far.
 #   `iterative.replay` chooses.
-# * On `tiny` pairs are ranked with a length penalty (eq. 8) in every iteration, in the paper for its concise variant only.
-#   Without it the policy learns to add filler here (chapter 11, claim g).
+# * On `tiny` pairs are ranked with a length penalty (eq. 8) in every iteration. The paper uses it for its concise
+#   variant only. Without it the policy learns to add filler here (chapter 11, claim g).
 # * Learning rate, batch and lengths are scaled to the model. The profile marks each deviation.
 #
-# ## Summary and exercises
+# ## Summary
 #
 # *Claim on this run:* the table above says what each iteration adds in win rate, right answers and gold reward. *Over
 # seeds:* chapter 11, claim e, compares iterative with offline DPO, and claim f the iterations with each other.
 #
-# 1. In the TRL cell, set `beta` to 0.01 and `max_steps` to 50. Predict the margin and the log-probabilities.
-# 2. Set `dpo.trainer.beta` to 0.01. Predict the win rate and the length after iteration 3.
-# 3. Set `dpo.reference` to previous_iterate. Chapter 11 does this too: predict first.
-# 4. Set `iterative.iterations` to 5 and, since `tiny` has 1600 prompts, `iterative.prompts_per_iteration` to 300. After
-#    which iteration does the gold reward fall?
+# ## Exercises
+#
+# Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
+#
+# **1. Write the loss** (15 minutes). Let $h$ be the difference of the two log-ratios, so that the margin is $\beta h$. Write
+# two other losses: *hinge*, $\max(0, 1 - \beta h)$, and *IPO*, $(h - \frac{1}{2\beta})^2$. What is each before training? At
+# which $h$ does each stop pushing?
+#
+# ```python
+# h = torch.tensor([0.0, 5.0, 10.0, 50.0], requires_grad=True)
+# losses = {"sigmoid": -torch.nn.functional.logsigmoid(beta * h), "hinge": ..., "IPO": ...}
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# h = torch.tensor([0.0, 5.0, 10.0, 50.0], requires_grad=True)
+# losses = {
+#     "sigmoid": -torch.nn.functional.logsigmoid(beta * h),
+#     "hinge": torch.relu(1 - beta * h),
+#     "IPO": (h - 1 / (2 * beta)) ** 2,
+# }
+# for name, loss in losses.items():
+#     (gradient,) = torch.autograd.grad(loss.sum(), h)
+#     print(f"{name:8s} loss {[round(x, 3) for x in loss.tolist()]}, slope {[round(x, 3) for x in gradient.tolist()]}")
+# ```
+#
+# With β = 0.1 it prints:
+#
+# ```text
+# sigmoid  loss [0.693, 0.474, 0.313, 0.007], slope [-0.05, -0.038, -0.027, -0.001]
+# hinge    loss [1.0, 0.5, 0.0, 0.0], slope [-0.1, -0.1, -0.0, -0.0]
+# IPO      loss [25.0, 0.0, 25.0, 2025.0], slope [-10.0, 0.0, 10.0, 90.0]
+# ```
+#
+# Before training, where $h = 0$, the losses are ln 2, 1 and 25. The sigmoid never stops pushing. The hinge stops at
+# $h = 1/\beta$, and IPO aims at $h = 1/(2\beta)$ and pulls back beyond it. (TRL's `ipo` averages the log-probabilities over
+# tokens, so its β is another one.)
+#
+# </details>
+#
+# **2. Find the bug** (10 minutes). In iteration 2 a colleague leaves `ref_model=None`, so TRL takes the starting point π₁ as
+# the reference. Which number in the log gives it away? Compute the first loss of iteration 2 with both references.
+#
+# ```python
+# second = [(chat.encode_prompt(row["prompt"], tokenizer), row["chosen_ids"], row["rejected_ids"])
+#           for row in run["iter2_pairs"].dataset().select(range(100))]
+# policy, reference = (forward.load_model(policies[name], "causal", profile.model) for name in ("iter1", "sft"))
+# ...
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# second = [(chat.encode_prompt(row["prompt"], tokenizer), row["chosen_ids"], row["rejected_ids"])
+#           for row in run["iter2_pairs"].dataset().select(range(100))]
+# policy, reference = (forward.load_model(policies[name], "causal", profile.model) for name in ("iter1", "sft"))
+# with torch.no_grad():
+#     for name, model in (("π₀", reference), ("π₁", policy)):
+#         losses = [dpo_loss(policy, model, beta, *ids).item() for ids in second]
+#         print(f"reference {name}: mean loss {sum(losses) / len(losses):.4f}")
+# print(f"logged at the first step of iteration 2: {float(logs['iter2'][0]['loss']):.4f}; ln 2 = {ln2:.4f}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# reference π₀: mean loss 0.6464
+# reference π₁: mean loss 0.6931
+# logged at the first step of iteration 2: 0.6546; ln 2 = 0.6931
+# ```
+#
+# A first loss of exactly ln 2 in a later iteration says that the reference is the starting point. With π₀ as the reference
+# the loss starts lower, since π₁ already prefers most chosen answers.
+#
+# </details>
+#
+# **3. Predict** (10 minutes, and two to four to run). β says how strongly DPO holds the policy to π₀. Make it ten times
+# smaller. How far from π₀ does the policy go, and what happens to the win rate after iteration 3?
+#
+# ```bash
+# cp -r runs/tiny runs/exercise
+# make guide RUN_DIR=runs/exercise SET="dpo.trainer.beta=0.01"
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# Compare the two runs:
+#
+# ```python
+# from rlhflow_utils.guide.stage import read_json
+#
+# for folder in (run.folder, run.folder.with_name("exercise")):
+#     for name in ("iter1", "iter3"):
+#         estimate = read_json(folder / f"{name}_evaluation" / "results.json")["estimates"]
+#         step = [entry for entry in read_json(folder / f"{name}_dpo" / "log.json")["history"] if "loss" in entry][-1]
+#         found = {key: round(estimate[key]["value"], 3) for key in ("length_adjusted_win_rate", "accuracy", "mean_length")}
+#         print(folder.name, name, found, f"last margin {float(step['rewards/margins']):.3f}")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# tiny iter1 {'length_adjusted_win_rate': 0.615, 'accuracy': 0.793, 'mean_length': 17.618} last margin 0.563
+# tiny iter3 {'length_adjusted_win_rate': 0.681, 'accuracy': 0.884, 'mean_length': 16.403} last margin 0.248
+# exercise iter1 {'length_adjusted_win_rate': 0.613, 'accuracy': 0.789, 'mean_length': 17.385} last margin 0.059
+# exercise iter3 {'length_adjusted_win_rate': 0.675, 'accuracy': 0.874, 'mean_length': 16.414} last margin 0.028
+# ```
+#
+# Hardly anything happens, except that the margins are a tenth as large: the log-ratios are the same. The updates of an
+# iteration end long before the loss holds the policy back. AdamW's steps do not depend on the scale of the loss. So
+# here learning rate and number of updates decide how far the policy goes, not β.
+#
+# </details>
 #
 # **Next:** [10 · Policy evaluation](10_policy_evaluation.ipynb)
 

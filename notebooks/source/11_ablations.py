@@ -5,7 +5,7 @@
 # generation · 08 pairs · 09 DPO · 10 evaluation · **11 claims** · 12 report
 #
 # Every chapter so far ran once, with one seed. After this one you can say which of the paper's claims hold in a world
-# where the true reward is known, how sure that is, and how to test a claim of your own.
+# where the true reward is known, and how sure that is. You can also test a claim of your own.
 #
 # Each claim has a design, a control and a verdict: *supported*, *not supported* or *inconclusive*. The runs take an hour and
 # a half (`make claims`, resumable); their results lie in `results/claims/`, and this chapter reads them. Each record names
@@ -33,9 +33,9 @@ designs, records = load_designs(), read_records()
 # %% [markdown]
 # ## The picture to remember
 #
-# Look at the orange line, the loop without a length penalty, in both panels: left the reward that it is trained on (the
-# proxy, counted from iteration 1), right the true reward (counted from SFT). The axis below is how far the policy has moved
-# from π₀: the KL divergence of a whole answer.
+# Look at the orange line, the loop without a length penalty, in both panels. The left panel shows the reward that it is
+# trained on (the proxy, minus its value after iteration 1). The right panel shows the true reward (minus SFT's). The
+# horizontal axis is the KL divergence of a whole answer from π₀ (chapter 07): how far the policy has moved.
 
 # %%
 variants = {
@@ -47,15 +47,15 @@ variants = {
 claims.claim_curves(records["l"], variants)
 
 # %% [markdown]
-# Without the penalty the proxy goes on rising, while the true reward is highest after the first iteration and falls from
-# there, on one seed below SFT's: over-optimisation. With the penalty the policy stays within about one nat of π₀ and the
-# true reward goes on rising. The thin lines show how much seeds differ.
+# Without the penalty the proxy goes on rising. The true reward is highest after the first iteration and falls from
+# there, on one seed below SFT's: over-optimisation. With the penalty the policy stays within about one nat of π₀, and
+# the true reward goes on rising. The thin lines show how much seeds differ.
 #
 # ## The idea
 #
-# A seed draws everything but the world's truth and its base model: demonstrations, annotators' errors, prompts, samples, and
-# all that is trained on them. Two *variants* that are compared share everything except the factor under test and its
-# consequences. So we take the difference seed by seed. The interval over $k$ seeds is Student's $t$:
+# A seed draws demonstrations, annotators' errors, prompts and samples. Only the world's truth and its base model stay
+# the same. Two *variants* that are compared share everything except the factor under test and its consequences. So we
+# take the difference seed by seed. The interval over $k$ seeds is Student's $t$:
 #
 # $$\bar d \pm t_{0.975,\,k-1}\, s_d / \sqrt{k}.$$
 #
@@ -78,9 +78,9 @@ low, high = stats.t.interval(
 print("by seed:", [round(each, 3) for each in differences], f"interval: {low:+.3f} … {high:+.3f}")
 
 # %% [markdown]
-# How large must an effect be, to be seen? At this spread over seeds, the *smallest detectable effect* is the true effect
-# whose interval would lie above zero in 80 % of repetitions:
-# $(t_{0.975,\,k-1} + t_{0.8,\,k-1})\, s_d / \sqrt{k}$. By hand, for the three seeds above: $(4.303 + 1.061) \cdot 1.155 = 6.19$.
+# How large must an effect be, to be seen? The *smallest detectable effect* is the true effect whose interval would lie
+# above zero in 80 % of repetitions, at this spread over seeds: $(t_{0.975,\,k-1} + t_{0.8,\,k-1})\, s_d / \sqrt{k}$. By
+# hand, for the three seeds above: $(4.303 + 1.061) \cdot 1.155 = 6.19$.
 
 # %%
 print(f"{smallest_detectable_effect([2, 4, 6], confidence=0.95):.2f}")
@@ -132,35 +132,36 @@ claims.claim_forest(records)
 #   third adds nothing that we can see.
 # * **Without a length penalty it works, and then over-optimises (e, f, l).** After one iteration answers are nearly as often
 #   right as with the penalty. Then they grow to three times SFT's length, and three iterations end below offline DPO.
-# * **The penalty shortens answers and makes them better (g)**, by 10 points of length-adjusted win rate. It does so by
-#   keeping the policy near π₀, or so it seems: the policies that lose right answers are those far from it.
-# * **A trained judge beats a prompted one in every section (a).** The prompted one is better than a coin in chat alone.
-# * **The PM is not better than the BT model in reasoning (b): it is a little worse.** Here the paper's claim fails. A reason
-#   may be that a wrong sum can be seen in one answer alone, so that a second one does not help. As a ranker the PM is as
+# * **The penalty shortens answers and makes them better (g)**, by 10 points of length-adjusted win rate. It seems to do
+#   so by keeping the policy near π₀: the policies that lose right answers are far from it.
+# * **A trained judge beats a prompted one in every section (a).** The prompted one is better than chance in chat alone.
+# * **The PM is not better than the BT model in reasoning (b): it is a little worse.** Here the paper's claim fails.
+#   Perhaps a wrong sum can be seen in one answer alone, so that a second answer does not help. As a ranker the PM is as
 #   good (m) if it compares all pairs; a knock-out loses 3 points.
 # * **mix2 helps through its sources, not its size (c, d).** At equal size its RM is better in safety and reasoning, and does
 #   not follow length. A policy trained with it is better, too (k).
-# * **An eighth of the pairs is enough for the RM (sizes).** Both RMs are equally accurate. So k and l, which count on a weak
-#   RM, cannot show what they are about.
-# * **The untouched skill is safe near π₀ (h).** With the penalty no answer is lost on any seed. Where the policy goes far
-#   away, without the penalty or in offline DPO, some seeds lose most of it and others nothing.
+# * **An eighth of the pairs is enough for the RM (sizes).** Both RMs are equally accurate. So claims k and l, which
+#   need a weak RM, cannot be tested here.
+# * **The untouched skill is safe near π₀ (h).** With the penalty no answer is lost on any of these seeds; on seed 0,
+#   which chapter 10 shows, some are. Far from π₀, without the penalty or in offline DPO, some seeds lose most of it and
+#   others nothing.
 # * **Iterating is what makes many updates safe (p).** One round with the prompts and updates of three collapses on every
 #   seed: 4 to 12 % right answers, 66 to 164 nats from π₀. The learning rate was chosen for an iteration's 63 updates; with
 #   a smaller one, one round would do better. Best-of-n sampling from π₀ is as good as three iterations, at n times the cost
 #   of an answer.
 # * **Which two answers become a pair matters little (j)**: best against worst beats two random answers, ordered by the RM,
 #   by 2 points.
-# * **A checker adds little to this RM (q).** Beside the RM it buys no reward that we can see. Alone it makes reasoning better,
-#   by 9 points, and the whole worse.
-# * **The loss, the reference, restarts and replay (i, n, o, reference)** make no difference that we can see, within one
-#   point for the loss and the reference, and within five for replay, which one seed collapses under.
+# * **A checker adds little to this RM (q).** Beside the RM it adds no reward that we can see. Alone it improves
+#   reasoning, by 9 points, and makes the whole worse.
+# * **The loss, the reference, restarts and replay (i, n, o, reference)** make no difference that we can see. That is
+#   within one point for the loss and the reference. For replay it is within five, since one seed collapses.
 #
 # ### Other worlds
 #
-# A finding may depend on the one world, and on its one base model. So the claims about judges are measured again in the
-# `worlds` of `claims/designs.yaml`: other facts, and a base model that has read a third as much. Two seeds each: these
-# intervals cover the choice of prompts only. *The records published here do not have them yet* (then the table says "no
-# rows"): `make claims` adds them, half an hour on two cores.
+# A finding may depend on the one world and its one base model. So the claims about judges are measured again in the
+# `worlds` of `claims/designs.yaml`. These have other facts, and a base model that has read a third as much. Each has
+# two seeds, so the intervals cover the choice of prompts only. *The records published here do not have them yet*, and
+# the table says "no rows". `make claims` adds them in half an hour on two cores.
 
 # %%
 tables.show(claims.worlds_table(records))
@@ -168,9 +169,9 @@ tables.show(claims.worlds_table(records))
 # %% [markdown]
 # ## What is built in, and what was known before
 #
-# Some effects are built into the world, so finding them only shows that the pipeline can detect them: the annotators of mix1
-# prefer long answers and label reasoning and safety carelessly; mix2 adds sources with clean labels there. *Measured* is
-# whether the models pick it up, how far a policy follows, and what each choice costs.
+# Some effects are built into the world, so finding them only shows that the pipeline can detect them. The annotators of
+# mix1 prefer long answers and label reasoning and safety carelessly. mix2 adds sources with clean labels there.
+# *Measured* is whether the models pick it up, how far a policy follows, and what each choice costs.
 
 # %%
 world = run.profile.world
@@ -183,8 +184,9 @@ tables.show(
 )
 
 # %% [markdown]
-# World, data and all settings were chosen on seed 0, which the guide shows; seeds 1 and 2 were looked at, and the β of each
-# loss was chosen on seed 1. The seeds shown here, from 100 on, were drawn after all designs were fixed, and measured once.
+# World, data and all settings were chosen on seed 0, which the guide shows. Seeds 1 and 2 were looked at, and the β of
+# each loss was chosen on seed 1. The seeds shown here, from 100 on, were drawn after all designs were fixed, and
+# measured once.
 #
 # ## The variants
 #
@@ -229,11 +231,113 @@ print("all checks hold")
 #
 # ## Exercises
 #
-# 1. Which verdicts would change if every margin were doubled? Work it out from the tables.
-# 2. `make claims SEEDS=1 ONLY=f` writes `runs/claims/results/f.json` and leaves the committed record alone. Its interval
-#    covers prompts only. For which step is it narrower than the one over seeds? What does each cover?
-# 3. Add a world to `claims/designs.yaml` in which the sources of mix1 prefer short answers, such as
-#    `world.preferences.sources.hh_rlhf.length_bonus: -0.03`. Predict claim d first, then run `make claims SEEDS=2 ONLY=d`.
+# The numbers of the solutions are those of the records in `results/claims/`.
+#
+# **1. Move the margin** (10 minutes). Which verdicts change if every margin is doubled? Which if it is halved? Guess from
+# the tables, then compute.
+#
+# ```python
+# part = next(part for part in records["i"]["comparisons"] if part["margin"])
+# print(part["comparison"], part["kind"], part["margin"], part["ci_low"], part["ci_high"], part["verdict"])
+# ...  # verdict(kind, low, high, margin) is the function of this chapter
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# for factor in (2, 0.5):
+#     for claim, record in records.items():
+#         for part in record["comparisons"]:
+#             if part["kind"] in ("no_worse", "near_equal"):
+#                 now = verdict(part["kind"], part["ci_low"], part["ci_high"], factor * part["margin"])
+#                 if now != part["verdict"]:
+#                     print(f"margins × {factor}: {claim}, {part['comparison']}: {part['verdict']} → {now}")
+# ```
+#
+# It prints:
+#
+# ```text
+# margins × 2: b, PM − BT, chat_hard: inconclusive → supported
+# margins × 2: i, last iterate − restart: inconclusive → supported
+# margins × 0.5: b, PM − BT, safety: supported → inconclusive
+# margins × 0.5: m, round robin − BT: supported → inconclusive
+# margins × 0.5: m, tournament − BT: inconclusive → not supported
+# ```
+#
+# Doubled, the margin of claim i's deciding comparison would turn its verdict into *supported*. Halved, that of claim m
+# would turn it into *inconclusive*. The verdicts of all other claims stay. A margin must be set before the runs, or it
+# decides nothing.
+#
+# </details>
+#
+# **2. Find the bug** (10 minutes). A colleague puts the answers of all seeds together and takes a Wilson interval over all
+# prompts. Do so for the right answers of the loop without a length penalty. Why is the interval too narrow?
+#
+# ```python
+# shares = [each["accuracy@3"] for each in records["f"]["variants"]["no_penalty"].values()]
+# answers_per_seed = 2 * 1000  # two answers to each held-out prompt
+# print(shares)
+# ...  # statistics.wilson_interval over all answers, stats.t.interval over seeds
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# from rlhflow_utils.evaluation.statistics import wilson_interval
+#
+# shares = [each["accuracy@3"] for each in records["f"]["variants"]["no_penalty"].values()]
+# mean = sum(shares) / len(shares)
+# print("over all answers: {:.3f} … {:.3f}".format(*wilson_interval(mean, 2 * 1000 * len(shares))))
+# print("over seeds:       {:.3f} … {:.3f}".format(*stats.t.interval(0.95, len(shares) - 1, mean, stats.sem(shares))))
+# print("by seed:", sorted(shares))
+# ```
+#
+# It prints:
+#
+# ```text
+# over all answers: 0.720 … 0.733
+# over seeds:       0.629 … 0.824
+# by seed: [0.461, 0.6815, 0.747, 0.7515, 0.767, 0.774, 0.79, 0.8405]
+# ```
+#
+# The first interval asks which shares other *prompts* would give to these eight policies. The claim is about policies that
+# another seed would train, and those differ far more. All answers of one seed share its policy, so they count as one draw.
+#
+# </details>
+#
+# **3. Plan the seeds** (10 minutes). Claim n is inconclusive: its interval includes zero. With the same spread over seeds, how
+# many seeds would detect an effect of 2 points, and how many one of 5?
+#
+# ```python
+# part = records["n"]["comparisons"][0]
+# spread = stats.tstd(part["per_seed"].values())
+# print(part["comparison"], spread)
+# ...  # the smallest k at which the smallest detectable effect is small enough
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# part = records["n"]["comparisons"][0]
+# spread = stats.tstd(list(part["per_seed"].values()))
+# for target in (0.05, 0.02):
+#     k = 2
+#     while (stats.t.ppf(0.975, k - 1) + stats.t.ppf(0.8, k - 1)) * spread / k**0.5 > target:
+#         k += 1
+#     print(f"{part['comparison']}: spread {spread:.3f}, an effect of {target} needs {k} seeds")
+# ```
+#
+# It prints:
+#
+# ```text
+# replay − new only: spread 0.067, an effect of 0.05 needs 16 seeds
+# replay − new only: spread 0.067, an effect of 0.02 needs 90 seeds
+# ```
+#
+# The number of seeds grows with the square of spread over effect. One collapsed seed makes most of this spread. Before
+# buying more seeds, ask whether the recipe can be made not to collapse.
+#
+# </details>
 #
 # **Next:** [12 · The reproduction report](12_reproduction_report.ipynb)
 
