@@ -244,8 +244,8 @@ evaluations = {
 results = {name: done.read_json("results.json") for name, done in evaluations.items()}
 if profile.world:
     shown = ["sft", *policies, *list(unpenalised)[-1:]]
-    answered = {name: answers[name].dataset() for name in shown}
-    gold = {name: result["prompts"]["reward"] for name, result in results.items()}
+    answered = {tables.policy_name(name): answers[name].dataset() for name in shown}
+    gold = {tables.policy_name(name): results[name]["prompts"]["reward"] for name in shown}
     tables.show(tables.answer_rows(answered, gold, count=6), run.caption)
 
 # %% [markdown]
@@ -267,7 +267,7 @@ if profile.world:
 estimates = {name: result["estimates"] for name, result in results.items()}
 proxies = {name: ranking_reward(run, results[name]) for name in ("sft", *policies)}
 table = [
-    {"policy": name, "n": row["win_rate"]["n"], "right answers (95 %)": tables.with_interval(row.get("accuracy")),
+    {"policy": tables.policy_name(name), "n": row["win_rate"]["n"], "right answers (95 %)": tables.with_interval(row.get("accuracy")),
      "length-adjusted win rate vs SFT": tables.with_interval(row["length_adjusted_win_rate"]), "plain win rate": tables.with_interval(row["win_rate"]), "gold reward" if profile.world else "judge's reward": tables.with_interval(row.get("reward")),
      "proxy reward": tables.with_interval(proxies.get(name)), "reward of the RM alone": row["proxy_reward"]["value"],
      "length (characters)": row["mean_length"]["value"]}
@@ -331,7 +331,7 @@ figures.loss_curves(logs, baseline=ln2, baseline_label="ln 2: π = π₀", capti
 # %%
 shown = ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
 tables.show(
-    [{"iteration": name, "step": entry["step"], **{key: float(entry[key]) for key in shown}}
+    [{"policy": tables.policy_name(name), "step": entry["step"], **{key: float(entry[key]) for key in shown}}
      for name, history in logs.items() for entry in (history[0], [each for each in history if "loss" in each][-1])],
     run.caption,
 )  # fmt: skip

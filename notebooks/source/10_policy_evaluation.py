@@ -129,7 +129,7 @@ papers = tables.paper_lc(is_penalised="unpenalised" in evaluations)
 table = []
 for name, row in estimates.items():
     table.append(
-        {"policy": name, "prompts": row["win_rate"]["n"], "right answers (95 %)": tables.with_interval(row.get("accuracy")),
+        {"policy": tables.policy_name(name), "prompts": row["win_rate"]["n"], "right answers (95 %)": tables.with_interval(row.get("accuracy")),
          "length-adjusted win rate vs SFT": tables.with_interval(row["length_adjusted_win_rate"]), "plain win rate": tables.with_interval(row["win_rate"]),
          "length (characters)": row["mean_length"]["value"], "exact match": tables.with_interval(matches.get(name)),
          "its items": matches.get(name, {}).get("n"), "paper: LC AlpacaEval-2 (%)": papers[name]}
@@ -182,7 +182,7 @@ if profile.world:
             outcome = compare_rewards(rewards[name], rewards["sft"])
             lc = statistics.length_adjusted_win_rate(outcome, lengths[name], lengths["sft"], 0.95).win_rate
             table.append(
-                {"policy": name, "price of a character": price, "length-adjusted win rate": lc.value,
+                {"policy": tables.policy_name(name), "price of a character": price, "length-adjusted win rate": lc.value,
                  "plain win rate": sum(outcome) / len(outcome)}
             )  # fmt: skip
     tables.show(table, run.caption)
@@ -204,23 +204,24 @@ if profile.world:
         shares[name] = statistics.accuracy([float(mark) for mark in marks], profile.evaluation.confidence)
     warm = f"right answers at T = {profile.evaluation.temperature:g} (95 %)"
     tables.show(
-        [{"policy": name, warm: tables.with_interval(estimates[name]["accuracy"]),
+        [{"policy": tables.policy_name(name), warm: tables.with_interval(estimates[name]["accuracy"]),
           "at T = 0.3": f"{share.value:.3f} ({share.ci_low:.3f} … {share.ci_high:.3f})"} for name, share in shares.items()],
         run.caption,
     )  # fmt: skip
 
 # %%
+named = {tables.policy_name(name): row for name, row in estimates.items()}
 bars = {
-    "right answers": {name: row.get("accuracy") for name, row in estimates.items()},
-    "length-adjusted win rate against SFT": {name: row["length_adjusted_win_rate"] for name, row in estimates.items()},
-    "mean length (characters)": {name: row["mean_length"] for name, row in estimates.items()},
-    "judge's reward": {name: row.get("reward") for name, row in estimates.items()},
-    "exact match on the untouched skill": matches,
+    "right answers": {name: row.get("accuracy") for name, row in named.items()},
+    "length-adjusted win rate against SFT": {name: row["length_adjusted_win_rate"] for name, row in named.items()},
+    "mean length (characters)": {name: row["mean_length"] for name, row in named.items()},
+    "judge's reward": {name: row.get("reward") for name, row in named.items()},
+    "exact match on the untouched skill": {tables.policy_name(name): found for name, found in matches.items()},
 }
 figures.policy_bars({metric: found for metric, found in bars.items() if any(found.values())}, caption=run.caption)
 
 # %%
-figures.quality_against_length(estimates, caption=run.caption)
+figures.quality_against_length(named, caption=run.caption)
 
 # %% [markdown]
 # **The judge and the proxy.** The *proxy* is the reward model that trained the policy, here without the length penalty.
@@ -230,7 +231,7 @@ figures.quality_against_length(estimates, caption=run.caption)
 table = []
 for name, row in estimates.items():
     by_judge, by_proxy = tables.with_interval(row["win_rate"]), tables.with_interval(row["proxy_win_rate"])
-    table.append({"policy": name, "win rate, judge (95 %)": by_judge, "win rate, proxy (95 %)": by_proxy})
+    table.append({"policy": tables.policy_name(name), "win rate, judge (95 %)": by_judge, "win rate, proxy (95 %)": by_proxy})
 tables.show(table, run.caption)
 
 # %% [markdown]

@@ -165,6 +165,14 @@ def evaluation_of(summary: Summary, policy: str) -> str:
     return without if f"{without}.mean_length" in summary else f"iter{numbers[-1]}_evaluation"
 
 
+def policy_name(folder: str) -> str:
+    """A policy in words: `sft`, `offline_dpo`, `iterative_dpo`, `iter2`, `unpenalised` or `unpenalised2`."""
+    words = {key: name for name, key in POLICIES.items()} | {"unpenalised": "no length penalty"}
+    kind, number = re.fullmatch(r"(.*?)(\d*)", folder).groups()  # type: ignore[union-attr]
+    step = f"iteration {number}" if number else ""
+    return ", ".join(filter(None, [step, words.get(kind, "" if kind == "iter" else folder)]))
+
+
 def paper_lc(is_penalised: bool) -> dict[str, float | None]:
     """The paper's LC AlpacaEval-2 (%) of each policy; `is_penalised`: iterative DPO has a length penalty (Table 6)."""
     printed: dict[str, float | None] = {name: CHAT_BENCHMARKS[label][0] for label, name in POLICIES.items()}
@@ -177,16 +185,16 @@ def paper_lc(is_penalised: bool) -> dict[str, float | None]:
 def policy_rows(summary: Summary, judge: str) -> list[Row]:
     """SFT, offline DPO and every iteration: right answers, win rates against SFT, length, the untouched skill."""
     numbers = iterations(summary)
-    names: dict[str, tuple[str, str | None]] = {"sft": ("SFT", "sft"), "offline_dpo": ("offline DPO", "offline_dpo")}
-    names |= {f"iter{k}": (f"iteration {k}", "iterative_dpo" if k == numbers[-1] else None) for k in numbers}
+    names: dict[str, str | None] = {"sft": "sft", "offline_dpo": "offline_dpo"}
+    names |= {f"iter{k}": "iterative_dpo" if k == numbers[-1] else None for k in numbers}
     without = evaluation_of(summary, "iterative_dpo").removesuffix("_evaluation")
     if is_penalised := without not in names and bool(numbers):
-        names[without] = (f"iteration {numbers[-1]}, no length penalty", "unpenalised")
+        names[without] = "unpenalised"
     papers, rows = paper_lc(is_penalised), []
-    for policy, (label, kind) in names.items():
+    for policy, kind in names.items():
         place = f"{policy}_evaluation"
         rows.append({
-            "policy": label,
+            "policy": policy_name(policy),
             "right answers (95 % interval)": with_interval(estimate(summary, f"{place}.accuracy")),
             "length-adjusted win rate vs SFT": with_interval(
                 estimate(summary, f"{place}.{judge}_length_adjusted_win_rate_vs_sft")

@@ -21,8 +21,7 @@ CHOSEN, REJECTED = BLUE, ORANGE
 # The same judge or policy has the same colour in every figure; any other name takes the next colour of the cycle.
 METHOD_COLOURS = {
     "bt": BLUE, "pm": ORANGE, "prompting": GREY, "bt_mix1": PINK, "pm_mix1": BROWN, "mix2": BLUE, "mix1": PINK,
-    "SFT": GREY, "sft": GREY, "offline DPO": ORANGE, "offline_dpo": ORANGE, "iterative DPO": BLUE,
-    "iterative_dpo": BLUE,
+    "SFT": GREY, "offline DPO": ORANGE, "iterative DPO": BLUE, "no length penalty": RED,
 }  # fmt: skip
 WIDTH = 8.0  # inches; a notebook's column
 STYLE = {
