@@ -42,12 +42,12 @@ def serve(run: Run, named: Sequence[str], port: int) -> None:
     last = run.profile.iterative.iterations
     policies: dict[str, Model] = {"SFT": run["sft"], f"iteration {last}": run[f"iter{last}_dpo"]}
     policies |= {name: read_artifact(Path(name)) or name for name in named}
-    if find_spec("gradio") is None:
-        raise ImportError("gradio is not installed: use `make chat`, or install the extra chat")
     try:
         socket.create_server((HOST, port)).close()
     except OSError as error:
         raise OSError(f"port {port} is not free ({error.strerror}): choose another with PORT=…") from error
+    if find_spec("gradio") is None:
+        raise ImportError("gradio is not installed: use `make chat`, or install the extra chat")
     with open_talk(run, policies) as talk:
         page = open_page(run, list(policies), talk, port)
         print(f"Open http://{HOST}:{port} (Ctrl-C ends it)", flush=True)
