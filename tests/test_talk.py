@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from browser import Browser, open_browser
 from tiny_models import save_policy, save_reward_model, score
@@ -129,6 +130,18 @@ def browser() -> Iterator[Browser]:
         pytest.skip("gradio is not installed (make chat, or make test EXTRAS=dev,chat)")
     with open_browser() as opened:
         yield opened
+
+
+@pytest.mark.timeout(600)
+def test_the_browser_ends_with_its_block() -> None:
+    """Where `chromium` is a shell script that starts the browser, too."""
+    with open_browser() as opened:
+        opened.open("about:blank")
+        children = psutil.Process().children(recursive=True)
+        browsers = [each for each in children if "chrom" in each.name()]
+        assert browsers
+    psutil.wait_procs(browsers, timeout=60)
+    assert [each.name() for each in browsers if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def _free_port() -> int:
