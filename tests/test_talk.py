@@ -34,6 +34,7 @@ PROMPTS = [OF_THE_WORLD, HOSTILE, LONG_WORD]
 SETTINGS = {"generation.max_prompt_tokens": 150, "generation.sampling.max_tokens": 20, "seed": 3}
 PHONE, LAPTOP = 390, 1280
 FIELDS = "[...document.querySelectorAll('textarea')].map(each => [each.closest('label').innerText, each.value])"
+EXAMPLES = "[...document.querySelectorAll('.gallery-item')].map(each => each.innerText)"
 RIGHTMOST = """Math.max(document.documentElement.scrollWidth,
   ...[...document.querySelectorAll("*")].map(each => each.getBoundingClientRect().right))"""
 
@@ -135,10 +136,11 @@ def browser() -> Iterator[Browser]:
 @pytest.mark.timeout(600)
 def test_the_browser_ends_with_its_block() -> None:
     """Where `chromium` is a shell script that starts the browser, too."""
+    before = psutil.Process().children(recursive=True)
     with open_browser() as opened:
         opened.open("about:blank")
-        children = psutil.Process().children(recursive=True)
-        browsers = [each for each in children if "chrom" in each.name()]
+        started = [each for each in psutil.Process().children(recursive=True) if each not in before]
+        browsers = [each for each in started if "chrom" in each.name()]
         assert browsers
     psutil.wait_procs(browsers, timeout=60)
     assert [each.name() for each in browsers if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
@@ -178,7 +180,7 @@ def _open(browser: Browser, site: str) -> None:
     browser.errors.clear()
     browser.requests.clear()
     browser.open(site)
-    browser.wait("document.querySelectorAll('.gallery-item').length > 0")
+    browser.wait(f"{EXAMPLES}.length > 0 && {EXAMPLES}.every(Boolean)")
 
 
 def _ask(browser: Browser, site: str, text: str, sampled: bool = False) -> list[tuple[str, str]]:
@@ -245,7 +247,7 @@ def test_nothing_is_wider_than_the_window(site: str, browser: Browser, width: in
 @pytest.mark.timeout(900)
 def test_a_held_out_prompt_is_chosen_by_a_click(site: str, browser: Browser) -> None:
     _open(browser, site)
-    shown = browser.run("[...document.querySelectorAll('.gallery-item')].map(each => each.innerText.slice(0, 40))")
+    shown = browser.run(f"{EXAMPLES}.map(each => each.slice(0, 40))")
     assert shown == [text[:40] for text in PROMPTS]
     browser.run("document.querySelectorAll('.gallery-item')[1].click()")
     browser.wait("document.querySelector('textarea').value")
