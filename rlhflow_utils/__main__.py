@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhflow_utils.guide.chapters import Guide
 from rlhflow_utils.guide.profile import Profile, load_profile, parse_override
-from rlhflow_utils.guide.run import fix_of, prepare_hub, quiet_libraries, shortened
+from rlhflow_utils.guide.run import Run, fix_of, prepare_hub, quiet_libraries, shortened
 from rlhflow_utils.guide.stage import PACKAGE_FOLDER, PROJECT, relative, write_json
 
 
@@ -115,6 +115,15 @@ def _chat(options: argparse.Namespace) -> None:
     print(f"judge: {results['judge_counts']}; everything: {out / 'results.json'}")
 
 
+def _talk(options: argparse.Namespace) -> None:
+    from rlhflow_utils.evaluation.talk import serve
+
+    named = options.models.split(",") if options.models else []
+    prepare_hub(named)
+    run_dir = options.run_dir or f"runs/{options.profile}"
+    serve(Run("make chat", load_profile(options.profile, _overrides(options)), PROJECT / run_dir), named, options.port)
+
+
 def _academic(options: argparse.Namespace) -> None:
     from rlhflow_utils.evaluation.academic import evaluate_academic
 
@@ -208,6 +217,11 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, Options]] =
         "--benchmark": {"required": True, "choices": ["alpaca_eval", "mt_bench", "arena_hard"]},
         "--questions": {"required": True, "help": "folder with the benchmark's files"},
         "--out": {"required": True, "help": "folder for answers, verdicts and results.json"},
+    }),
+    "talk": (_talk, "a page to talk to a finished run's models (make chat)", TINY | {
+        "--run-dir": {"help": "folder of the finished run, relative to the project (default: runs/<profile>)"},
+        "--models": {"metavar": "A,B", "help": "other policies beside them: folders or hub ids"},
+        "--port": {"type": int, "default": 7860, "help": "of 127.0.0.1 (default: 7860)"},
     }),
     "rewardbench": (_rewardbench, "RewardBench, RewardBench 2 or RM-Bench for any judge", PROFILE | ROOT | {
         "--model": {"required": True, "help": "folder or hub id of a reward model, or with --method of a causal LM"},

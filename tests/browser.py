@@ -6,12 +6,13 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -114,14 +115,16 @@ def open_browser() -> Iterator[Browser]:
     """A Chromium with a profile of its own, ended on the way out."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [chromium(), *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, **quiet, start_new_session=True)
         try:
             port = _port(Path(profile, "DevToolsActivePort"), process.poll)
             with urlopen(f"http://127.0.0.1:{port}/json/list", timeout=SECONDS) as answer:
                 page = next(each for each in json.load(answer) if each["type"] == "page")
             yield Browser(page["webSocketDebuggerUrl"])
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # Debian's chromium is a shell script, and the browser its child
             process.wait(SECONDS)
 
 

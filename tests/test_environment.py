@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from itertools import chain
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from rlhflow_utils.guide.stage import PROJECT
 
@@ -76,6 +78,16 @@ def test_the_makefile_installs_under_the_lock() -> None:
 @pytest.mark.parametrize("package", ["torch", "transformers", "trl", "datasets", "accelerate", "papermill", "peft"])
 def test_what_is_installed_is_what_is_locked(package: str) -> None:
     assert version(package).split("+")[0] == LOCK[package]
+
+
+def test_what_gradio_needs_is_locked() -> None:
+    """`uv` is told to look past gradio's bound on pillow: this fails once that is no longer needed."""
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("gradio is not installed (make chat, or make test EXTRAS=dev,chat)")
+    assert version("gradio") == LOCK["gradio"]
+    needed = [need for need in map(Requirement, requires("gradio") or []) if not need.marker or need.marker.evaluate()]
+    assert {need.name for need in needed if LOCK[_name(need.name)] not in need.specifier} == {"pillow"}
+    assert "pillow>=9" in PYPROJECT["tool"]["uv"]["override-dependencies"]
 
 
 def test_the_command_of_the_package_exists() -> None:
