@@ -340,9 +340,10 @@ def reward_bench_2(row_id: str, row: Row) -> Candidate:
 
 
 def rm_bench(row_id: str, row: Row) -> Candidate:
-    """THU-KEG/RM-Bench (``total_dataset.json``): answers in three styles on each side."""
+    """THU-KEG/RM-Bench: answers in three styles on each side; files of one domain name it (``math_filtered.json``)."""
     sides = _texts(row, "chosen", 3), _texts(row, "rejected", 3)
-    return Candidate(row_id, get_prompt(row, "prompt"), *sides, subset=get(row, "domain", str))
+    named = row if "domain" in row else {"domain": row_id.rpartition(":")[0].removesuffix("_filtered")}
+    return Candidate(row_id, get_prompt(row, "prompt"), *sides, subset=get(named, "domain", str))
 
 
 def _texts(row: Row, path: str, count: int | None = None) -> list[str]:

@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,10 +81,11 @@ def chosen_first(seed: int, row_id: str) -> bool:
 
 def preference_probability(
     model: Model, comparisons: Iterable[Comparison], batch_tokens: int, settings: ModelSettings | None = None,
-    actors: int | None = None,
+    actors: int | None = None, folder: Path | None = None,
 ) -> list[float | None]:  # fmt: skip
-    """P(a ≻ b | x) of every comparison; see `load_compare`."""
-    return in_shards(list(comparisons), lambda: nullcontext(load_compare(model, batch_tokens, settings)), actors)
+    """P(a ≻ b | x) of every comparison; see `load_compare`, for `actors` and `folder` `in_shards`."""
+    load = partial(load_compare, model, batch_tokens, settings)
+    return in_shards(list(comparisons), lambda: nullcontext(load()), actors, folder)
 
 
 def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None = None) -> Compare:
