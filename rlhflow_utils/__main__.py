@@ -142,11 +142,10 @@ def _rewardbench(options: argparse.Namespace) -> None:
     prepare_hub([options.model], data=root is None)
     judge, out = model if model.is_dir() else options.model, Path(options.out)
     done = run_benchmark(options.benchmark, judge, options.method, profile, root, out)
-    results = done.read_json("results.json")
-    for name, score in results["sections"].items():
+    for name, score in done.read_json("results.json")["sections"].items():
         if score:
             print(f"{name}: {score['value']:.3f} ({score['ci_low']:.3f} … {score['ci_high']:.3f}), n = {score['n']}")
-    if missing := results.get("missing_domains"):
+    if missing := done.read_json("results.json").get("missing_domains"):
         print(f"no rows of {', '.join(missing)}: overall is the mean of the other domains")
     print(f"{done.rows}; everything: {out}")
 

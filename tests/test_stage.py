@@ -25,6 +25,7 @@ from rlhflow_utils.guide.stage import (
     Artifact,
     Rows,
     Summary,
+    check_contents,
     describe,
     hash_path,
     hash_value,
@@ -173,7 +174,7 @@ def test_no_cache_file_of_datasets_is_published(run: Run) -> None:
     found = map_rows(into=run / "mapped")
     assert not list(found.path.rglob("cache-*"))
     assert sorted(found.manifest["contents"]) == sorted(write_rows(into=run / "rows").manifest["contents"])
-    found.check()
+    check_contents(found.path, tuple(found.manifest["contents"].items()))
 
 
 # --- damage -------------------------------------------------------------------------------------------------------

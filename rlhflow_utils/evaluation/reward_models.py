@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,10 +114,10 @@ def _evaluate(
     rows = list(pairs.dataset())
     texts = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in rows]
     scored = score_pairs(judge, method, texts, batch_tokens, model, output, actors, into / "shards")
-    fits = [pair is not None for pair in scored]
-    prompts, places = [row["prompt"] for row in rows], {*compress(range(len(rows)), fits)}
-    counts = Rows(len(rows), len(places), count_unscored(judge, model, prompts, places, method == "bt"))
-    rows, texts = list(compress(rows, fits)), list(compress(texts, fits))
+    places = [place for place, pair in enumerate(scored) if pair]
+    dropped = count_unscored(judge, model, [row["prompt"] for row in rows], {*places}, method == "bt")
+    counts = Rows(len(rows), len(places), dropped)
+    rows, texts = [rows[place] for place in places], [texts[place] for place in places]
     chosen, rejected = map(list, zip(*(pair for pair in scored if pair), strict=True))
     table = pd.DataFrame({"skill": [row["skill"] for row in rows], "correct": compare_rewards(chosen, rejected)})
     overall = accuracy(table["correct"], confidence)

@@ -85,10 +85,6 @@ class Artifact:
         """Table -> `rows_in`, `rows_out` and `dropped` (reason -> rows)."""
         return dict(self.manifest["rows"])
 
-    def check(self) -> None:
-        """Raise ValueError where a file is gone, or is not the one with the digest in the manifest."""
-        _check_contents(self.path, tuple(self.manifest["contents"].items()))
-
     def read_json(self, name: str) -> Any:
         """A JSON file of the folder."""
         return read_json(self.path / name)
@@ -128,7 +124,7 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
         partial = _partial_folder(target, key)
         if not read_artifact(partial):  # killed between finishing and publishing: only the publishing is left
             for each in (value for value in chain(*named.values()) if isinstance(value, Artifact)):
-                each.check()
+                check_contents(each.path, tuple(each.manifest["contents"].items()))
             print(f"{STAGE_LINE}{target.name}: running{' (resuming)' if partial.exists() else ''}", flush=True)
             partial.mkdir(parents=True, exist_ok=True)
             started = time.time()
@@ -170,7 +166,8 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 @cache  # once a process: reading 16 GB takes about 20 s
-def _check_contents(folder: Path, contents: tuple[tuple[str, str], ...]) -> None:
+def check_contents(folder: Path, contents: tuple[tuple[str, str], ...]) -> None:
+    """Raise ValueError where a file of a finished folder is gone, or has another digest than in its manifest."""
     for name, digest in contents:
         file = folder / name
         if not file.is_file() or file_digest(file) != digest:

@@ -163,12 +163,11 @@ def in_shards(
 ) -> list[R]:
     """The result of every row, in order; `start` yields the function of a shard (see `spread`).
 
-    Results are JSON. Shards that are finished in `folder` are kept: where rows and model may be others, so must it.
+    Results are JSON. Finished shards are kept in `folder`, which must be of these rows and this model alone.
     """
     shards = shards_of(len(rows), ROWS_PER_SHARD)
     with nullcontext(folder) if folder else TemporaryDirectory() as place:
         files = [Path(place) / f"{index:05d}.json" for index in range(len(shards))]
-        Path(place).mkdir(parents=True, exist_ok=True)
         missing = [index for index, file in enumerate(files) if not sealed(file)]
         for index, found in spread(missing, lambda index: [rows[row] for row in shards[index]], start, actors):
             write_json(files[index].with_suffix(".tmp"), found)

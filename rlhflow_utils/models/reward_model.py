@@ -14,16 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
 from rlhflow_utils.models.chat import Message, accepted, encode_conversation, encode_rendered, load_tokenizer
-from rlhflow_utils.models.forward import (
-    Model,
-    TokenIds,
-    count_too_long,
-    in_batches,
-    in_shards,
-    load_model,
-    pad,
-    reward_rows,
-)
+from rlhflow_utils.models.forward import Model, count_too_long, in_batches, in_shards, load_model, pad, reward_rows
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +77,7 @@ def load_scorer(
     place, ours = find_output(network.config, output), getattr(network.config, "scored_at_end_of_turn", False)
     encode = encode_conversation if ours else encode_rendered
 
-    def forward(sequences: list[TokenIds]) -> torch.Tensor:
+    def forward(sequences: list[Sequence[int]]) -> torch.Tensor:
         ids, mask = pad(sequences, network.config.pad_token_id, "right", network.device)
         logits: torch.Tensor = network(input_ids=ids, attention_mask=mask).logits
         return logits[:, place]

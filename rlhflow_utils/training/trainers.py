@@ -36,7 +36,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 
 from rlhflow_utils.guide.run import end_with_parent, quiet_libraries, stream_command
 from rlhflow_utils.guide.settings import ModelSettings, Profile, Section, TrainingSettings
-from rlhflow_utils.guide.stage import Artifact, read_artifact, write_json, write_manifest
+from rlhflow_utils.guide.stage import Artifact, check_contents, read_artifact, write_json, write_manifest
 from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import check_weights, hub_arguments
 
@@ -78,12 +78,9 @@ class TrainingJob(Section):
 
 
 def run_training(job: TrainingJob, launch: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Train, in this process or in children, and return the training log (also `<output>/log.json`).
-
-    ValueError where the checkpoint to go on from is damaged.
-    """
+    """Train, in this process or in children, and return the training log (also `<output>/log.json`)."""
     if not (Path(job.output) / "log.json").exists() and (newest := last_checkpoint(Path(job.output) / "checkpoints")):
-        newest.check()  # once, and not in every process
+        check_contents(newest.path, tuple(newest.manifest["contents"].items()))  # here, and not in every process
     if launch is not None:
         job_file = Path(job.output) / "job.json"
         write_json(job_file, job.model_dump(mode="json"))
@@ -134,13 +131,10 @@ def train(job: TrainingJob) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=str(newest.path) if newest else None)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]  # one entry a step, as TRL logged it
     log = {
-        "history": history,
-        "steps": trainer.state.global_step,
-        "processes": trainer.args.world_size,
+        "history": history, "steps": trainer.state.global_step, "processes": trainer.args.world_size,
         "tokens": max((int(entry.get("num_tokens", 0)) for entry in history), default=0),
-        "seconds": round(time.time() - started, 1),
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-    }
+        "seconds": round(time.time() - started, 1), "parameters": sum(p.numel() for p in trainer.model.parameters()),
+    }  # fmt: skip
     save_model(trainer, job)
     if trainer.is_world_process_zero():
         if job.final and job.model_settings.dtype == "bfloat16":
