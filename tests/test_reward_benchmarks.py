@@ -224,7 +224,7 @@ def test_rm_bench_is_read_from_files_of_one_domain(
             assert values == pytest.approx({name: score["value"] for name, score in wanted.items()})
     (tmp_path / "other.json").write_text(json.dumps(some))
     assert main([*arguments, str(tmp_path / "other"), "--set", source.replace("safety-refuse_filtered", "other")]) == 1
-    assert "found ['other']" in capsys.readouterr().err
+    assert "row other:0: field 'domain' is missing" in capsys.readouterr().err
 
 
 def test_the_numbers_are_those_of_each_answer_alone(world: tuple[Path, Profile], tmp_path: Path) -> None:

@@ -45,9 +45,8 @@ def evaluate_rewardbench(
     """One model's scores: `results.json` (`summarise`) and `pairs.jsonl`, a row of `judge_rows` a line."""
     rows, without_pair = load_benchmark(settings, root)
     pairs = judge_rows(rows, method, judge, batch_tokens, model, output, actors, into / "shards")
-    unscored = count_unscored(judge, model, [row["prompt"] for row in rows], {*pairs.index}, method == "bt")
-    dropped = {"no_pair": without_pair, **unscored}
-    counts = Rows(len(rows) + without_pair, len(pairs), dropped)
+    dropped = count_unscored(judge, model, [row["prompt"] for row in rows], {*pairs.index}, method == "bt")
+    counts = Rows(len(rows) + without_pair, len(pairs), {"no_pair": without_pair, **dropped})
     pairs.to_json(into / "pairs.jsonl", orient="records", lines=True, double_precision=15)
     results = {"method": method, **summarise(pairs, confidence)}
     write_json(into / "results.json", results)
