@@ -154,6 +154,8 @@ def _rewardbench(options: argparse.Namespace) -> None:
     for name, score in done.read_json("results.json")["sections"].items():
         if score:
             print(f"{name}: {score['value']:.3f} ({score['ci_low']:.3f} … {score['ci_high']:.3f}), n = {score['n']}")
+    if missing := done.read_json("results.json").get("missing_domains"):
+        print(f"no rows of {', '.join(missing)}: overall is the mean of the other domains")
     print(f"{done.rows}; everything: {out}")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from itertools import cycle
@@ -11,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import flip_a_bit
 from transformers import PreTrainedTokenizerFast
 
 from rlhflow_utils.evaluation.base_model import check_base_model, make_base_model
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import Profile
+from rlhflow_utils.guide.stage import relative
 from rlhflow_utils.training import pretraining
 from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
@@ -132,11 +136,18 @@ def test_a_stopped_pretraining_goes_on_as_if_it_had_not_been(
     monkeypatch.setattr(pretraining, "_train_step", killed)
     with pytest.raises(KeyboardInterrupt):
         pretraining.pretrain(documents, profile.base_model, 0, tmp_path / "stopped")
+    [checkpoint] = (tmp_path / "stopped").glob("checkpoint*")
+    shutil.copytree(tmp_path / "stopped", tmp_path / "damaged")
+    damaged = tmp_path / "damaged" / checkpoint.name
+    flip_a_bit(damaged)
+    with pytest.raises(ValueError, match=re.escape(f"{relative(damaged)} is damaged: delete it and run again")):
+        pretraining.pretrain(documents, profile.base_model, 0, tmp_path / "damaged")
     resumed = pretraining.pretrain(documents, profile.base_model, 0, tmp_path / "stopped")
     assert len(calls) == 150 + resumed["steps"] - 100
     assert resumed["history"] == undisturbed["history"]
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]
+    assert not list((tmp_path / "stopped").glob("checkpoint*"))
 
 
 def test_blocks_hold_whole_documents_end_to_end(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -64,13 +64,16 @@ def test_pin_writes_every_repository_of_the_profiles_and_cards(
     hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cards, "REVISIONS", tmp_path / "revisions.yaml")
+    judged = {"evaluation.judge_model": "someone/judge"}
+    monkeypatch.setattr(cards, "load_profile", lambda name: load_profile(name, judged))
     number = pin()
     text = (tmp_path / "revisions.yaml").read_text(encoding="utf-8")
     found = yaml.safe_load(text)
     assert text.startswith("# Commits of the hub repositories")
     assert len(found) == number
     assert set(found.values()) == {COMMIT}
-    models = {"meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct"}  # two repositories, two entries
+    # Two repositories, two entries.
+    models = {"meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct", "someone/judge"}
     published = {"hendrydong/preference_700K", "RLHFlow/SHP-standard", "RLHFlow/iterative-prompt-v1-iter3-20K"}
     sources = {source.hub_id for source in load_profile("llama3-8b").data.preference_sources}
     assert models | published | sources | {"berkeley-nest/Nectar"} <= set(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def faults() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Three kills, one flipped bit, one shard cut off, files that may not grow, and some fuzz."""
+    """Three kills, flipped bits in weights, a shard and a checkpoint, files that may not grow, and some fuzz."""
     out = tmp_path_factory.mktemp("faults") / "campaign.json"
     command = [sys.executable, str(SCRIPT), "--short", "--kills", "3", "--seed", "0", "--out", str(out)]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
@@ -40,12 +41,17 @@ def test_a_run_ends_as_if_nothing_had_happened(short: dict[str, Any], faults: Mo
     assert (kills["kills"], kills["equal"], kills["orphans"], kills["wrong"]) == (3, kills["runs"], 0, [])
     found = {**short["published"], **short["unfinished"], **short["machine"]}
     assert {name: fault["outcome"] for name, fault in found.items()} == dict.fromkeys(
-        ("weights bit flipped", "shard truncated", "file size limit"), "one_line"
+        ("weights bit flipped", "shard bit flipped", "checkpoint weights bit flipped", "file size limit"), "one_line"
     )
     line = found["weights bit flipped"]["line"]
     assert line == (
         "error: run/sft/model/model.safetensors is damaged: delete the folder run/sft and run again to remake it"
     )
+    folder = "run/.partial/sft@[0-9a-f]+/checkpoints/checkpoint-2"
+    line = f"error: {folder}/model.safetensors is damaged: delete the folder {folder} and run again to remake it"
+    assert re.fullmatch(line, found["checkpoint weights bit flipped"]["line"])
+    line = r"error: run/.partial/iter2_responses@\w+/shards-\w+/00001\.\w+\.arrow is damaged: delete it and run again.*"
+    assert re.fullmatch(line, found["shard bit flipped"]["line"])
     assert "raise the limit on the size of a file (ulimit -f)" in found["file size limit"]["line"]
     for kind, number in (("rows", 200), ("files", 60), ("replies", 100)):
         assert short[kind][kind] == number
@@ -67,10 +73,10 @@ def test_what_must_not_happen_is_a_failure(faults: ModuleType) -> None:
     }
     assert faults.failures(good) == []
     silent = {**fine, "outcome": "silent"}
-    assert faults.failures({**good, "unfinished": {"b bit flipped": silent}}) == []
     for change in (
         {"published": {"a bit flipped": silent}},
-        {"unfinished": {"b truncated": silent}},
+        {"unfinished": {"b bit flipped": silent}},
+        {"unfinished": {"b truncated": {**fine, "outcome": "unnamed"}}},
         {"machine": {"c": {**fine, "outcome": "obscure"}}},
         {"machine": {"c": {**fine, "orphans": True}}},
         {"kills": {**kills, "orphans": 1}},

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import MODEL, POSITIONS, artifact, prompts, save_policy, settings
+from tiny_models import MODEL, POSITIONS, artifact, flip_a_bit, prompts, save_policy, settings
 
-from rlhflow_utils.guide.stage import seed_for
+from rlhflow_utils.guide.stage import file_digest, relative, seed_for
 from rlhflow_utils.models.chat import encode_prompt, load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import length_batches, load_model
 from rlhflow_utils.online.engines import (
@@ -47,7 +50,9 @@ def finished(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_no_prompt_is_lost_and_order_is_kept(finished: tuple[Path, list[dict[str, Any]]]) -> None:
     out, rows = finished
     assert [row["prompt_id"] for row in rows] == [f"p{index}" for index in range(10)]
-    assert sorted(file.name for file in out.glob("shards-*/*")) == [f"0000{i}.arrow" for i in range(3)]
+    files = sorted(out.glob("shards-*/*"))
+    assert [file.name for file in files] == [f"0000{i}.{file_digest(file)[:16]}.arrow" for i, file in enumerate(files)]
+    assert len(files) == 3
     assert all(len(row["responses"]) == 4 and row["temperatures"] == [1.0, 1.0, 0.7, 0.7] for row in rows)
 
 
@@ -57,14 +62,29 @@ def test_a_resumed_run_makes_only_what_is_missing_and_ends_in_the_same_state(
     out = tmp_path / "resumed"
     shutil.copytree(finished[0], out)
     shutil.rmtree(out / "data")
-    [shards] = out.glob("shards-*")
-    (shards / "00001.arrow").unlink()
-    (shards / "00002.arrow").unlink()
-    (shards / "00002.tmp").write_bytes(b"cut off by the kill")
-    before = (shards / "00000.arrow").stat().st_mtime_ns
+    first, *others = sorted(out.glob("shards-*/*"))
+    for each in others:
+        each.unlink()
+    (first.parent / "00002.tmp").write_bytes(b"cut off by the kill")
+    before = first.stat().st_mtime_ns
     data, _ = generate(policy, prompts(10), settings(), MODEL, out, SEED)
     assert data.to_list() == finished[1]
-    assert (shards / "00000.arrow").stat().st_mtime_ns == before
+    assert first.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("harm", [flip_a_bit, lambda file: os.truncate(file, 100)], ids=["flipped", "truncated"])
+def test_a_damaged_shard_is_named_and_made_anew_once_it_is_deleted(
+    harm: Callable[[Path], None], policy: Path, finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "out")
+    [damaged] = (tmp_path / "out").glob("shards-*/00001.*.arrow")
+    harm(damaged)
+    line = f"{relative(damaged)} is damaged: delete it and run again to remake it"
+    with pytest.raises(ValueError, match=re.escape(line) + "$"):
+        generate(policy, prompts(10), settings(), MODEL, tmp_path / "out", SEED)
+    damaged.unlink()
+    data, _ = generate(policy, prompts(10), settings(), MODEL, tmp_path / "out", SEED)
+    assert data.to_list() == finished[1]
 
 
 def test_shards_of_another_request_are_not_reused(

@@ -17,7 +17,7 @@ from rlhflow_utils.evaluation import reward_models as rm
 from rlhflow_utils.evaluation import rewardbench
 from rlhflow_utils.evaluation.statistics import wilson_interval
 from rlhflow_utils.guide.profile import load_profile
-from rlhflow_utils.guide.stage import Artifact, write_json
+from rlhflow_utils.guide.stage import Artifact, seal, write_json
 from rlhflow_utils.models.chat import load_tokenizer
 from rlhflow_utils.models.forward import reward_rows
 from rlhflow_utils.models.preference_model import preference_probability, rank_responses
@@ -144,7 +144,8 @@ def test_a_model_that_overflows_stops_every_stage_and_the_row_is_named(
 
 def test_a_score_in_a_file_that_is_not_finite_is_named(tmp_path: Path) -> None:
     """A shard that an interrupted stage left."""
-    rows = [{"prompt_id": "p0", "responses": ["a", "b"]}]
-    write_json(tmp_path / "shards" / "00000.json", [[1.0, math.nan]])
+    rows = [{"prompt_id": "p0", "prompt": "q", "responses": ["a", "b"]}]
+    write_json(tmp_path / "shards" / "00000.tmp", [[1.0, math.nan]])
+    seal(tmp_path / "shards" / "00000.tmp", tmp_path / "shards" / "00000.json")
     with pytest.raises(ValueError, match="prompt p0, response 1: the score is nan"):
         reward_rows(_artifact(tmp_path / "responses", rows), nullcontext, tmp_path, None)

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from rlhflow_utils.guide import profile as reading
 from rlhflow_utils.guide.profile import ConfigError, Profile, load_profile, parse_override, read_raw, variant
 from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.models.forward import hub_arguments
 
 TINY = PROJECT / "profiles" / "tiny.yaml"
 PM_RANKS = {"pair_building.ranker": "preference_model"}
@@ -223,6 +224,19 @@ def test_pinned_revisions_reach_sources_and_models(tmp_path: Path, monkeypatch: 
     assert pinned.model.revisions[str(gemma.model.base)] == "def"
     assert "someone/else" not in pinned.model.revisions
     assert hub_id in set(reading.hub_ids(pinned))
+
+
+def test_a_judge_of_the_hub_is_pinned_also_where_it_is_loaded_without_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "revisions.yaml"
+    lock.write_text(yaml.safe_dump({"someone/judge": "abc"}), encoding="utf-8")
+    monkeypatch.setattr(reading, "REVISIONS", lock)
+    judged = load_profile("tiny", {"evaluation.judge": "reward_model", "evaluation.judge_model": "someone/judge"})
+    assert judged.model.revisions == {"someone/judge": "abc"}  # so the keys of stages change with the pin
+    for settings in (judged.model, None):
+        assert hub_arguments("someone/judge", settings)["revision"] == "abc"
+    assert hub_arguments("someone/else", None)["revision"] is None
 
 
 # --- no key without a reader --------------------------------------------------------------------------------------

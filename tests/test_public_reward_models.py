@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import MODEL, POSITIONS, artifact, prompts, save_policy, save_reward_model
 from tiny_training import build_tiny_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    DebertaV2Config,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    T5Config,
+)
 
 from rlhflow_utils.evaluation import reward_models, rewardbench
+from rlhflow_utils.evaluation.reward_benchmarks import run_benchmark
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.models.chat import encode_conversation, load_tokenizer
@@ -169,6 +182,114 @@ def test_in_chapters_05_and_06_and_as_ranker_and_judge(public: dict[str, Path], 
         into=run / "rewardbench_bt_public",
     )  # fmt: skip
     assert bench.metrics["overall"] == sum(right) / 2
+
+
+STRICT = TEMPLATE.replace(
+    "{% for", "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}{% for", 1
+)
+
+
+def test_rows_that_its_template_refuses_are_dropped_and_counted(public: dict[str, Path], tmp_path: Path) -> None:
+    """In scores, on held-out pairs and on three benchmarks; apart from the rows that are too long."""
+    folder = shutil.copytree(public["one"], tmp_path / "strict")
+    (folder / "chat_template.jinja").write_text(STRICT)
+    turns = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]
+    rows = [{**row, "responses": ANSWERS[:2]} for row in prompts(4)]
+    rows[1]["prompt"] = [*turns, *rows[1]["prompt"]]
+    rows[2]["responses"] = ["red", "sky " * POSITIONS]
+    both = {"too_long_for_model": 1, "refused_by_template": 1}
+    profile = load_profile("tiny", {"evaluation.bootstrap_samples": 20})
+    scored = [(row["prompt"], text) for row in rows for text in row["responses"]]
+    rewards = load_scorer(folder, 200, OURS)(scored)
+    assert [reward is None for reward in rewards] == [False, False, True, True, False, True, False, False]
+    settings = (profile.reward_model, profile.model)
+    responses = artifact(tmp_path / "responses", rows=rows)
+    scores = score_responses(folder, responses, *settings, into=tmp_path / "scores")
+    assert scores.rows["prompts"] == {"rows_in": 4, "rows_out": 2, "dropped": both}
+    kept = score_responses(folder, responses, *settings, keep=True, into=tmp_path / "kept")
+    assert (kept.dataset()["rewards"][1], kept.metrics["refused_by_template"]) == ([None, None], 1)
+
+    def sides(row: dict[str, Any]) -> dict[str, Any]:
+        return {side: [{"role": "assistant", "content": row["responses"][place]}]
+                for place, side in enumerate(("chosen", "rejected"))}  # fmt: skip
+
+    pairs = artifact(tmp_path / "pairs", rows=[{"prompt": row["prompt"], "skill": None, **sides(row)} for row in rows])
+    tested = reward_models.evaluate_reward_model(folder, pairs, *settings, 0.9, into=tmp_path / "tested")
+    assert tested.rows["pairs"] == {"rows_in": 4, "rows_out": 2, "dropped": both}
+    bench = [{"prompt": row["prompt"], "chosen": row["responses"][0], "rejected": row["responses"][1],
+              "subset": "hep-go", "domain": "code"} for row in rows]  # fmt: skip
+    lists = [{**row, "id": i, "chosen": [row["chosen"]], "rejected": [row["rejected"], "a", "b"], "subset": "Math"}
+             for i, row in enumerate(bench)]  # fmt: skip
+    styles = [{**row, "chosen": ["one", "two", *row["chosen"]]} for row in lists]
+    for name, native in (("rewardbench", bench), ("rewardbench_2", lists), ("rm_bench", styles)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in native))
+        schema = {"rewardbench": "reward_bench", "rewardbench_2": "reward_bench_2"}.get(name, name)
+        source = {f"rewardbench.{'sources' if name == 'rewardbench' else name}":
+                  [{"name": name, "schema": schema, "files": [f"{name}.jsonl"]}]}  # fmt: skip
+        done = run_benchmark(name, folder, "bt", load_profile("slices", source), tmp_path, tmp_path / f"done_{name}")
+        [account] = done.rows.values()
+        assert {reason: count for reason, count in account["dropped"].items() if count} == both
+    pm = public["policy"]  # reads the turns as a text of its own
+    judged = run_benchmark("rm_bench", pm, "pm", load_profile("slices", source), tmp_path, tmp_path / "done_pm")
+    assert judged.rows["rows"]["dropped"] == {"too_long_for_model": 1, "no_partner": 0}
+
+
+# --- encoders -------------------------------------------------------------------------------------------------------
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+         "max_position_embeddings": POSITIONS, "num_labels": 1}  # fmt: skip
+RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
+            "position_biased_input": False, "type_vocab_size": 0, "norm_rel_ebd": "layer_norm",
+            "pooler_hidden_size": 32}  # fmt: skip
+ENCODERS = {
+    "deberta": lambda **more: DebertaV2Config(**SIZES, **RELATIVE, **more),
+    "bert": lambda **more: BertConfig(**SIZES, **more),
+    "modernbert": lambda **more: ModernBertConfig(**SIZES, **more, global_attn_every_n_layers=2, local_attention=8),
+    "roberta": lambda **more: RobertaConfig(**SIZES, **more),
+    "t5": lambda **more: T5Config(
+        d_model=32, d_ff=64, num_layers=1, num_heads=2, num_labels=1, decoder_start_token_id=0, **more
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_read_as_transformers_reads_it(name: str, public: dict[str, Path], tmp_path: Path) -> None:
+    """`tokenizer(question, answer)`, as the card of OpenAssistant's reward-model-deberta-v3 says; BERT has no EOS."""
+    base = AutoTokenizer.from_pretrained(public["policy"])
+    special = {"cls_token": "<|bos|>", "sep_token": "<|end|>", "pad_token": "<|pad|>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=base.backend_tokenizer, **special, **({"eos_token": "<|end|>"} if name == "t5" else {}),
+        chat_template="{{ cls_token }}{% for m in messages %}{{ m['content'] + sep_token }}{% endfor %}",
+    )  # fmt: skip
+    ends = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<|bos|>", "<|end|>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|bos|> $A <|end|>", pair="<|bos|> $A <|end|> $B <|end|>", special_tokens=ends
+    )
+    ids = {"bos_token_id": ends[0][1], "eos_token_id": ends[1][1], "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(ENCODERS[name](vocab_size=len(tokenizer), **ids)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(1 if name == "t5" else 6)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    asked = [(prompt[0]["content"], answer) for prompt, answer in CONVERSATIONS]
+    with torch.inference_mode():
+        inputs = [tokenizer(*pair, return_tensors="pt", return_token_type_ids=False) for pair in asked]
+        expected = [model(**each).logits[0, 0].item() for each in inputs]
+    assert max(expected) - min(expected) > 0.05
+    for batch_tokens in (1, 1000):
+        assert load_scorer(tmp_path, batch_tokens, MODEL)(CONVERSATIONS) == pytest.approx(expected, abs=1e-5)
+    assert load_scorer(tmp_path, 1000)(CONVERSATIONS) == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "bad").mkdir()
+    shutil.copytree(tmp_path, tmp_path / "bad", dirs_exist_ok=True, ignore=shutil.ignore_patterns("bad"))
+    weights = load_file(tmp_path / "model.safetensors")
+    head = next(each for each in weights if each.startswith(("classif", "classification_head")))
+    weights["ranker.weight"] = weights.pop(head)
+    save_file(weights, tmp_path / "bad" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"missing weights .'{head}'.*unexpected weights .'ranker.weight'"):
+        load_scorer(tmp_path / "bad", 1000)
 
 
 def test_where_nothing_fits_there_is_one_line(public: dict[str, Path], tmp_path: Path) -> None:

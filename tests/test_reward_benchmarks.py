@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from tiny_models import WORDS, save_policy, save_reward_model
+from tiny_models import WORDS, cut_off_copy, save_policy, save_reward_model
 
 from rlhflow_utils.__main__ import main
 from rlhflow_utils.data.reading import Candidate, Prompt, SourceError
@@ -17,6 +17,8 @@ from rlhflow_utils.data.sources import convert, read
 from rlhflow_utils.evaluation import reward_benchmarks as rb
 from rlhflow_utils.guide.profile import Profile, load_profile
 from rlhflow_utils.guide.settings import SourceSettings
+from rlhflow_utils.guide.stage import read_json
+from rlhflow_utils.models import forward
 
 REFERENCE: dict[str, Any] = json.loads(
     (Path(__file__).parent / "fixtures" / "reward_benchmarks.json").read_text(encoding="utf-8")
@@ -172,6 +174,57 @@ def test_every_kind_of_judge_meets_every_row_that_fits(
     value = rb.best_of_value if benchmark == "rewardbench_2" else lambda wins: sum(wins) / 9
     assert sections[domain] == pytest.approx(sum(map(value, said)) / len(said))
     assert done.metrics["overall"] == sections["overall"]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "method", "model", "rows"),
+    [("rewardbench_2", "bt", "reward", 40), ("rewardbench_2", "pm", "causal", 10), ("rm_bench", "bt", "reward", 40),
+     ("rm_bench", "pm", "causal", 60)],
+)  # fmt: skip
+def test_a_killed_benchmark_goes_on_from_its_finished_shards(
+    world: tuple[Path, Profile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    benchmark: str, method: rb.Method, model: str, rows: int,
+) -> None:  # fmt: skip
+    folder, profile = world
+    monkeypatch.setattr(forward, "ROWS_PER_SHARD", rows)  # answers, rows, answers and pairs: two shards of each
+    whole = rb.run_benchmark(benchmark, folder / model, method, profile, folder, tmp_path / "whole" / "out")
+    turned = cut_off_copy(whole, tmp_path / "cut")
+    cut = rb.run_benchmark(benchmark, folder / model, method, profile, folder, tmp_path / "cut" / "out")
+    first, second = (read_json(file) for file in sorted((cut.path / "shards").iterdir()))
+    assert first == turned
+    assert second == read_json(sorted((whole.path / "shards").iterdir())[1])
+
+
+def test_rm_bench_is_read_from_files_of_one_domain(
+    world: tuple[Path, Profile], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As THU-KEG/RM-Bench has them: without `domain`, with other fields."""
+    folder, profile = world
+    rows = json.loads((folder / "rm-bench/total_dataset.json").read_text())
+    for domain in ("chat", "code", "math", "safety-refuse", "safety-response"):
+        some = [{name: value for name, value in row.items() if name != "domain"} | {"subset": "xstest"}
+                for row in rows if row["domain"] == domain]  # fmt: skip
+        (tmp_path / f"{domain}_filtered.json").write_text(json.dumps(some))
+    whole = rb.run_benchmark("rm_bench", folder / "reward", "bt", profile, folder, tmp_path / "whole")
+    wanted = whole.read_json("results.json")["sections"]
+    arguments = ["rewardbench", "--profile", "slices", "--data-root", str(tmp_path), "--benchmark", "rm_bench"]
+    arguments += ["--model", str(folder / "reward"), "--set", "evaluation.bootstrap_samples=50", "--out"]
+    for files, domains in (("*_filtered.json", rb.DOMAINS["rm_bench"]), ("safety-refuse_filtered.json", ("safety",))):
+        out = tmp_path / domains[0]
+        source = f"rewardbench.rm_bench=[{{name: RM-Bench, schema: rm_bench, files: ['{files}']}}]"
+        assert main([*arguments, str(out), "--set", source]) == 0
+        found = json.loads((out / "results.json").read_text())
+        assert set(found["sections"]) == {*domains, "overall", *rb.LEVELS}
+        printed = capsys.readouterr().out
+        assert ("no rows of chat, code, math: overall is the mean of the other domains" in printed) == (
+            found["missing_domains"] == ["chat", "code", "math"]
+        )
+        if len(domains) == 4:
+            values = {name: score["value"] for name, score in found["sections"].items()}
+            assert values == pytest.approx({name: score["value"] for name, score in wanted.items()})
+    (tmp_path / "other.json").write_text(json.dumps(some))
+    assert main([*arguments, str(tmp_path / "other"), "--set", source.replace("safety-refuse_filtered", "other")]) == 1
+    assert "row other:0: field 'domain' is missing" in capsys.readouterr().err
 
 
 def test_the_numbers_are_those_of_each_answer_alone(world: tuple[Path, Profile], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import MODEL, POSITIONS, WORDS, artifact, prompts, save_policy, save_reward_model, score
 
 from rlhflow_utils.guide.settings import RewardModelSettings
+from rlhflow_utils.guide.stage import seal
 from rlhflow_utils.models import forward
 from rlhflow_utils.models.chat import encode_conversation, load_tokenizer
 from rlhflow_utils.models.reward_model import Conversation, load_scorer, score_responses
@@ -118,8 +119,10 @@ def test_stage_adds_rewards_in_order_and_resumes(model: Path, tmp_path: Path, mo
     # Killed after two shards, of which the second is marked: both are taken as they are, the third is made.
     killed = tmp_path / "killed/.partial" / f"scores@{scores.key}/shards"
     shutil.copytree(tmp_path / "scores/shards", killed)
-    (killed / "00001.json").write_text("[[1, 2, 3, 4], [5, 6, 7, 8]]", encoding="utf-8")
-    (killed / "00002.json").unlink()
+    for place in ("00001", "00002"):
+        next(killed.glob(f"{place}.*")).unlink()
+    (killed / "marked.tmp").write_text("[[1, 2, 3, 4], [5, 6, 7, 8]]", encoding="utf-8")
+    seal(killed / "marked.tmp", killed / "00001.json")
     resumed = score_responses(model, responses, settings, MODEL, into=tmp_path / "killed/scores")
     assert list(resumed.dataset()["rewards"]) == [*rewards[:2], [1, 2, 3, 4], [5, 6, 7, 8], rewards[4]]
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from tiny_models import cut_off_copy
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rlhflow_utils.data.reading import SourceError
@@ -17,6 +18,8 @@ from rlhflow_utils.evaluation.policies import judge_answers
 from rlhflow_utils.evaluation.statistics import Estimate
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import RewardBenchSettings
+from rlhflow_utils.guide.stage import read_json
+from rlhflow_utils.models import forward
 from rlhflow_utils.simulator.corpus import write_benchmark
 from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.training.base_model import build_model, train_tokenizer
@@ -179,6 +182,26 @@ def test_stage_judges_every_row_that_fits(
     assert all((pair["chosen"] > pair["rejected"]) == (pair["outcome"] == 1) for pair in pairs)
     if method != "bt":
         assert all(pair["chosen"] + pair["rejected"] == pytest.approx(1.0) for pair in pairs)
+
+
+@pytest.mark.parametrize(("method", "model", "rows"), [("bt", "reward", 30), ("pm", "causal", 15)])
+def test_a_killed_benchmark_goes_on_from_its_finished_shards(
+    benchmark: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: rb.Method,
+    model: str,
+    rows: int,
+) -> None:
+    monkeypatch.setattr(forward, "ROWS_PER_SHARD", rows)
+    profile = benchmark.profile
+    asked = (benchmark.folder / model, method, profile.rewardbench, benchmark.folder / "root", 1000, profile.model, 0.9)
+    whole = rb.evaluate_rewardbench(*asked, into=tmp_path / "whole" / "out")
+    turned = cut_off_copy(whole, tmp_path / "cut")
+    cut = rb.evaluate_rewardbench(*asked, into=tmp_path / "cut" / "out")
+    first, second = (read_json(file) for file in sorted((cut.path / "shards").iterdir()))
+    assert first == turned
+    assert second == read_json(sorted((whole.path / "shards").iterdir())[1])
 
 
 @pytest.mark.parametrize(("method", "model"), [("bt", "reward"), ("pm", "causal")])

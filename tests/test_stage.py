@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, enable_caching
+from datasets import Dataset, enable_caching, load_from_disk
 
 from rlhflow_utils.guide import stage as core
 from rlhflow_utils.guide.profile import Profile, load_profile
@@ -25,6 +25,7 @@ from rlhflow_utils.guide.stage import (
     Artifact,
     Rows,
     Summary,
+    check_contents,
     describe,
     hash_path,
     hash_value,
@@ -74,6 +75,16 @@ def fail(*, into: Path) -> Summary:
 def write_rows(*, into: Path) -> Summary:
     """Three rows as a `datasets` folder."""
     Dataset.from_dict({"number": [1, 2, 3]}).save_to_disk(into / "data")
+    return Summary()
+
+
+@stage
+def map_rows(*, into: Path) -> Summary:
+    """Maps rows as a training in a process of its own does, where nobody has told `datasets` not to keep caches."""
+    enable_caching()
+    write_rows.__wrapped__(into=into)  # type: ignore[attr-defined]
+    data = load_from_disk(str(into / "data")).map(lambda row: {"twice": 2 * row["number"]})
+    assert {Path(file["filename"]).parent for file in data.cache_files} == {into / "data"}
     return Summary()
 
 
@@ -157,6 +168,13 @@ def test_a_finished_folder_stays_as_it_is_when_its_rows_are_mapped_and_filtered(
     assert data.shuffle(seed=0).sort("number")["twice"] == [4, 6]
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in rows.path.rglob("*")} == before
     assert hash_path(rows.path) == key
+
+
+def test_no_cache_file_of_datasets_is_published(run: Run) -> None:
+    found = map_rows(into=run / "mapped")
+    assert not list(found.path.rglob("cache-*"))
+    assert sorted(found.manifest["contents"]) == sorted(write_rows(into=run / "rows").manifest["contents"])
+    check_contents(found.path, tuple(found.manifest["contents"].items()))
 
 
 # --- damage -------------------------------------------------------------------------------------------------------

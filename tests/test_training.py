@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,17 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
-from tiny_training import MODEL_SETTINGS, build_tiny_model, losses, make_job, tokenised_rows, weights
+from tiny_models import artifact, flip_a_bit
+from tiny_training import (
+    MODEL_SETTINGS,
+    TRAINER,
+    build_tiny_model,
+    losses,
+    make_job,
+    preference_rows,
+    tokenised_rows,
+    weights,
+)
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -25,14 +36,24 @@ from transformers import (
     TrainerCallback,
 )
 
+from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import ModelSettings
-from rlhflow_utils.guide.stage import PROJECT, write_json
+from rlhflow_utils.guide.stage import PROJECT, relative, write_json, write_manifest
 from rlhflow_utils.models.chat import IGNORED, encode_prompt, load_tokenizer
-from rlhflow_utils.training.stages import dpo_tokens, length_order, reward_tokens, sft_tokens, tokenise
+from rlhflow_utils.training.stages import (
+    dpo_tokens,
+    length_order,
+    reward_tokens,
+    sft_tokens,
+    tokenise,
+    train_reward_model,
+)
 from rlhflow_utils.training.trainers import (
+    TrainingJob,
     build_trainer,
     check_global_batch,
     last_checkpoint,
+    run_training,
     train,
     trainer_config,
 )
@@ -334,9 +355,31 @@ def test_a_start_with_a_missing_weight_is_an_error(model: Path, tmp_path: Path) 
     train(make_job("reward", model, tmp_path / "reward"))  # whose head is new
 
 
+def newest_of(job: TrainingJob) -> Path:
+    """The checkpoint that a job goes on from."""
+    found = last_checkpoint(Path(job.output) / "checkpoints")
+    assert found is not None
+    return found.path
+
+
+@pytest.fixture(scope="module")
+def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its second of three steps, with a checkpoint of each; beside it a whole one."""
+    folder = tmp_path_factory.mktemp("stopped")
+    train(make_job("sft", model, folder / "whole", save_steps=1))
+    trainer = build_trainer(make_job("sft", model, folder / "stopped", save_steps=1))
+    trainer.add_callback(_Crash(step=3))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    return folder / "stopped"
+
+
 class _Crash(TrainerCallback):
+    def __init__(self, step: int = 4) -> None:
+        self.step = step
+
     def on_step_end(self, args: object, state: object, control: object, **keywords: object) -> None:
-        if state.global_step == 4:  # type: ignore[attr-defined]
+        if state.global_step == self.step:  # type: ignore[attr-defined]
             raise KeyboardInterrupt
 
 
@@ -349,7 +392,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(kind: str, model: Path, tmp_pa
     trainer.add_callback(_Crash())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert Path(last_checkpoint(tmp_path / "cut" / "checkpoints")).name == "checkpoint-2"
+    assert newest_of(job).name == "checkpoint-2"
     resumed = train(job)
     assert losses(resumed) == losses(whole)
     _assert_same_weights(tmp_path / "whole" / "model", tmp_path / "cut" / "model")
@@ -382,22 +425,70 @@ def test_a_killed_process_resumes_to_the_same_weights(model: Path, tmp_path: Pat
     command = [sys.executable, "-c", KILLED_AT_STEP_12, str(tmp_path / "job.json")]
     child = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr[-500:]
-    assert Path(last_checkpoint(tmp_path / "cut" / "checkpoints")).name == "checkpoint-10"
+    assert newest_of(job).name == "checkpoint-10"
     resumed = train(job)
     assert losses(resumed) == losses(whole)
     _assert_same_weights(tmp_path / "whole" / "model", tmp_path / "cut" / "model")
 
 
 def test_a_half_written_checkpoint_is_removed_and_the_one_before_is_used(tmp_path: Path) -> None:
-    for step, state in ((4, '{"global_step": 4}'), (8, '{"global_st'), (12, None)):
+    for step in (4, 8, 12):  # the last two without a manifest
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"x")
-        if state:
-            (folder / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    write_manifest(tmp_path / "checkpoint-4", {})
+    (tmp_path / "checkpoint-8" / "manifest.json.tmp").write_text("{")
+    found = last_checkpoint(tmp_path)
+    assert found is not None
+    assert found.path == tmp_path / "checkpoint-4"
     assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-4"]
     assert last_checkpoint(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_older_checkpoints_go_when_the_newest_is_whole(limit: int, model: Path, tmp_path: Path) -> None:
+    job = make_job("sft", model, tmp_path, count=32, save_steps=1, save_total_limit=limit)
+    trainer, seen = build_trainer(job), list[list[str]]()
+
+    class Look(TrainerCallback):
+        def on_save(self, args: object, state: object, control: object, **keywords: object) -> None:
+            folders = sorted((tmp_path / "checkpoints").glob("checkpoint-*"))
+            seen.append([folder.name[-1] for folder in folders if (folder / "manifest.json").exists()])
+            assert len(seen[-1]) == len(folders)
+
+    trainer.add_callback(Look())
+    trainer.train()
+    assert seen == ([["1"], ["2"], ["3"], ["4"]] if limit == 1 else [["1"], ["1", "2"], ["2", "3"], ["3", "4"]])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_once_it_is_deleted(
+    name: str, stopped: Path, model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    job = make_job("sft", model, tmp_path / "run", save_steps=1)
+    damaged = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    flip_a_bit(damaged / name)
+    line = f"{relative(damaged / name)} is damaged: delete the folder {relative(damaged)} and run again to remake it"
+    with pytest.raises(ValueError, match=re.escape(line) + "$"):
+        run_training(job, None)
+    shutil.rmtree(damaged)
+    assert newest_of(job).name == "checkpoint-1"
+    run_training(job, None)
+    _assert_same_weights(stopped.parent / "whole" / "model", tmp_path / "run" / "model")
+
+
+def test_rows_are_written_anew_without_what_a_kill_has_left(model: Path, tmp_path: Path) -> None:
+    """Caches and cut-off files of `datasets`, which a training in child processes leaves beside its rows."""
+    (tmp_path / "tokenised").mkdir()
+    for name in ("cache-0123456789abcdef.arrow", "tmpq1w2e3r4"):
+        (tmp_path / "tokenised" / name).write_bytes(b"x")
+    settings = load_profile("tiny").reward_model.model_copy(update={"trainer": TRAINER, "global_batch_size": 8})
+    data = artifact(tmp_path / "data", "mix1", preference_rows(8).to_list())
+    into = {"into": tmp_path}
+    train_reward_model.__wrapped__(data, "mix1", model, settings, MODEL_SETTINGS, 0, None, **into)  # type: ignore[attr-defined]
+    files = sorted(file.name for file in (tmp_path / "tokenised").iterdir())
+    assert files == ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
 
 
 def test_a_finished_job_is_not_run_again(model: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
-from rlhflow_utils.guide.stage import Artifact
+from rlhflow_utils.guide.stage import Artifact, read_json, seal, write_json
 from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.reward_model import Conversation, load_scorer
 from rlhflow_utils.training.base_model import train_tokenizer
@@ -85,6 +87,28 @@ def artifact(folder: Path, name: str = "data", rows: list[dict[str, Any]] | None
     if rows is not None:
         Dataset.from_list(rows).save_to_disk(str(folder / name))
     return Artifact(folder, {"key": key, "metrics": {}, "rows": {}, "contents": {}})
+
+
+def flip_a_bit(file: Path) -> None:
+    """Damage a file in its middle; size and time of change stay, as where a disk goes bad."""
+    content, before = bytearray(file.read_bytes()), file.stat()
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def cut_off_copy(done: Artifact, folder: Path) -> list[Any]:
+    """Leave in `folder` what a kill leaves of a stage, the first of its two shards, and return what it holds.
+
+    Its rows are turned round: whoever makes them anew gets others.
+    """
+    shards = folder / ".partial" / f"{done.path.name}@{done.key}" / "shards"
+    first, last = sorted(shutil.copytree(done.path / "shards", shards).iterdir())
+    turned = read_json(first)[::-1]
+    write_json(shards / "00000.tmp", turned)
+    seal(shards / "00000.tmp", shards / "00000.json")
+    last.unlink()
+    return list(turned)
 
 
 def prompts(count: int) -> list[dict[str, Any]]:

@@ -192,7 +192,8 @@ def pin() -> int:
 
     profiles = [load_profile(path.stem) for path in sorted(PROFILES.glob("*.yaml")) if path.name != REVISIONS.name]
     published = [hub_id for fact in load_facts()["published"].values() for hub_id in fact["sets"]]
-    models = {name for p in profiles for name in (p.model.base, p.model.reward_base, p.reward_model.model) if name}
+    names = [(p.model.base, p.model.reward_base, p.reward_model.model, p.evaluation.judge_model) for p in profiles]
+    models = {name for each in names for name in each if name}
     named = (name for each in profiles for name in hub_ids(each))
     kinds = dict.fromkeys([*published, *standard_sets().values(), *named], "dataset")
     kinds |= {name: "model" for name in models if name.count("/") == 1 and not (PROJECT / name).is_dir()}

@@ -340,9 +340,11 @@ def reward_bench_2(row_id: str, row: Row) -> Candidate:
 
 
 def rm_bench(row_id: str, row: Row) -> Candidate:
-    """THU-KEG/RM-Bench (``total_dataset.json``): answers in three styles on each side."""
+    """THU-KEG/RM-Bench: answers in three styles on each side; files of one domain name it (``math_filtered.json``)."""
+    domain, of_one_domain, _ = row_id.partition("_filtered:")
     sides = _texts(row, "chosen", 3), _texts(row, "rejected", 3)
-    return Candidate(row_id, get_prompt(row, "prompt"), *sides, subset=get(row, "domain", str))
+    subset = get({"domain": domain, **row} if of_one_domain else row, "domain", str)
+    return Candidate(row_id, get_prompt(row, "prompt"), *sides, subset=subset)
 
 
 def _texts(row: Row, path: str, count: int | None = None) -> list[str]:

@@ -16,7 +16,9 @@ Definitions: `rewardbench/utils.py` of allenai/reward-bench and `scripts/utils.p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,9 @@ from rlhflow_utils.evaluation.rewardbench import evaluate_rewardbench
 from rlhflow_utils.evaluation.statistics import bootstrap_mean, weighted_mean
 from rlhflow_utils.guide.settings import EvaluationSettings, ModelSettings, Profile, SourceSettings
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
-from rlhflow_utils.models.forward import Model, count_too_long
+from rlhflow_utils.models.forward import Model, in_shards
 from rlhflow_utils.models.preference_model import Compare, knock_out, load_compare, round_robin
-from rlhflow_utils.models.reward_model import load_scorer
+from rlhflow_utils.models.reward_model import count_unscored, score
 
 Sides = tuple[Sequence[float], Sequence[float]]  # scores of the right answers, and of the wrong ones
 DOMAINS = {"rewardbench_2": ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties"),
@@ -46,17 +48,18 @@ def run_benchmark(benchmark: str, judge: Model, method: Method, profile: Profile
     settings, by_rm, evaluation = profile.rewardbench, profile.reward_model, profile.evaluation
     batch_tokens = by_rm.batch_tokens if method == "bt" else profile.preference_model.batch_tokens
     if benchmark == "rewardbench":
-        more = (batch_tokens, profile.model, evaluation.confidence, by_rm.output)
+        more = (batch_tokens, profile.model, evaluation.confidence, by_rm.output, profile.actors)
         return evaluate_rewardbench(judge, method, settings, root, *more, into=into)
     sources = {"rewardbench_2": settings.rewardbench_2, "rm_bench": settings.rm_bench}[benchmark]
-    options = (sources, root, batch_tokens, profile.model, evaluation, profile.seed, by_rm.output)
+    options = (sources, root, batch_tokens, profile.model, evaluation, profile.seed, by_rm.output, profile.actors)
     return evaluate_reward_benchmark(benchmark, judge, method, *options, into=into)
 
 
 @stage
 def evaluate_reward_benchmark(
     benchmark: str, judge: Model, method: Method, sources: list[SourceSettings], root: Root, batch_tokens: int,
-    model: ModelSettings, evaluation: EvaluationSettings, seed: int, output: int | str | None = None, *, into: Path,
+    model: ModelSettings, evaluation: EvaluationSettings, seed: int, output: int | str | None = None,
+    actors: int | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
     """A judge on ``rewardbench_2`` or ``rm_bench``: `results.json` (`summarise`), and `rows.jsonl`, what it said."""
     rows = [row for source in sources for row in read(source, root, Candidate)]
@@ -65,20 +68,22 @@ def evaluate_reward_benchmark(
         known, found = ", ".join(DOMAINS[benchmark]), sorted({*domains}) or "no rows (profile llama3-8b has them)"
         raise SourceError(f"rewardbench.{benchmark} wants lists of answers in the domains {known}, found {found}")
     said: list[list[float | None]]
+    shards = actors, into / "shards"
     if benchmark == "rm_bench":  # 1 or 0 for nine pairs, the wrong styles within the right ones
         pairs = [(row.prompt, a, b) for row in rows for a in row.chosen for b in row.rejected]
-        scored = score_pairs(judge, method, pairs, batch_tokens, model, output)
+        scored = score_pairs(judge, method, pairs, batch_tokens, model, output, *shards)
         wins = [pair and float(pair[0] > pair[1]) for pair in scored]
         said = [wins[start : start + 9] for start in range(0, len(wins), 9)]
     elif method == "bt":  # a score for each answer, the right ones first
-        scorer = load_scorer(judge, batch_tokens, model, output)
-        scores = iter(scorer((row.prompt, text) for row in rows for text in (*row.chosen, *row.rejected)))
+        answers = [(row.prompt, text) for row in rows for text in (*row.chosen, *row.rejected)]
+        scores = iter(score(judge, answers, batch_tokens, model, output, *shards))
         said = [[next(scores) for _ in (*row.chosen, *row.rejected)] for row in rows]
     else:
-        said = rank_answers(rows, load_compare(judge, batch_tokens, model))
+        load = partial(load_compare, judge, batch_tokens, model)
+        said = in_shards(rows, lambda: nullcontext(partial(rank_answers, compare=load())), *shards)
     columns = {"row_id": [row.row_id for row in rows], "domain": domains, "right": [len(row.chosen) for row in rows]}
     table = pd.DataFrame({**columns, "said": said})[[None not in each for each in said]]
-    dropped = count_too_long(len(rows), len(table))
+    dropped = count_unscored(judge, model, [row.prompt for row in rows], {*table.index}, method == "bt")
     table.to_json(into / "rows.jsonl", orient="records", lines=True, double_precision=15)
     results = summarise(table, benchmark, evaluation, seed)
     write_json(into / "results.json", {"benchmark": benchmark, "method": method, **results})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +16,9 @@ from rlhflow_utils.evaluation.statistics import accuracy, calibration, mean_pear
 from rlhflow_utils.guide import settings as sections
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage, write_json
 from rlhflow_utils.models.chat import Message
-from rlhflow_utils.models.forward import Model, count_too_long
+from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.preference_model import preference_probability
-from rlhflow_utils.models.reward_model import score
+from rlhflow_utils.models.reward_model import count_unscored, score
 from rlhflow_utils.simulator.gold import World
 
 Method = Literal["bt", "pm", "prompting"]
@@ -71,20 +70,21 @@ def relabel_by_gold(
 
 def score_pairs(
     judge: Model, method: Method, pairs: Sequence[Pair], batch_tokens: int, model: sections.ModelSettings | None = None,
-    output: int | str | None = None, actors: int | None = None,
+    output: int | str | None = None, actors: int | None = None, folder: Path | None = None,
 ) -> list[tuple[float, float] | None]:  # fmt: skip
-    """A number for the chosen and one for the rejected answer of each pair; None: too long for the judge.
+    """A number for the chosen and one for the rejected answer of each pair; None: too long for the judge, or refused.
 
     `bt` scores each answer alone. `pm` and `prompting` read both, in both orders: P(chosen is preferred), and its
     complement, from the next-token probabilities of A and B of a trained PM, or of a model without preference labels.
+    `folder` keeps finished shards.
     """
     if method == "bt":
         each = {(id(prompt), answer): (prompt, answer) for prompt, *answers in pairs for answer in answers}
-        scored = score(judge, list(each.values()), batch_tokens, model, output, actors)
+        scored = score(judge, list(each.values()), batch_tokens, model, output, actors, folder)
         rewards = dict(zip(each, scored, strict=True))
         both = ((rewards[id(prompt), a], rewards[id(prompt), b]) for prompt, a, b in pairs)
         return [None if a is None or b is None else (a, b) for a, b in both]
-    probabilities = preference_probability(judge, pairs, batch_tokens, model, actors)
+    probabilities = preference_probability(judge, pairs, batch_tokens, model, actors, folder)
     return [None if p is None else (p, 1.0 - p) for p in probabilities]
 
 
@@ -113,10 +113,11 @@ def _evaluate(
     """Score the pairs and write `results.json`."""
     rows = list(pairs.dataset())
     texts = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in rows]
-    scored = score_pairs(judge, method, texts, batch_tokens, model, output, actors)
-    fits = [pair is not None for pair in scored]
-    counts = Rows(len(rows), sum(fits), count_too_long(len(rows), sum(fits)))
-    rows, texts = list(compress(rows, fits)), list(compress(texts, fits))
+    scored = score_pairs(judge, method, texts, batch_tokens, model, output, actors, into / "shards")
+    places = [place for place, pair in enumerate(scored) if pair]
+    dropped = count_unscored(judge, model, [row["prompt"] for row in rows], {*places}, method == "bt")
+    counts = Rows(len(rows), len(places), dropped)
+    rows, texts = [rows[place] for place in places], [texts[place] for place in places]
     chosen, rejected = map(list, zip(*(pair for pair in scored if pair), strict=True))
     table = pd.DataFrame({"skill": [row["skill"] for row in rows], "correct": compare_rewards(chosen, rejected)})
     overall = accuracy(table["correct"], confidence)

@@ -26,7 +26,8 @@ from rlhflow_utils.evaluation.reward_models import Method, score_pairs
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, weighted_mean
 from rlhflow_utils.guide.settings import ModelSettings, RewardBenchSettings
 from rlhflow_utils.guide.stage import Metric, Rows, Summary, stage, write_json
-from rlhflow_utils.models.forward import Model, count_too_long
+from rlhflow_utils.models.forward import Model
+from rlhflow_utils.models.reward_model import count_unscored
 
 Row = Mapping[str, Any]
 Scores = dict[str, Estimate | None]
@@ -43,9 +44,9 @@ def evaluate_rewardbench(
 ) -> Summary:  # fmt: skip
     """One model's scores: `results.json` (`summarise`) and `pairs.jsonl`, a row of `judge_rows` a line."""
     rows, without_pair = load_benchmark(settings, root)
-    pairs = judge_rows(rows, method, judge, batch_tokens, model, output, actors)
-    dropped = {"no_pair": without_pair, **count_too_long(len(rows), len(pairs))}
-    counts = Rows(len(rows) + without_pair, len(pairs), dropped)
+    pairs = judge_rows(rows, method, judge, batch_tokens, model, output, actors, into / "shards")
+    dropped = count_unscored(judge, model, [row["prompt"] for row in rows], {*pairs.index}, method == "bt")
+    counts = Rows(len(rows) + without_pair, len(pairs), {"no_pair": without_pair, **dropped})
     pairs.to_json(into / "pairs.jsonl", orient="records", lines=True, double_precision=15)
     results = {"method": method, **summarise(pairs, confidence)}
     write_json(into / "results.json", results)
@@ -80,20 +81,20 @@ def load_benchmark(settings: RewardBenchSettings, root: Root) -> tuple[list[Row]
 
 def judge_rows(
     rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None,
-    output: int | str | None = None, actors: int | None = None,
+    output: int | str | None = None, actors: int | None = None, folder: Path | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """What a judge says about each row that fits into its positions.
+    """What a judge says about each row that it can read; the index is the row's place.
 
     `row_id`, `subset`, `prompt_length` (characters of all turns), `chosen` and `rejected` (see `score_pairs`), and
     `outcome`: 1 where chosen is preferred, 0.5 for a tie, 0 where rejected is.
     """
     texts = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
-    scored = score_pairs(judge, method, texts, batch_tokens, model, output, actors)
+    scored = score_pairs(judge, method, texts, batch_tokens, model, output, actors, folder)
     table = pd.DataFrame(rows, columns=["row_id", "subset"])
     table["prompt_length"] = [sum(len(turn["content"]) for turn in prompt) for prompt, _, _ in texts]
     table[["chosen", "rejected"]] = [pair or (None, None) for pair in scored]
     table["outcome"] = compare_rewards(*([pair and pair[side] for pair in scored] for side in (0, 1)))
-    return table.dropna(subset="outcome").reset_index(drop=True)
+    return table.dropna(subset="outcome")
 
 
 def summarise(pairs: pd.DataFrame, confidence: float) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def validate(raw: Raw, origin: str, overrides: Mapping[str, Any] | None = None) 
     for source in hub_sources(raw):
         source["revision"] = pinned.get(source["hub_id"])
     if isinstance(model := raw.get("model"), dict):
-        reward_model = raw["reward_model"] if isinstance(raw.get("reward_model"), dict) else {}
-        named = (model.get("base"), model.get("reward_base"), reward_model.get("model"))
+        ranker, judge = (raw[key] if isinstance(raw.get(key), dict) else {} for key in ("reward_model", "evaluation"))
+        named = (model.get("base"), model.get("reward_base"), ranker.get("model"), judge.get("judge_model"))
         model["revisions"] = {each: pinned[each] for each in named if each in pinned}
     try:
         return Profile.model_validate(raw)

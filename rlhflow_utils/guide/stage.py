@@ -4,8 +4,8 @@ A stage's result is decided by its arguments and its code. Their hash is the sta
 with a `manifest.json`; calling it again with the same key reads that folder, without importing anything heavy. While
 it runs, a stage works in `.partial/<name>@<key>` beside its folder: a run that was killed finds its shards and
 checkpoints there. The manifest is written last and one rename publishes the folder, so a folder that exists is whole.
-The manifest holds the SHA-256 of every file. A stage that runs reads all its inputs first, every byte of them: where a
-disk goes bad, or a copy went wrong, size and time of change are as they were.
+The manifest holds the SHA-256 of every file. A stage that runs reads all its inputs first, every byte of them, and so
+the shards and checkpoints that it resumes from: where a disk goes bad, size and time of change are as they were.
 """
 
 from __future__ import annotations
@@ -131,18 +131,16 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
             bound.arguments["into"] = partial
             summary = function(*bound.args, **bound.kwargs)
             wall = round(time.time() - started, 1)
-            for cut_off in partial.rglob("*.tmp"):  # by a kill, while it was written
-                cut_off.unlink()
+            for left in chain(partial.rglob("*.tmp"), partial.rglob("cache-*.arrow")):  # by a kill; by `datasets`
+                left.unlink()
             artifacts = {each: [a.path.name for a in row if isinstance(a, Artifact)] for each, row in named.items()}
-            manifest = {
+            write_manifest(partial, {
                 "function": name, "key": key, "arguments": arguments,
                 "inputs": {each: names for each, names in artifacts.items() if names},
                 "files": {relative(each): hash_path(each) for each in chain(*named.values()) if isinstance(each, Path)},
                 "rows": {table: {**vars(rows), "dropped": dict(rows.dropped)} for table, rows in summary.rows.items()},
                 "metrics": dict(summary.metrics), "started": started, "wall_seconds": wall, **provenance(),
-                "contents": {name: file_digest(partial / name) for name in files_below(partial)},
-            }  # fmt: skip
-            write_json(partial / "manifest.json", {**manifest, "checksum": hash_value(manifest)})
+            })  # fmt: skip
             print(f"{STAGE_LINE}{target.name}: done in {wall:.0f} s", flush=True)
         _publish(partial, target)
         return cast(Artifact, read_artifact(target))
@@ -161,9 +159,15 @@ def read_artifact(folder: Path) -> Artifact | None:
     raise _damaged(file, folder)
 
 
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write what `read_artifact` reads, with the digest of every file: the folder is whole from now on."""
+    manifest = {**manifest, "contents": {name: file_digest(folder / name) for name in files_below(folder)}}
+    write_json(folder / "manifest.json", {**manifest, "checksum": hash_value(manifest)})
+
+
 @cache  # once a process: reading 16 GB takes about 20 s
 def check_contents(folder: Path, contents: tuple[tuple[str, str], ...]) -> None:
-    """Raise ValueError where a file of a finished stage is gone, or is not the one with the digest in its manifest."""
+    """Raise ValueError where a file of a finished folder is gone, or has another digest than in its manifest."""
     for name, digest in contents:
         file = folder / name
         if not file.is_file() or file_digest(file) != digest:
@@ -172,6 +176,22 @@ def check_contents(folder: Path, contents: tuple[tuple[str, str], ...]) -> None:
 
 def _damaged(file: Path, folder: Path) -> ValueError:
     return ValueError(f"{relative(file)} is damaged: delete the folder {relative(folder)} and run again to remake it")
+
+
+def seal(unfinished: Path, file: Path) -> None:
+    """Put a file in its place, with the digest of its content in the name: `00001.<digest>.arrow` for `00001.arrow`."""
+    whole = file.with_suffix(f".{file_digest(unfinished)[:16]}{file.suffix}")
+    os.replace(unfinished, whole)
+    for older in {*file.parent.glob(f"{file.stem}.*{file.suffix}")} - {whole}:
+        older.unlink()
+
+
+def sealed(file: Path) -> Path | None:
+    """Where `seal` has put a file, or None; ValueError where its content has changed since."""
+    found = next(file.parent.glob(f"{file.stem}.*{file.suffix}"), None)
+    if found and file_digest(found)[:16] not in found.name:
+        raise ValueError(f"{relative(found)} is damaged: delete it and run again to remake it")
+    return found
 
 
 def seed_for(seed: int, label: str) -> int:

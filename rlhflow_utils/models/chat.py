@@ -162,7 +162,8 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 @lru_cache(maxsize=16)  # asked for every response; rendering costs more than encoding a short response
 def _stop_token_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[int, ...]:
     whole = render([*PROBE, ANSWER], tokenizer).rstrip()
-    last, eos = _encode(whole, tokenizer)[-1], int(tokenizer.eos_token_id)
+    eos = int(tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id)  # BERT has no EOS
+    last = _encode(whole, tokenizer)[-1]
     # Not `all_special_ids`: Llama-3's <|eot_id|> has no name there.
     return tuple(dict.fromkeys([last if last in tokenizer.added_tokens_decoder else eos, eos]))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from rlhflow_utils.guide.profile import read_revisions
 from rlhflow_utils.guide.spread import R, Start, T, shards_of, spread
-from rlhflow_utils.guide.stage import Artifact, Metric, Rows, Summary, read_json, write_json
+from rlhflow_utils.guide.stage import Artifact, Metric, Rows, Summary, read_json, seal, sealed, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 Model = Artifact | Path | str  # a stage that trained one, a local folder, a hub id
 TokenIds = Sequence[int]
 ROWS_PER_SHARD = 1024  # what an actor gets at a time; in `reward_rows` also the unit of resuming
-SCORE_HEADS = r"^(v_head|value_head|classifier|regression_layer)\.weight$"  # other names of `score.weight`
+SCORE_HEADS = r"^(v_head|value_head|classifier|regression_layer)\.weight$"  # other names of a decoder's `score.weight`
 
 
 def model_path(model: Model) -> str:
@@ -32,30 +35,37 @@ def model_path(model: Model) -> str:
 
 def hub_arguments(model: Model, settings: ModelSettings | None) -> dict[str, Any]:
     """Arguments of every `from_pretrained`: the pinned commit of a hub id, and no code from the hub."""
-    return {"revision": settings.revisions.get(model_path(model)) if settings else None, "trust_remote_code": False}
+    revisions = settings.revisions if settings else read_revisions()
+    return {"revision": revisions.get(model_path(model)), "trust_remote_code": False}
 
 
 def load_model(model: Model, kind: Literal["causal", "reward"], settings: ModelSettings | None = None) -> Any:
     """A model ready for inference, on the GPU where there is one; without settings in the checkpoint's dtype.
 
-    A ``reward`` model must be a sequence classifier; its score head may have another usual name. The head computes in
-    float32: bfloat16 knows logits near 30 in steps of 0.25 only, and answers would tie that are not equal.
+    A ``reward`` model must be a sequence classifier; a decoder's score head may have another usual name. The head
+    computes in float32: bfloat16 knows logits near 30 in steps of 0.25 only, and answers would tie that are not equal.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     path, keywords = model_path(model), hub_arguments(model, settings)
-    if kind == "reward":
-        names = AutoConfig.from_pretrained(path, **keywords).architectures
-        if not any("SequenceClassification" in name for name in names or []):
-            raise ValueError(f"{path} is no reward model (architectures: {names}); give a sequence classifier")
-        keywords["key_mapping"] = {SCORE_HEADS: "score.weight"}
+    auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     if settings:
         keywords |= {"dtype": settings.dtype, "attn_implementation": settings.attn_implementation}
-    auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
+    if kind == "reward":
+        config = AutoConfig.from_pretrained(path, **hub_arguments(model, settings))
+        names = config.architectures
+        if not any("SequenceClassification" in name for name in names or []):
+            raise ValueError(f"{path} is no reward model (architectures: {names}); give a sequence classifier")
+        with torch.device("meta"):
+            empty = auto.from_config(config)
+        keywords["key_mapping"] = {SCORE_HEADS: "score.weight"} if hasattr(empty, "score") else None
+        if not empty._supports_sdpa:  # DeBERTa: an attention of its own
+            keywords["attn_implementation"] = None
     loaded, found = auto.from_pretrained(path, output_loading_info=True, **keywords)
     check_weights(path, found)
-    head = loaded.score if kind == "reward" else loaded.get_output_embeddings()
+    linear = [module for module in loaded.modules() if isinstance(module, torch.nn.Linear)]
+    head = loaded.get_output_embeddings() if kind == "causal" else linear[-1]
     for name, weights in list(head.named_parameters()):  # a copy, where the embedding shares them
         setattr(head, name, torch.nn.Parameter(weights.float(), requires_grad=False))
     head.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
@@ -89,22 +99,22 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
 
 
 def in_batches(
-    model: PreTrainedModel, sequences: Sequence[TokenIds], batch_tokens: int,
+    model: PreTrainedModel, sequences: Sequence[TokenIds | None], batch_tokens: int,
     forward: Callable[[list[TokenIds]], torch.Tensor], what: str, prompts: Sequence[Sequence[Message]],
 ) -> list[float | None]:  # fmt: skip
     """`forward` of every sequence, a finite number each, in batches of similar length.
 
-    None: more tokens than the model has positions. Errors call a sequence `what` and name it by its prompt.
+    None: more tokens than the model has positions, or None. Errors call a sequence `what` and name it by its prompt.
     """
     import torch
 
     limit = getattr(model.config, "max_position_embeddings", None) or math.inf
-    fitting = [index for index, ids in enumerate(sequences) if len(ids) <= limit]
+    fitting = [(index, ids) for index, ids in enumerate(sequences) if ids and len(ids) <= limit]
     values: list[float | None] = [None] * len(sequences)
-    for batch in length_batches([len(sequences[index]) for index in fitting], batch_tokens):
-        indices = [fitting[place] for place in batch]
+    for batch in length_batches([len(ids) for _, ids in fitting], batch_tokens):
+        indices, some = zip(*(fitting[place] for place in batch), strict=True)
         with torch.inference_mode():
-            found = forward([sequences[index] for index in indices]).tolist()
+            found = forward(list(some)).tolist()
         for index, value in zip(indices, found, strict=True):
             values[index] = value
     check_finite(values, (f"{what} {i}, prompt {prompt[-1]['content'][:60]!r}" for i, prompt in enumerate(prompts)))
@@ -148,39 +158,41 @@ def next_token_logits(model: PreTrainedModel, sequences: Sequence[TokenIds], pad
     return logits[torch.arange(len(sequences), device=logits.device), row_end]
 
 
-def in_shards(rows: Sequence[T], start: Start[Sequence[T], Sequence[R]], actors: int | None) -> list[R]:
-    """The result of every row, in order; `start` yields the function of a shard (see `spread`)."""
-    shards = [rows[part.start : part.stop] for part in shards_of(len(rows), ROWS_PER_SHARD)]
-    found = dict(spread(range(len(shards)), shards.__getitem__, start, actors))
-    return [result for place in sorted(found) for result in found[place]]
+def in_shards(
+    rows: Sequence[T], start: Start[list[T], Sequence[R]], actors: int | None, folder: Path | None = None
+) -> list[R]:
+    """The result of every row, in order; `start` yields the function of a shard (see `spread`).
+
+    Results are JSON. Finished shards are kept in `folder`, which must be of these rows and this model alone.
+    """
+    shards = shards_of(len(rows), ROWS_PER_SHARD)
+    with nullcontext(folder) if folder else TemporaryDirectory() as place:
+        files = [Path(place) / f"{index:05d}.json" for index in range(len(shards))]
+        missing = [index for index, file in enumerate(files) if not sealed(file)]
+        for index, found in spread(missing, lambda index: [rows[row] for row in shards[index]], start, actors):
+            write_json(files[index].with_suffix(".tmp"), found)
+            seal(files[index].with_suffix(".tmp"), files[index])
+        return [result for file in files for result in read_json(cast(Path, sealed(file)))]
 
 
 def reward_rows(
     responses: Artifact, start: Start[list[dict[str, Any]], list[list[float | None]]], into: Path, actors: int | None,
-    keep: bool = False,
+    keep: bool = False, count: Callable[[Sequence[Any], set[int]], dict[str, int]] | None = None,
 ) -> Summary:  # fmt: skip
     """Write ``data``, the rows of `responses` with the column `rewards`, for a stage that scores or ranks.
 
     `start` yields the function from rows to a number for each response of each row. It gets one shard at a time: the
-    unit of resuming. Rows with a response that is too long for the model (None) are dropped and counted; `keep` keeps
-    them, with null there.
+    unit of resuming. Rows with a response that has none (None) are dropped and counted, by `count` where not all of
+    them are too long for the model; `keep` keeps them, with null there.
     """
     rows = responses.dataset()
-    shards = shards_of(len(rows), ROWS_PER_SHARD)
-    files = [into / "shards" / f"{place:05d}.json" for place in range(len(shards))]
-    missing = [place for place, file in enumerate(files) if not file.exists()]
-
-    def asked(place: int) -> list[dict[str, Any]]:
-        return list(rows.select_columns(["prompt", "responses"]).select(shards[place]))
-
-    for place, found in spread(missing, asked, start, actors):
-        write_json(files[place], found)
-    rewards: list[list[float | None]] = [group for file in files for group in read_json(file)]
+    rewards = in_shards(rows.select_columns(["prompt", "responses"]), start, actors, into / "shards")
     groups = list(zip(rows["prompt_id"], rewards, strict=True))
     names = (f"prompt {prompt_id}, response {place}" for prompt_id, group in groups for place in range(len(group)))
     check_finite(chain.from_iterable(rewards), names)
     whole = [place for place, group in enumerate(rewards) if None not in group]
-    dropped, fit = count_too_long(len(rows), len(whole)), cast("list[list[float]]", [rewards[i] for i in whole])
+    dropped = count(rows["prompt"], {*whole}) if count else count_too_long(len(rows), len(whole))
+    fit = cast("list[list[float]]", [rewards[i] for i in whole])
     means: dict[str, Metric] = {"mean_reward": fmean(map(fmean, fit)), "mean_best_reward": fmean(map(max, fit))}
     if keep:
         rows.add_column("rewards", rewards).save_to_disk(str(into / "data"))
@@ -189,8 +201,10 @@ def reward_rows(
     return Summary({"prompts": Rows(len(rows), len(fit), dropped)}, means)
 
 
-def count_too_long(rows: int, fitting: int) -> dict[str, int]:
-    """Rows dropped by reason: those of more tokens than a model has positions. ValueError where none is left."""
+def count_too_long(rows: int, fitting: int, refused: int = 0) -> dict[str, int]:
+    """Rows dropped by reason: more tokens than a model has positions, or refused by its template. ValueError: all."""
     if not fitting:
-        raise ValueError(f"none of {rows} rows fits into the model's positions (max_position_embeddings in its config)")
-    return {"too_long_for_model": rows - fitting} if fitting < rows else {}
+        fix = "(max_position_embeddings in its config) and is taken by its chat template"
+        raise ValueError(f"none of {rows} rows fits into the model's positions {fix}")
+    counts = {"too_long_for_model": rows - fitting - refused, "refused_by_template": refused}
+    return {reason: count for reason, count in counts.items() if count}

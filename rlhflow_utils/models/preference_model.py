@@ -13,20 +13,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
 from rlhflow_utils.models.chat import IGNORED, Message, encode_prompt, encode_turn, load_tokenizer
-from rlhflow_utils.models.forward import (
-    Model,
-    TokenIds,
-    in_batches,
-    in_shards,
-    load_model,
-    next_token_logits,
-    reward_rows,
-)
+from rlhflow_utils.models.forward import Model, in_batches, in_shards, load_model, next_token_logits, reward_rows
 
 if TYPE_CHECKING:
     import torch
@@ -80,10 +73,11 @@ def chosen_first(seed: int, row_id: str) -> bool:
 
 def preference_probability(
     model: Model, comparisons: Iterable[Comparison], batch_tokens: int, settings: ModelSettings | None = None,
-    actors: int | None = None,
+    actors: int | None = None, folder: Path | None = None,
 ) -> list[float | None]:  # fmt: skip
-    """P(a ≻ b | x) of every comparison; see `load_compare`."""
-    return in_shards(list(comparisons), lambda: nullcontext(load_compare(model, batch_tokens, settings)), actors)
+    """P(a ≻ b | x) of every comparison; see `load_compare`, for `actors` and `folder` `in_shards`."""
+    load = partial(load_compare, model, batch_tokens, settings)
+    return in_shards(list(comparisons), lambda: nullcontext(load()), actors, folder)
 
 
 def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None = None) -> Compare:
@@ -94,7 +88,7 @@ def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None
     network, tokenizer = load_model(model, "causal", settings), load_tokenizer(model, settings, own_template=True)
     opening, labels = answer_ids(tokenizer)
 
-    def forward(sequences: list[TokenIds]) -> torch.Tensor:
+    def forward(sequences: list[Sequence[int]]) -> torch.Tensor:
         """P(A) against B, right after the generation prompt and what every answer opens with."""
         logits = next_token_logits(network, sequences, int(tokenizer.pad_token_id))
         return logits[:, labels].softmax(-1)[:, 0]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
-from rlhflow_utils.models.chat import Message, encode_conversation, encode_rendered, load_tokenizer
-from rlhflow_utils.models.forward import Model, TokenIds, in_batches, in_shards, load_model, pad, reward_rows
+from rlhflow_utils.models.chat import Message, accepted, encode_conversation, encode_rendered, load_tokenizer
+from rlhflow_utils.models.forward import Model, count_too_long, in_batches, in_shards, load_model, pad, reward_rows
 
 if TYPE_CHECKING:
     import torch
@@ -40,21 +41,32 @@ def score_responses(
 
         return nullcontext(compute)
 
-    return reward_rows(responses, start, into, actors, keep)
+    return reward_rows(responses, start, into, actors, keep, partial(count_unscored, reward_model, model))
+
+
+def count_unscored(
+    model: Model, settings: ModelSettings, prompts: Sequence[Sequence[Message]], scored: set[int], by_rm: bool = True
+) -> dict[str, int]:
+    """Rows by reason that have no score: their places are not in `scored`. Only an RM reads turns as they are."""
+    without = [prompt for place, prompt in enumerate(prompts) if place not in scored]
+    tokenizer = load_tokenizer(model, settings, own_template=True) if without and by_rm else None
+    refused = sum(accepted(encode_rendered, prompt, "", tokenizer) is None for prompt in without if tokenizer)
+    return count_too_long(len(prompts), len(scored), refused)
 
 
 def score(
     model: Model, conversations: Sequence[Conversation], batch_tokens: int, settings: ModelSettings | None = None,
-    output: int | str | None = None, actors: int | None = None,
+    output: int | str | None = None, actors: int | None = None, folder: Path | None = None,
 ) -> list[float | None]:  # fmt: skip
-    """The reward of every conversation, in the given order, by `load_scorer`, spread over actors."""
-    return in_shards(conversations, lambda: nullcontext(load_scorer(model, batch_tokens, settings, output)), actors)
+    """The reward of every conversation, in the given order, by `load_scorer`; for the rest see `in_shards`."""
+    load = partial(load_scorer, model, batch_tokens, settings, output)
+    return in_shards(conversations, lambda: nullcontext(load()), actors, folder)
 
 
 def load_scorer(
     model: Model, batch_tokens: int, settings: ModelSettings | None = None, output: int | str | None = None
 ) -> Callable[[Iterable[Conversation]], list[float | None]]:
-    """The reward r(x, a) of every conversation, in the given order; None: longer than the model's positions.
+    """The reward r(x, a) of every conversation, in the given order; None: too long for the model, or refused by it.
 
     It does not depend on `batch_tokens`, the padded tokens of a forward pass. An RM's own chat template goes first. For
     one trained here, conversations end with the end-of-turn token, where training pooled the score: also where the
@@ -65,14 +77,14 @@ def load_scorer(
     place, ours = find_output(network.config, output), getattr(network.config, "scored_at_end_of_turn", False)
     encode = encode_conversation if ours else encode_rendered
 
-    def forward(sequences: list[TokenIds]) -> torch.Tensor:
+    def forward(sequences: list[Sequence[int]]) -> torch.Tensor:
         ids, mask = pad(sequences, network.config.pad_token_id, "right", network.device)
         logits: torch.Tensor = network(input_ids=ids, attention_mask=mask).logits
         return logits[:, place]
 
     def scorer(conversations: Iterable[Conversation]) -> list[float | None]:
         pairs = list(conversations)
-        sequences = [encode(prompt, response, tokenizer) for prompt, response in pairs]
+        sequences = [accepted(encode, prompt, response, tokenizer) for prompt, response in pairs]
         return in_batches(network, sequences, batch_tokens, forward, "conversation", [prompt for prompt, _ in pairs])
 
     return scorer

@@ -7,7 +7,6 @@ are too long are counted. How the paper's two temperatures combine is not said; 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 from rlhflow_utils.guide.spread import shards_of, spread
-from rlhflow_utils.guide.stage import Artifact, Rows, Summary, describe, hash_value, relative, seed_for, stage
+from rlhflow_utils.guide.stage import Artifact, Rows, Summary, describe, hash_value, seal, sealed, seed_for, stage
 from rlhflow_utils.models.chat import accepted, decode_response, encode_prompt, load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import Model, model_path
 
@@ -104,7 +103,7 @@ def generate(
     folder.mkdir(parents=True, exist_ok=True)
     shards = shards_of(len(kept), settings.shard_size)
     files = [folder / f"{index:05d}.arrow" for index in range(len(shards))]
-    missing = [index for index, file in enumerate(files) if not file.exists()]
+    missing = [index for index, file in enumerate(files) if not sealed(file)]
     started, tokens = time.time(), 0
     start = partial(open_policy, model, settings, model_settings, seed)
     gpus = settings.engine.get("tensor_parallel_size", 1) if settings.backend == "vllm" else 1
@@ -112,24 +111,13 @@ def generate(
         table, unfinished = pa.Table.from_pylist(found), files[index].with_suffix(".tmp")
         with pa.ipc.new_stream(str(unfinished), table.schema) as writer:
             writer.write_table(table)
-        os.replace(unfinished, files[index])
+        seal(unfinished, files[index])
         tokens += sum(len(ids) for row in found for ids in row["response_ids"])
         speed = tokens / (time.time() - started)
         print(f"generation: shard {index + 1} of {len(shards)}, {speed:,.0f} tokens/s", flush=True)
-    data = concatenate_datasets(list(map(read_shard, files)))
+    data = concatenate_datasets([Dataset.from_file(str(sealed(file))) for file in files])
     data.save_to_disk(str(out / "data"))
     return data, dropped
-
-
-def read_shard(file: Path) -> Dataset:
-    """The rows of a finished shard, mapped from its file. ValueError where it is damaged."""
-    import pyarrow as pa
-    from datasets import Dataset
-
-    try:
-        return Dataset.from_file(str(file))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{relative(file)} is damaged ({error}): delete it and run again to remake it") from error
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhflow_utils.guide.settings import BaseModelSettings, WorldSettings
+from rlhflow_utils.guide.stage import seal, sealed
 from rlhflow_utils.simulator.corpus import write_documents
 from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.training.base_model import build_model, train_tokenizer
@@ -43,6 +44,7 @@ def pretrain(documents: Documents, settings: BaseModelSettings, seed: int, into:
     step's last document is cut where its last block is full.
     """
     checkpoint = into / "checkpoint.pt"
+    whole = sealed(checkpoint)
     into.mkdir(parents=True, exist_ok=True)
     first_texts = islice(documents(random.Random(f"{seed}:tokenizer")), TOKENIZER_DOCUMENTS)
     tokenizer = train_tokenizer(first_texts, settings.vocab_size)
@@ -55,7 +57,7 @@ def pretrain(documents: Documents, settings: BaseModelSettings, seed: int, into:
     shape = (settings.blocks_per_batch, settings.block_size)
     steps = max(1, settings.tokens // (shape[0] * shape[1]))
     first, history, seconds = 0, list[dict[str, float]](), 0.0
-    state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {}
+    state = torch.load(whole, weights_only=True) if whole else {}
     if state.get("settings") == settings.model_dump():  # else of another training: begin anew
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -76,11 +78,12 @@ def pretrain(documents: Documents, settings: BaseModelSettings, seed: int, into:
             print(f"  step {step + 1:5d}/{steps}  loss {history[-1]['loss']:.4f}  {spent:5.0f} s", flush=True)
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             state |= {"settings": settings.model_dump(), "history": history, "seconds": spent}
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            seal(checkpoint.with_suffix(".tmp"), checkpoint)
     model.save_pretrained(into / "model")
     tokenizer.save_pretrained(into / "model")
-    checkpoint.unlink(missing_ok=True)
+    for left in into.glob("checkpoint.*"):
+        left.unlink()
     return {
         "history": history, "steps": steps, "tokens": steps * shape[0] * shape[1],
         "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds + time.time() - started, 1),

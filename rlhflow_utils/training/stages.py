@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -119,6 +120,7 @@ def _train(
         )
     if config.train_sampling_strategy == "sequential":
         kept = kept.select(length_order(kept["length"][:], settings.global_batch_size, seed))
+    shutil.rmtree(job.dataset, ignore_errors=True)  # with what a kill has left of caches
     kept.save_to_disk(job.dataset)
     log = run_training(job, launch)
     losses = [entry["loss"] for entry in log["history"]]

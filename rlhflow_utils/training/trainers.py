@@ -27,15 +27,16 @@ from typing import Any, Literal
 import torch
 import transformers
 import yaml
+from accelerate import PartialState
 from datasets import load_from_disk
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from rlhflow_utils.guide.run import end_with_parent, quiet_libraries, stream_command
 from rlhflow_utils.guide.settings import ModelSettings, Profile, Section, TrainingSettings
-from rlhflow_utils.guide.stage import write_json
+from rlhflow_utils.guide.stage import Artifact, check_contents, read_artifact, write_json, write_manifest
 from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import check_weights, hub_arguments
 
@@ -78,6 +79,8 @@ class TrainingJob(Section):
 
 def run_training(job: TrainingJob, launch: Mapping[str, Any] | None) -> dict[str, Any]:
     """Train, in this process or in children, and return the training log (also `<output>/log.json`)."""
+    if not (Path(job.output) / "log.json").exists() and (newest := last_checkpoint(Path(job.output) / "checkpoints")):
+        check_contents(newest.path, tuple(newest.manifest["contents"].items()))  # here, and not in every process
     if launch is not None:
         job_file = Path(job.output) / "job.json"
         write_json(job_file, job.model_dump(mode="json"))
@@ -124,16 +127,14 @@ def train(job: TrainingJob) -> dict[str, Any]:
         shutil.rmtree(checkpoints, ignore_errors=True)  # what a kill has left of them
         return dict(json.loads(log_file.read_text(encoding="utf-8")))
     trainer, started = build_trainer(job), time.time()
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    newest = last_checkpoint(checkpoints)
+    trainer.train(resume_from_checkpoint=str(newest.path) if newest else None)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]  # one entry a step, as TRL logged it
     log = {
-        "history": history,
-        "steps": trainer.state.global_step,
-        "processes": trainer.args.world_size,
+        "history": history, "steps": trainer.state.global_step, "processes": trainer.args.world_size,
         "tokens": max((int(entry.get("num_tokens", 0)) for entry in history), default=0),
-        "seconds": round(time.time() - started, 1),
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-    }
+        "seconds": round(time.time() - started, 1), "parameters": sum(p.numel() for p in trainer.model.parameters()),
+    }  # fmt: skip
     save_model(trainer, job)
     if trainer.is_world_process_zero():
         if job.final and job.model_settings.dtype == "bfloat16":
@@ -143,14 +144,12 @@ def train(job: TrainingJob) -> dict[str, Any]:
     return log
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint. One cut off while it was written is removed: its state file comes last."""
+def last_checkpoint(folder: Path) -> Artifact | None:
+    """The newest whole checkpoint. One cut off while it was written is removed: its manifest comes last."""
     while folder.is_dir() and (newest := get_last_checkpoint(str(folder))):
-        try:
-            json.loads((Path(newest) / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(newest)
-        except (OSError, json.JSONDecodeError):
-            shutil.rmtree(newest, ignore_errors=True)  # every process of a launch tries it
+        if found := read_artifact(Path(newest)):
+            return found
+        shutil.rmtree(newest, ignore_errors=True)  # every process of a launch tries it
     return None
 
 
@@ -158,6 +157,7 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
     """The TRL trainer of a job. ValueError: DPO without a reference, or a batch that this machine would change."""
     transformers.set_seed(job.seed)  # before the model: the score head of a fresh RM is random
     arguments = trainer_config(job)
+    checkpoints, arguments.save_total_limit = FinishedCheckpoints(arguments.save_total_limit), None
     check_global_batch(arguments, job.training)
     frozen = bool(job.training.peft or job.training.quantization)
     model, more = load_model(job.model, job, frozen), {}
@@ -168,7 +168,8 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
     trainers: dict[str, Any] = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": TokenisedDPOTrainer}
     trainer: transformers.Trainer = trainers[job.kind](
         model, args=arguments, train_dataset=load_from_disk(job.dataset), peft_config=lora_config(job),
-        processing_class=load_tokenizer(job.model, job.model_settings), callbacks=[StepLines(), StopAtNaN()], **more,
+        processing_class=load_tokenizer(job.model, job.model_settings),
+        callbacks=[StepLines(), StopAtNaN(), checkpoints], **more,
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
@@ -237,6 +238,19 @@ class StepLines(transformers.TrainerCallback):
         if logs and "loss" in logs and due and state.is_world_process_zero:
             loss, seconds = float(logs["loss"]), time.time() - self.started
             print(f"  step {step:5d}/{last}  loss {loss:.4f}  {seconds:5.0f} s", flush=True)
+
+
+class FinishedCheckpoints(transformers.TrainerCallback):
+    """Writes a checkpoint's manifest once all processes have written; only then older ones go, to leave `limit`."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
+    def on_save(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}", {})
+            rotate_checkpoints(args.output_dir, self.limit)
 
 
 class StopAtNaN(transformers.TrainerCallback):
