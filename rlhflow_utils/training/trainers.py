@@ -13,6 +13,7 @@ is always given, since TRL would load the policy's own start, from the second it
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -27,9 +28,12 @@ from typing import Any, Literal
 import torch
 import transformers
 import yaml
+from accelerate import DistributedType
+from accelerate.utils import fsdp2_prepare_model
 from datasets import load_from_disk
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
@@ -56,10 +60,29 @@ COMPUTED = {  # fields of `trainer` that follow from other settings
 
 
 class TokenisedDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """`DPOTrainer` on token ids: TRL's own would tokenise again, and the policy's own ids must be kept."""
+    """`DPOTrainer` on token ids: TRL's own would tokenise again, and the policy's own ids must be kept.
+
+    Under FSDP2 the reference model is sharded as the policy is, layer by layer, from the weights of the first process.
+    TRL would gather all of it at once, and take the empty weights of the other processes for its own.
+    """
+
+    def __init__(self, *arguments: Any, ref_model: transformers.PreTrainedModel, **keywords: Any) -> None:
+        self.ref_model = ref_model
+        super().__init__(*arguments, ref_model=ref_model, **keywords)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.is_fsdp2:
+            fsdp2_prepare_model(self.accelerator, self.ref_model)
+            self.ref_model.register_state_dict_post_hook(own_shards)
 
     def _prepare_dataset(self, dataset: Any, *arguments: Any, **keywords: Any) -> Any:
         return dataset
+
+
+def own_shards(module: Any, state: dict[str, Any], *_: Any) -> None:
+    """Leave this process' shards in a state dict: TRL hashes the reference model, and no DTensor can be hashed."""
+    state.update({name: each.to_local() for name, each in state.items() if isinstance(each, DTensor)})
 
 
 class TrainingJob(Section):
@@ -159,6 +182,9 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
     transformers.set_seed(job.seed)  # before the model: the score head of a fresh RM is random
     arguments = trainer_config(job)
     check_global_batch(arguments, job.training)
+    sharded = arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if sharded and arguments.distributed_state.distributed_type == DistributedType.MULTI_CPU:
+        arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU  # or accelerate would leave FSDP out
     frozen = bool(job.training.peft or job.training.quantization)
     model, more = load_model(job.model, job, frozen), {}
     if job.kind == "dpo":
@@ -171,10 +197,18 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
         processing_class=load_tokenizer(job.model, job.model_settings), callbacks=[StepLines(), StopAtNaN()], **more,
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if job.kind == "dpo" and arguments.precompute_ref_log_probs and not sharded:
-        trainer.ref_model.to("meta")  # it is done; TRL and accelerate would keep it in memory
+    if job.kind == "dpo" and arguments.precompute_ref_log_probs and not trainer.is_deepspeed_enabled:
+        drop_reference(trainer)
     return trainer
+
+
+def drop_reference(trainer: transformers.Trainer) -> None:
+    """Free the reference model, whose work is done; TRL and accelerate would keep it in memory beside the optimiser."""
+    if trainer.is_fsdp_enabled:
+        trainer.ref_model = None
+        gc.collect()  # its forward refers to itself
+    else:
+        trainer.ref_model.to("meta")
 
 
 def trainer_config(job: TrainingJob, launch: Mapping[str, Any] | None = None) -> transformers.TrainingArguments:
@@ -292,15 +326,20 @@ def lora_config(job: TrainingJob) -> Any:
 def save_model(trainer: transformers.Trainer, job: TrainingJob) -> None:
     """Write `<output>/model`; an adapter is merged first, so that a model is always a plain folder."""
     target, adapter = Path(job.output) / "model", Path(job.output) / "adapter"
-    if job.training.peft is None:
+    fsdp, model = trainer.is_fsdp_enabled, trainer.accelerator.unwrap_model(trainer.model)
+    whole = trainer.accelerator.get_state_dict(trainer.model) if fsdp else None  # gathered by all processes together
+    if job.training.peft is None and not fsdp:
         trainer.save_model(str(target))  # with the tokenizer; by all processes together
     elif trainer.is_world_process_zero():
-        adapted = trainer.accelerator.unwrap_model(trainer.model)
-        if job.training.quantization or job.model_settings.dtype != "float32":
-            # Rounding once more would lose the update: merge into the weights as they were before.
-            adapted.save_pretrained(adapter)
-            adapted = PeftModel.from_pretrained(load_model(job.model, job, frozen=False), adapter)
-        adapted.merge_and_unload().save_pretrained(target)
+        if job.training.peft is None:
+            whole = {name: each for name, each in whole.items() if name not in model.all_tied_weights_keys}
+            model.save_pretrained(target, state_dict=whole)
+        else:
+            if fsdp or job.training.quantization or job.model_settings.dtype != "float32":
+                # Rounding once more would lose the update: merge into the weights as they were before.
+                model.save_pretrained(adapter, state_dict=whole)
+                model = PeftModel.from_pretrained(load_model(job.model, job, frozen=False), adapter)
+            model.merge_and_unload().save_pretrained(target)
         trainer.processing_class.save_pretrained(target)
 
 
