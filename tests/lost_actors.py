@@ -1,7 +1,8 @@
-"""Ray actors of this process, and stages that lose one half-way."""
+"""A Ray cluster of two nodes, its actors, and stages that lose one half-way."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -11,15 +12,43 @@ import pytest
 
 from rlhflow_utils.guide.spread import spread
 
+AGENT_PORTS = ("dashboard_agent_listen_port", "runtime_env_agent_port", "metrics_agent_port", "metrics_export_port")
 
-def actors(state: str = "") -> list[psutil.Process]:
+
+def actors(state: str = "", name: str = "_Actor") -> list[psutil.Process]:
     """The actors that are there; `state` is ".run" for those that are at work."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if process.cmdline() and process.cmdline()[0].startswith(f"ray::_Actor{state}"):
+            if process.cmdline() and process.cmdline()[0].startswith(f"ray::{name}{state}"):
                 found.append(process)
     return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_cluster(attempts: int = 3) -> Any:
+    """Ray gives a node thirty seconds to start, and no setting changes that: too few on a busy machine.
+
+    With ports that are known, a node does not wait for its agents.
+    """
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        for _ in range(2):
+            ports = {name: free_port() for name in AGENT_PORTS}
+            cluster.add_node(num_gpus=1, include_dashboard=False, **ports)
+    except Exception:
+        cluster.shutdown()
+        if attempts == 1:
+            raise
+        return start_cluster(attempts - 1)
+    return cluster
 
 
 @contextmanager
