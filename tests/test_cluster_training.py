@@ -18,6 +18,7 @@ from tiny_training import FSDP, build_tiny_model, losses, make_job, weights
 
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.training import launch
 from rlhflow_utils.training.launch import LAUNCHER, launch_command, launch_config, launch_environment, run_training
 from rlhflow_utils.training.trainers import train
 
@@ -48,7 +49,9 @@ def kill_one(checkpoints: Path, killed: list[psutil.Process]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_nodes_train_as_one_process_also_where_one_is_lost(cluster: Any, tmp_path: Path) -> None:
+def test_two_nodes_train_as_one_process_also_where_one_is_lost(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DPO, whose reference model is sharded and sent over the nodes too."""
     start = build_tiny_model(tmp_path / "start")
     one = train(make_job("dpo", start, tmp_path / "one", **STEPS))
@@ -73,23 +76,25 @@ def test_two_nodes_train_as_one_process_also_where_one_is_lost(cluster: Any, tmp
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
         "job.json", "launch.yaml", "log.json", "model", "tokenised",
     }  # fmt: skip
+    monkeypatch.setattr(launch, "RESTARTS", 0)
+    with pytest.raises(ValueError, match=r"^step [23]: (loss|grad_norm) is (nan|inf) at learning rate .*; lower"):
+        run_training(make_job("sft", start, tmp_path / "diverges", **{**STEPS, "learning_rate": 1e30}), TWO_MACHINES)
 
 
 PRINT = "import json, os; print('environment', json.dumps(dict(os.environ)))"
 
 
-@pytest.mark.slow
 def test_processes_get_the_variables_of_accelerate_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    launch = {**(load_profile("llama3-8b").launch or {}), "num_processes": 1}
+    given = {**(load_profile("llama3-8b").launch or {}), "num_processes": 1}
     (tmp_path / "show.py").write_text(PRINT)
-    command = launch_command(tmp_path / "job.json", launch)
+    command = launch_command(tmp_path / "job.json", given)
     shown = subprocess.run([*command[:-3], str(tmp_path / "show.py")], capture_output=True, text=True, cwd=PROJECT)
     theirs = json.loads(shown.stdout.partition("environment ")[2])
-    ours = launch_environment(tmp_path / "job.json", launch_config({**launch, "num_machines": 2}))
+    ours = launch_environment(tmp_path / "job.json", launch_config({**given, "num_machines": 2}))
     prefixes = ("ACCELERATE_", "FSDP_")
     assert LAUNCHER in command
     assert ours == {name: value for name, value in theirs.items() if name.startswith(prefixes)}
     assert (ours["ACCELERATE_USE_FSDP"], ours["FSDP_VERSION"]) == ("true", "2")
-    with pytest.raises(ValueError, match=r"^launch: on several machines DeepSpeed is MULTI_GPU"):
-        launch_environment(tmp_path / "job.json", {**launch_config(launch), "distributed_type": "DEEPSPEED"})
+    with pytest.raises(ValueError, match=r"^launch: on several machines set distributed_type: MULTI_GPU"):
+        launch_environment(tmp_path / "job.json", {**launch_config(given), "distributed_type": "DEEPSPEED"})

@@ -66,7 +66,7 @@ def launch_command(job_file: Path, launch: Mapping[str, Any]) -> list[str]:
 
 def train_on_cluster(job: TrainingJob, config: Mapping[str, Any]) -> None:
     """Train in a Ray Train worker for each process. Where one is lost, all start again from the last checkpoint."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     folder, machines = Path(job.output) / "ray", connect()
@@ -77,7 +77,8 @@ def train_on_cluster(job: TrainingJob, config: Mapping[str, Any]) -> None:
             f"{len(machines)} machines with {sum(machines)} GPUs; `ray start` on more and set RAY_ADDRESS=auto"
         )
     environment = launch_environment(Path(job.output) / "job.json", config)
-    TorchTrainer(
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    trainer = TorchTrainer(
         _worker, train_loop_config=job.model_dump(mode="json"),
         scaling_config=ScalingConfig(num_workers=count, use_gpu=on_gpu, placement_strategy=placement),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"),
@@ -85,7 +86,11 @@ def train_on_cluster(job: TrainingJob, config: Mapping[str, Any]) -> None:
             name="training", storage_path=str(folder), failure_config=FailureConfig(max_failures=RESTARTS),
             worker_runtime_env={"env_vars": environment},
         ),
-    ).fit()  # fmt: skip
+    )  # fmt: skip
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise next(iter(error.worker_failures.values())) from error
     shutil.rmtree(folder)
 
 
@@ -95,7 +100,7 @@ def launch_environment(job_file: Path, config: Mapping[str, Any]) -> dict[str, s
     from accelerate.utils.launch import prepare_multi_gpu_env
 
     if config["distributed_type"] == "DEEPSPEED":
-        raise ValueError("launch: on several machines DeepSpeed is MULTI_GPU and the field `deepspeed` of a trainer")
+        raise ValueError("launch: on several machines set distributed_type: MULTI_GPU, and DeepSpeed in each trainer")
     command = launch_command(job_file, {**config, "num_machines": 1})
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(command[3:]))
     return {name: value for name, value in prepare_multi_gpu_env(arguments).items() if os.environ.get(name) != value}
