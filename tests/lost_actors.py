@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -11,8 +10,6 @@ import psutil
 import pytest
 
 from rlhflow_utils.guide.spread import spread
-
-AGENT_PORTS = ("dashboard_agent_listen_port", "runtime_env_agent_port", "metrics_agent_port", "metrics_export_port")
 
 
 def actors(state: str = "", name: str = "_Actor") -> list[psutil.Process]:
@@ -25,24 +22,14 @@ def actors(state: str = "", name: str = "_Actor") -> list[psutil.Process]:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def start_cluster(attempts: int = 3) -> Any:
-    """Ray gives a node thirty seconds to start, and no setting changes that: too few on a busy machine.
-
-    With ports that are known, a node does not wait for its agents.
-    """
+    """Ray gives a node thirty seconds to start, and no setting changes that: too few on a busy machine."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
     try:
         for _ in range(2):
-            ports = {name: free_port() for name in AGENT_PORTS}
-            cluster.add_node(num_gpus=1, include_dashboard=False, **ports)
+            cluster.add_node(num_gpus=1, include_dashboard=False)
     except Exception:
         cluster.shutdown()
         if attempts == 1:

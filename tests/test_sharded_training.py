@@ -34,8 +34,8 @@ def build_untied_model(folder: Path, tied: Path) -> Path:
     return folder
 
 
-def jobs(folder: Path) -> dict[str, TrainingJob]:
-    """A small job of each kind."""
+def jobs(folder: Path, **changes: Any) -> dict[str, TrainingJob]:
+    """A small job of each kind; `changes` are fields of TRL's for the last one."""
     tied = build_tiny_model(folder.parent / "tied")
     untied = build_untied_model(folder.parent / "untied", tied)
     found = {
@@ -45,7 +45,8 @@ def jobs(folder: Path) -> dict[str, TrainingJob]:
     found["lora"] = make_job("dpo", untied, folder / "lora", peft=LORA, **SIX_STEPS)
     half = {"model_settings": MODEL_SETTINGS.model_copy(update={"dtype": "bfloat16"})}
     found["bfloat16"] = make_job("dpo", untied, folder / "bfloat16", peft=LORA, **SIX_STEPS).model_copy(update=half)
-    found["precomputed"] = make_job("dpo", tied, folder / "precomputed", precompute_ref_log_probs=True, **SIX_STEPS)
+    changes |= {"precompute_ref_log_probs": True, **SIX_STEPS}
+    found["precomputed"] = make_job("dpo", tied, folder / "precomputed", **changes)
     return found
 
 
@@ -71,7 +72,7 @@ def assert_as_one_process(name: str, one: dict[str, Any], folders: tuple[Path, P
 def test_two_sharded_processes_train_and_resume_as_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The first process alone reads weights. The last job loses a process half-way."""
     one = {name: train(job) for name, job in jobs(tmp_path / "one").items()}
-    two, files = jobs(tmp_path / "two"), []
+    two, files = jobs(tmp_path / "two", fsdp=True, fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"}), []
     for name, job in two.items():
         files.append(tmp_path / "two" / name / "job.json")
         write_json(files[-1], job.model_dump(mode="json"))
@@ -91,7 +92,7 @@ def test_two_sharded_processes_train_and_resume_as_one(tmp_path: Path, capfd: py
     shards = sorted(file.relative_to(left).as_posix() for file in left.rglob("*.distcp"))
     parts = ("optimizer_0", "pytorch_model_fsdp_0")
     assert (left.name, shards) == ("checkpoint-2", [f"{part}/__{rank}_0.distcp" for part in parts for rank in (0, 1)])
-    run_training(two["precomputed"], FSDP)
+    run_training(two["precomputed"], {"num_processes": 2, "use_cpu": True})  # sharded by the trainer's own fields
     printed = capfd.readouterr().out
     assert "step     3/6" in printed
     assert "step     1/6" not in printed
