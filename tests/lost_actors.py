@@ -1,4 +1,4 @@
-"""Ray actors of this process, and stages that lose one half-way."""
+"""A Ray cluster of two nodes, its actors, and stages that lose one half-way."""
 
 from __future__ import annotations
 
@@ -12,14 +12,30 @@ import pytest
 from rlhflow_utils.guide.spread import spread
 
 
-def actors(state: str = "") -> list[psutil.Process]:
+def actors(state: str = "", name: str = "_Actor") -> list[psutil.Process]:
     """The actors that are there; `state` is ".run" for those that are at work."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if process.cmdline() and process.cmdline()[0].startswith(f"ray::_Actor{state}"):
+            if process.cmdline() and process.cmdline()[0].startswith(f"ray::{name}{state}"):
                 found.append(process)
     return found
+
+
+def start_cluster(attempts: int = 3) -> Any:
+    """Ray gives a node thirty seconds to start, and no setting changes that: too few on a busy machine."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        for _ in range(2):
+            cluster.add_node(num_gpus=1, include_dashboard=False)
+    except Exception:
+        cluster.shutdown()
+        if attempts == 1:
+            raise
+        return start_cluster(attempts - 1)
+    return cluster
 
 
 @contextmanager

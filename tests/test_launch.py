@@ -12,7 +12,7 @@ from tiny_training import build_tiny_model, losses, make_job, weights
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import stream_command
 from rlhflow_utils.guide.stage import write_json
-from rlhflow_utils.training.trainers import launch_command, run_training
+from rlhflow_utils.training.launch import launch_command, run_training
 
 KINDS = ("sft", "reward", "dpo")
 TWO = {"num_processes": 2, "use_cpu": True}
@@ -56,6 +56,6 @@ def test_accelerate_reads_the_profiles_configuration(tmp_path: Path) -> None:
     assert arguments.use_fsdp
     assert arguments.num_processes == 8
     assert str(arguments.fsdp_version) == "2"
-    assert str(arguments.fsdp_cpu_ram_efficient_loading).lower() == "false"
+    assert str(arguments.fsdp_cpu_ram_efficient_loading).lower() == "true"
     assert precision_from_file
     assert arguments.mixed_precision == "bf16"

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from lost_actors import actors, one_is_killed
+from lost_actors import actors, one_is_killed, start_cluster
 from tiny_models import MODEL, artifact, prompts, save_policy, save_reward_model, settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -59,22 +59,6 @@ def cluster() -> Iterator[Any]:
         yield cluster
         ray.shutdown()
         cluster.shutdown()
-
-
-def start_cluster(attempts: int = 3) -> Any:
-    """Ray gives a node thirty seconds to start, and no setting changes that: too few on a busy machine."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster()
-    try:
-        for _ in range(2):
-            cluster.add_node(num_gpus=1, include_dashboard=False)
-    except Exception:
-        cluster.shutdown()
-        if attempts == 1:
-            raise
-        return start_cluster(attempts - 1)
-    return cluster
 
 
 @pytest.fixture(scope="module")

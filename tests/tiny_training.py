@@ -25,6 +25,16 @@ TRAINER = {
 }  # fmt: skip
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2}
 
+# An accelerate configuration: FSDP2 over two processes on CPUs; the first alone reads weights.
+FSDP = {
+    "num_processes": 2, "distributed_type": "FSDP", "use_cpu": True, "mixed_precision": "no",
+    "fsdp_config": {
+        "fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_reshard_after_forward": True,
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT", "fsdp_offload_params": False,
+        "fsdp_activation_checkpointing": False, "fsdp_cpu_ram_efficient_loading": True,
+    },
+}  # fmt: skip
+
 
 def build_tiny_model(folder: Path) -> Path:
     """A Llama of two narrow layers with a tokenizer of 300 tokens."""

@@ -63,6 +63,17 @@ def spread(
             ray.kill(actor)
 
 
+def connect() -> list[int]:
+    """Join the cluster of RAY_ADDRESS, or start Ray here: the number of GPUs of each machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS", "local")
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
 def shards_of(count: int, size: int) -> list[range]:
     """`count` rows in shards of `size`, the last one smaller."""
     return [range(count)[first : first + size] for first in range(0, count, size)]
@@ -100,7 +111,7 @@ def _end(actor: Any) -> None:
 
 
 def _plan(actors: int | None, gpus: int) -> tuple[int, int]:
-    """How many actors (0: work here), and how many GPUs each; starts Ray, or joins the cluster of RAY_ADDRESS."""
+    """How many actors (0: work here), and how many GPUs each."""
     if actors == 0:
         return 0, 0
     if actors is None and "RAY_ADDRESS" not in os.environ:
@@ -108,13 +119,7 @@ def _plan(actors: int | None, gpus: int) -> tuple[int, int]:
 
         if not torch.cuda.device_count():
             return 0, 0
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    nodes = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    nodes = connect()
     if not sum(nodes):
         return actors or 0, 0
     room = sum(here // gpus for here in nodes)

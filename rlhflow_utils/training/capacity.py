@@ -101,8 +101,7 @@ def training_memory(
     logits += 0 if triton or not tile else 7 * 4 * min(tokens, TILE[0]) * min(words, TILE[1])
     # Autocast's copies, until the pass forward ends.
     cached = 2.0 * whole if full and width == 2 and shards == 1 else 0.0
-    # Without FSDP, a reference that is computed before training is gone then.
-    before = kind == "dpo" and config.precompute_ref_log_probs and shards == 1
+    before = kind == "dpo" and config.precompute_ref_log_probs  # a reference that is gone when training begins
     states = {
         "weights": (weights + (0 if full else 4 * trained)) / shards, "gradients": 4 * trained / shards,
         "optimiser": (2 if "8bit" in str(config.optim) else 8) * trained / shards,
@@ -110,7 +109,7 @@ def training_memory(
         "gathered": 0.0 if shards == 1 else 2.0 * (words * hidden + 2 * body),
         "inputs": layers * (tokens * (4 * hidden if again else saved) + (0 if again else copies)),
     }  # fmt: skip
-    peak = max(sum(states.values()) + max(layer, logits, cached + tile), before * (2 * weights + layer))
+    peak = max(sum(states.values()) + max(layer, logits, cached + tile), before * (2 * weights / shards + layer))
     return {**states, "layer": layer, "logits": logits, "peak": peak}
 
 
@@ -201,7 +200,8 @@ def capacity_plan(profile: Profile, machine: Machine) -> list[str]:
     judges = judge / GB * (len(profile.reward_model.mixtures) + len(profile.preference_model.mixtures))
     kept = 4 * policy * (1 + loop.iterations) + last * (policy + judges)
     checkpoints = (0 if profile.sft.peft else 12) * policy * (profile.sft.trainer.get("save_total_limit", 2) + 1)
-    loaded = 8 * policy * machine["gpus"] / machine["nodes"]
+    once = ((profile.launch or {}).get("fsdp_config") or {}).get("fsdp_cpu_ram_efficient_loading")
+    loaded, by = (1, "once") if once else (machine["gpus"] / machine["nodes"], "for each process")
     total, dearest = sum(hours or 0 for _, _, hours, _ in stages), max(stages, key=lambda stage: stage[2] or 0)
     return [
         f"capacity   {machine['name']}: GiB on each GPU, {machine['room'] / GIB:.1f} of {machine['memory_gib']} usable",
@@ -209,5 +209,5 @@ def capacity_plan(profile: Profile, machine: Machine) -> list[str]:
         f"{total:.0f} hours ({total * machine['gpus']:.0f} GPU hours) at {ASSUMED['efficiency']:.0%} of peak, with the "
         f"paper's numbers of rows; the dearest: {dearest[0]}, {dearest[2]:.0f} hours",
         f"disk: {kept:.0f} GB of models, {checkpoints:.0f} GB of checkpoints while one trains, and the downloads",
-        f"memory of each machine: {loaded:.0f} GB, float32 weights for each process, in DPO twice",
+        f"memory of each machine: {8 * policy * loaded:.0f} GB, float32 weights {by}, in DPO twice",
     ]

@@ -17,7 +17,8 @@ from rlhflow_utils.guide.run import quiet_libraries
 from rlhflow_utils.guide.tables import comparison_table, paper_settings
 from rlhflow_utils.training.base_model import llama_config
 from rlhflow_utils.training.capacity import capacity_plan, machine_of
-from rlhflow_utils.training.trainers import CONFIGS, KINDS, launch_config, lora_config, section_job, trainer_config
+from rlhflow_utils.training.launch import launch_config
+from rlhflow_utils.training.trainers import CONFIGS, KINDS, lora_config, section_job, trainer_config
 
 
 def check_profile(

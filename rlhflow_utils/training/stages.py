@@ -101,7 +101,8 @@ def _train(
     settings: sections.TrainingSettings, model: sections.ModelSettings, launch: Launch, into: Path, **more: Any,
 ) -> Summary:  # fmt: skip
     """Tokenise, count what is dropped, train, and report the run."""
-    from rlhflow_utils.training.trainers import TrainingJob, run_training, trainer_config
+    from rlhflow_utils.training.launch import run_training
+    from rlhflow_utils.training.trainers import TrainingJob, trainer_config
 
     job = TrainingJob(
         kind=kind, model=model_path(start), dataset=str(into / "tokenised"), output=str(into), seed=seed,

@@ -1,8 +1,8 @@
-"""TRL's SFT, reward and DPO trainers on tokenised rows, run here or through `accelerate launch`.
+"""TRL's SFT, reward and DPO trainers on tokenised rows.
 
-A `TrainingJob` is everything that a training run needs, as JSON: the same job runs in the chapter's process
-(`launch: null`) or in child processes (`accelerate launch … -m rlhflow_utils.training.trainers job.json`), with the
-same losses. `<section>.trainer` of the profile goes to `SFTConfig`, `RewardConfig` or `DPOConfig` as it is.
+A `TrainingJob` is everything that a training run needs, as JSON: the same job runs in one process or in many, which
+launch.py starts, with the same losses. `<section>.trainer` of the profile goes to `SFTConfig`, `RewardConfig` or
+`DPOConfig` as it is.
 
 Differences from the released code: weights that train are float32 and arithmetic is bfloat16 (autocast) where
 `model.dtype` says so, since at a learning rate of 5e-7 an update of a bfloat16 weight rounds to nothing (so policies
@@ -13,30 +13,32 @@ is always given, since TRL would load the policy's own start, from the second it
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-import yaml
-from accelerate import PartialState
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import convert_to_fp32, fsdp2_prepare_model
 from datasets import load_from_disk
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from rlhflow_utils.guide.run import end_with_parent, quiet_libraries, stream_command
+from rlhflow_utils.guide.run import end_with_parent, quiet_libraries
 from rlhflow_utils.guide.settings import ModelSettings, Profile, Section, TrainingSettings
-from rlhflow_utils.guide.stage import Artifact, check_contents, read_artifact, write_json, write_manifest
+from rlhflow_utils.guide.stage import Artifact, read_artifact, write_json, write_manifest
 from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import check_weights, hub_arguments
 
@@ -44,11 +46,6 @@ CONFIGS: dict[str, Any] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOC
 KINDS: dict[str, Literal["sft", "reward", "dpo"]] = {  # section of a profile -> which of them
     "sft": "sft", "reward_model": "reward", "preference_model": "sft", "dpo": "dpo", "offline_dpo": "dpo",
 }  # fmt: skip
-# `accelerate launch`, but killed with its parent, so that it cannot write into a resumed run.
-LAUNCHER = (
-    "from rlhflow_utils.guide.run import end_with_parent; end_with_parent(); "
-    "from accelerate.commands.launch import main; main()"
-)
 COMPUTED = {  # fields of `trainer` that follow from other settings
     "output_dir": "set RUN_DIR", "seed": "set the profile's seed", "data_seed": "set the profile's seed",
     "gradient_accumulation_steps": "set global_batch_size beside trainer",
@@ -57,10 +54,39 @@ COMPUTED = {  # fields of `trainer` that follow from other settings
 
 
 class TokenisedDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """`DPOTrainer` on token ids: TRL's own would tokenise again, and the policy's own ids must be kept."""
+    """`DPOTrainer` on token ids: TRL's own would tokenise again, and the policy's own ids must be kept.
+
+    Under FSDP2 the reference model is sharded as the policy is, layer by layer, from the weights of the first process.
+    TRL would gather all of it at once, and take the empty weights of the other processes for its own.
+    """
+
+    def __init__(self, *arguments: Any, ref_model: transformers.PreTrainedModel, **keywords: Any) -> None:
+        self.ref_model = ref_model
+        super().__init__(*arguments, ref_model=ref_model, **keywords)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.is_fsdp2:
+            keep_float32(self.accelerator)
+            fsdp2_prepare_model(self.accelerator, self.ref_model)
+            self.ref_model.register_state_dict_post_hook(own_shards)
 
     def _prepare_dataset(self, dataset: Any, *arguments: Any, **keywords: Any) -> Any:
         return dataset
+
+
+def keep_float32(accelerator: Accelerator) -> None:
+    """Let FSDP2 compute in bfloat16, but return log-probabilities and rewards as they are, in float32.
+
+    accelerate would round these too: the log-probability of an answer, near -300, to a multiple of 2.
+    """
+    if accelerator.is_fsdp2 and (policy := accelerator.state.fsdp_plugin.mixed_precision_policy):
+        accelerator.state.fsdp_plugin.mixed_precision_policy = replace(policy, output_dtype=None)
+
+
+def own_shards(module: Any, state: dict[str, Any], *_: Any) -> None:
+    """Leave this process' shards in a state dict: TRL hashes the reference model, and no DTensor can be hashed."""
+    state.update({name: each.to_local() for name, each in state.items() if isinstance(each, DTensor)})
 
 
 class TrainingJob(Section):
@@ -75,46 +101,6 @@ class TrainingJob(Section):
     seed: int
     training: TrainingSettings
     model_settings: ModelSettings
-
-
-def run_training(job: TrainingJob, launch: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Train, in this process or in children, and return the training log (also `<output>/log.json`)."""
-    if not (Path(job.output) / "log.json").exists() and (newest := last_checkpoint(Path(job.output) / "checkpoints")):
-        check_contents(newest.path, tuple(newest.manifest["contents"].items()))  # here, and not in every process
-    if launch is not None:
-        job_file = Path(job.output) / "job.json"
-        write_json(job_file, job.model_dump(mode="json"))
-        stream_command(launch_command(job_file, launch))
-    log = train(job)  # after children: reads their log
-    wanted = 1 if launch is None else launch.get("num_processes", 1)
-    if log["processes"] != wanted:  # accelerate starts a single one for distributed_type MULTI_CPU, without a word
-        raise ValueError(
-            f"{log['processes']} processes trained, launch.num_processes is {wanted}: set launch.distributed_type to "
-            "MULTI_GPU (also with use_cpu: true) or FSDP"
-        )
-    return log
-
-
-def launch_config(launch: Mapping[str, Any]) -> dict[str, Any]:
-    """An accelerate configuration: `launch`, and where it says nothing, one machine and plain data parallelism."""
-    several = launch.get("num_processes", 1) > 1
-    return {
-        "compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU" if several else "NO",
-        "mixed_precision": "no", "use_cpu": False, "num_machines": 1, "machine_rank": 0, **launch,
-    }  # fmt: skip
-
-
-def launch_command(job_file: Path, launch: Mapping[str, Any]) -> list[str]:
-    """The `accelerate launch` command line of a job; the profile's `launch` is written to a file beside the job."""
-    config = launch_config(launch)
-    if config["num_machines"] == 1 and not config.get("main_process_port"):
-        with socket.socket() as probe:  # a free port: two runs on one machine must not meet
-            probe.bind(("127.0.0.1", 0))
-            config["main_process_port"] = int(probe.getsockname()[1])
-    file = job_file.with_name("launch.yaml")
-    file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [sys.executable, "-c", LAUNCHER, "--config_file", str(file)]
-    return [*command, "-m", "rlhflow_utils.training.trainers", str(job_file)]
 
 
 def train(job: TrainingJob) -> dict[str, Any]:
@@ -159,6 +145,9 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
     arguments = trainer_config(job)
     checkpoints, arguments.save_total_limit = FinishedCheckpoints(arguments.save_total_limit), None
     check_global_batch(arguments, job.training)
+    sharded = arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if sharded and arguments.distributed_state.distributed_type == DistributedType.MULTI_CPU:
+        arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU  # or accelerate would leave FSDP out
     frozen = bool(job.training.peft or job.training.quantization)
     model, more = load_model(job.model, job, frozen), {}
     if job.kind == "dpo":
@@ -172,9 +161,12 @@ def build_trainer(job: TrainingJob) -> transformers.Trainer:
         callbacks=[StepLines(), StopAtNaN(), checkpoints], **more,
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if job.kind == "dpo" and arguments.precompute_ref_log_probs and not sharded:
-        trainer.ref_model.to("meta")  # it is done; TRL and accelerate would keep it in memory
+    keep_float32(trainer.accelerator)
+    if job.kind == "dpo" and arguments.precompute_ref_log_probs and not trainer.is_deepspeed_enabled:
+        # It is done; TRL, accelerate and FSDP would keep it in memory, beside the optimiser.
+        trainer.ref_model = None if trainer.is_fsdp_enabled else trainer.ref_model.to("meta")
+        more.clear()
+        gc.collect()
     return trainer
 
 
@@ -285,6 +277,7 @@ def load_model(path: str, job: TrainingJob, frozen: bool) -> transformers.PreTra
     model.config.pad_token_id = tokenizer.pad_token_id
     if job.kind == "reward":
         model.config.scored_at_end_of_turn = True  # for `load_scorer`: other RMs read to the end of their template
+        model.register_forward_hook(lambda _model, _inputs, output: convert_to_fp32(output))  # FSDP alone would not
         if frozen:
             model.score.to(torch.float32)  # trains beside the adapter
     else:  # saved with the model: whoever generates with it stops where training did
@@ -306,16 +299,24 @@ def lora_config(job: TrainingJob) -> Any:
 def save_model(trainer: transformers.Trainer, job: TrainingJob) -> None:
     """Write `<output>/model`; an adapter is merged first, so that a model is always a plain folder."""
     target, adapter = Path(job.output) / "model", Path(job.output) / "adapter"
-    if job.training.peft is None:
+    model, whole = trainer.accelerator.unwrap_model(trainer.model), None
+    if trainer.is_fsdp_enabled:  # gathered by all processes together, whatever `fsdp_state_dict_type` is
+        whole = trainer.accelerator.get_state_dict(trainer.model)
+    elif job.training.peft is None:
         trainer.save_model(str(target))  # with the tokenizer; by all processes together
-    elif trainer.is_world_process_zero():
-        adapted = trainer.accelerator.unwrap_model(trainer.model)
-        if job.training.quantization or job.model_settings.dtype != "float32":
+        return
+    if not trainer.is_world_process_zero():
+        return
+    if whole and job.training.peft is None:
+        single = {name: each for name, each in whole.items() if name not in model.all_tied_weights_keys}
+        model.save_pretrained(target, state_dict=single)
+    else:
+        if whole or job.training.quantization or job.model_settings.dtype != "float32":
             # Rounding once more would lose the update: merge into the weights as they were before.
-            adapted.save_pretrained(adapter)
-            adapted = PeftModel.from_pretrained(load_model(job.model, job, frozen=False), adapter)
-        adapted.merge_and_unload().save_pretrained(target)
-        trainer.processing_class.save_pretrained(target)
+            model.save_pretrained(adapter, state_dict=whole)
+            model = PeftModel.from_pretrained(load_model(job.model, job, frozen=False), adapter)
+        model.merge_and_unload().save_pretrained(target)
+    trainer.processing_class.save_pretrained(target)
 
 
 def round_weights(folder: Path) -> None:
