@@ -88,7 +88,9 @@ def test_two_sharded_processes_train_and_resume_as_one(tmp_path: Path, capfd: py
     for name in ("sft", "reward", "dpo", "lora"):
         assert_as_one_process(name, one[name], (tmp_path / "one" / name, tmp_path / "two" / name))
 
-    left = Path(last_checkpoint(tmp_path / "two" / "precomputed" / "checkpoints") or "")
+    newest = last_checkpoint(tmp_path / "two" / "precomputed" / "checkpoints")
+    assert newest is not None
+    left = newest.path
     shards = sorted(file.relative_to(left).as_posix() for file in left.rglob("*.distcp"))
     parts = ("optimizer_0", "pytorch_model_fsdp_0")
     assert (left.name, shards) == ("checkpoint-2", [f"{part}/__{rank}_0.distcp" for part in parts for rank in (0, 1)])

@@ -40,6 +40,7 @@ from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import ModelSettings
 from rlhflow_utils.guide.stage import PROJECT, relative, write_json, write_manifest
 from rlhflow_utils.models.chat import IGNORED, encode_prompt, load_tokenizer
+from rlhflow_utils.training.launch import run_training
 from rlhflow_utils.training.stages import (
     dpo_tokens,
     length_order,
@@ -53,7 +54,6 @@ from rlhflow_utils.training.trainers import (
     build_trainer,
     check_global_batch,
     last_checkpoint,
-    run_training,
     train,
     trainer_config,
 )
