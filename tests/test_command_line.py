@@ -257,6 +257,12 @@ def test_paths_on_the_command_line_are_seen_from_the_current_folder(
     assert (PROJECT / overrides["data.root"]).resolve() == (tmp_path / "my rows").resolve()
 
 
+def test_the_run_folder_of_a_profile_file_has_its_name(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").touch()
+    for profile, folder in ((str(tmp_path / "my.yaml"), "runs/my"), ("gemma-2b", "runs/gemma-2b")):
+        assert command_line._run_dir(argparse.Namespace(run_dir="", profile=profile)) == folder
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_hands_on_values_as_they_were_typed(tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"

@@ -146,7 +146,9 @@ def test_one_line_builds_and_prints_table_1_beside_the_papers(
         run_data(str(profile), str(tmp_path / "out"), {}, None)
         out = capsys.readouterr().out
     assert "preference_data: unchanged, skipped" in out
-    assert re.search(r"\| Argilla-Math \| 30 \| 30 \| 28 \| (\d+) \| (\d+) \| 2 \| empty_turn 1, tie 1 \|", out)
+    assert re.search(
+        r"\| Argilla-Math \| 30 \| 30 \| 28 \| (?:\w+ \d+, )+train \d+ \| 2 \| empty_turn 1, tie 1 \|", out
+    )
     assert "| Argilla-Math | paper | 2,352 | 36.5 | 276.5 | 265.3 | LLM | GPT-4 | 2,418 |" in out
     assert "| Argilla-Math | ours | 28 | 2.00 | 2.00 | 3.00 | LLM | GPT-4 | 28 |" in out
     assert "ours in words; the paper's unit is not stated" in out

@@ -82,7 +82,9 @@ def test_a_mixture_of_unknown_sources_is_an_error(tmp_path: Path) -> None:
     raw = _raw()
     raw["data"]["mixtures"]["mix1"] = ["HH-RLHF", "HelpStar"]
     expected = "mixture 'mix1' names unknown preference sources ['HelpStar']; known: ['Argilla-Math'"
-    assert expected in _error(raw, tmp_path)
+    message = _error(raw, tmp_path)
+    assert expected in message
+    assert message.endswith("if it is inherited, name your sources in its place, or clear a filter with {}")
 
 
 @pytest.mark.parametrize(
@@ -275,3 +277,12 @@ def test_every_key_of_a_profile_is_read_by_some_code() -> None:
         if name not in read
     ]
     assert not dead, f"nothing reads {dead}: use these keys or remove them"
+
+
+def test_the_profile_in_docs_own_data_is_one(tmp_path: Path) -> None:
+    text = (PROJECT / "docs" / "own_data.md").read_text(encoding="utf-8")
+    file = tmp_path / "my.yaml"
+    file.write_text(text.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    profile = load_profile(str(file))
+    assert profile.name == "my"
+    assert {source.name for source in profile.data.preference_sources} == {"strings", "messages"}

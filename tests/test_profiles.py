@@ -175,6 +175,17 @@ def test_every_profile_passes_the_check(name: str, capsys: pytest.CaptureFixture
         assert re.search(rf"^{section}\b", output, re.MULTILINE), section
 
 
+def test_the_check_opens_the_folder_of_a_base_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_profile("tiny")
+    output = capsys.readouterr().out
+    assert "\nmodel models/tiny-base: LlamaForCausalLM; its tokenizer and chat template will do\n" in output
+    assert re.findall(r"^(\w+)   .* starts from models/tiny-base$", output, re.MULTILINE) == ["sft"]
+    check_profile("tiny", {"model.base": "owner/name"})
+    assert "\nmodel owner/name: no folder here; a run looks for it on the hub\n" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=f"^model {re.escape(str(tmp_path))}: .+"):
+        check_profile("tiny", {"model.base": str(tmp_path)})
+
+
 def test_the_check_compares_with_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
     check_profile("llama3-8b", {"dpo.trainer.beta": 0.2})
     output = capsys.readouterr().out

@@ -210,16 +210,16 @@ def pin() -> int:
 # --- the command `data` -------------------------------------------------------------------------------------------
 
 
-def run_data(name: str, out: str | None, overrides: Mapping[str, Any], published: str | None) -> Path:
+def run_data(name: str, out: str, overrides: Mapping[str, Any], published: str | None) -> Path:
     """Chapter 01 without a notebook: build a profile's preference data, print the funnel and Table 1.
 
-    Returns the stage's folder in the run folder `out` (None: ``runs/<profile>-data``). `published`: see
+    Returns the stage's folder in the run folder `out` (relative to the project). `published`: see
     `with_published_sets`; None reads the raw sources. Raises ConfigError where local rows need `data.root`.
     """
     quiet_libraries()
     profile = load_profile(name, overrides)
     profile = with_published_sets(profile, published) if published else profile
-    run = Run("data", profile, PROJECT / (out or f"runs/{profile.name}-data"))
+    run = Run("data", profile, PROJECT / out)
     with locked(run.folder):
         if profile.world and not profile.data.root:
             build_world(profile.world, run.seed, into=run / "world")
@@ -232,7 +232,9 @@ def run_data(name: str, out: str | None, overrides: Mapping[str, Any], published
     known = {source: fact.get("difference", "") for source, fact in load_facts()["sources"].items()}
     print("", markdown_table(funnel_rows(funnel(read_pairs(data.path)))), "", markdown_table(side_by_side(rows)), "",
           *explain_table1(rows, origin, known), "", sep="\n")  # fmt: skip
-    print(f"written to {relative(data.path)}; the fate of every pair is in the dataset `pairs`")
+    print(
+        f"written to {relative(data.path)}; `datasets.load_from_disk` of its folder `pairs` has the fate of every pair"
+    )
     return data.path
 
 

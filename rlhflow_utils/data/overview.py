@@ -50,7 +50,7 @@ def funnel_rows(counts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]
     """One line a source: native rows, candidate pairs, kept and for what, dropped and why."""
     return [
         {"source": name, "native rows": row["native_rows"], "pairs in": row["rows_in"], "kept": row["rows_out"],
-         "for testing": row["splits"].get("test", 0), "for training": row["splits"].get("train", 0),
+         "for": ", ".join(f"{split} {n}" for split, n in row["splits"].items()),
          "dropped": sum(row["dropped"].values()),
          "reasons": ", ".join(f"{reason} {n}" for reason, n in row["dropped"].items())}
         for name, row in counts.items()

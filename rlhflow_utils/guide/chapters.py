@@ -79,7 +79,7 @@ class Guide:
         with locked(self.folder):
             started, where = time.time(), self.values["RUN_DIR"]
             count = len(self.chapters)
-            print(f"Guide on profile {self.profile.name}: {count} chapters, run folder {where}", flush=True)
+            print(f"Guide on profile {self.profile.name}: {count} chapter(s), run folder {where}", flush=True)
             for number, chapter in enumerate(self.chapters, 1):
                 position = f"[{number:2d}/{count}] {chapter.stem}"
                 if self.is_current(chapter):

@@ -92,7 +92,7 @@ class Run:
         if not root:
             return self["world"] if self.profile.world else None
         if not (PROJECT / root).is_dir():
-            raise FileNotFoundError(f"data.root {root} is no folder; set it with DATA_ROOT=folder")
+            raise FileNotFoundError(f"data.root {root} is no folder; set it with DATA_ROOT=folder (--data-root)")
         return PROJECT / root
 
     def base_model(self) -> Artifact | Path | str:
@@ -143,7 +143,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            fix = "wait for it, or choose another folder with RUN_DIR=…"
+            fix = "wait for it, or choose another folder with RUN_DIR=… (--run-dir)"
             raise RuntimeError(f"{relative(folder)} is in use by another run: {fix}") from error
         yield
 

@@ -163,7 +163,8 @@ class DataSettings(Section):
             *((f"filters.{rule}", getattr(self.filters, rule), ranked) for rule in rules),
         ):
             if missing := sorted(set(named) - known):
-                raise ValueError(f"{where} names unknown preference sources {missing}; known: {sorted(known)}")
+                fix = "if it is inherited, name your sources in its place, or clear a filter with {}"
+                raise ValueError(f"{where} names unknown preference sources {missing}; known: {sorted(known)}; {fix}")
         if self.main_mixture not in self.mixtures:
             raise ValueError(f"main_mixture {self.main_mixture!r} is not one of the mixtures {sorted(self.mixtures)}")
         return self

@@ -14,7 +14,9 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from rlhflow_utils.guide.profile import ConfigError, Profile, load_profile, nearest
 from rlhflow_utils.guide.run import quiet_libraries
+from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.guide.tables import comparison_table, paper_settings
+from rlhflow_utils.models.chat import load_tokenizer
 from rlhflow_utils.training.base_model import llama_config
 from rlhflow_utils.training.capacity import capacity_plan, machine_of
 from rlhflow_utils.training.launch import launch_config
@@ -35,7 +37,8 @@ def check_profile(
         settings = getattr(profile, section)
         model = profile.model.reward_base if section in ("reward_model", "preference_model") else profile.model.base
         resolved = {**vars(config), **settings.model_dump(), "lr_scheduler_type": str(config.lr_scheduler_type.value)}
-        print(f"{section}   {type(config).__name__}; starts from {model or 'a model of this run'}")
+        start = "a model of this run" if section.endswith("dpo") or not model else model
+        print(f"{section}   {type(config).__name__}; starts from {start}")
         print(*comparison_table(resolved, paper_settings(section, model)), sep="\n")
         device, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
         print(f"  global batch   {settings.global_batch_size} = {device} per device x {accumulated} accumulated x "
@@ -48,8 +51,23 @@ def check_profile(
         print(*(f"  {key}: {value}" for key, value in ours.items() if isinstance(value, dict)), "", sep="\n")
     launch = profile.launch or {"null": "in this process"}
     print("launch", *(f"  {key}: {value}" for key, value in launch.items()), sep="\n")
+    print("", *check_models(profile), sep="\n")
     if planned:
         print("", *capacity_plan(profile, planned), sep="\n")
+
+
+def check_models(profile: Profile) -> Iterator[str]:
+    """A line on each base model of a profile; ConfigError where a folder's tokenizer or chat template will not do."""
+    from transformers import AutoConfig
+
+    for name in filter(None, dict.fromkeys((profile.model.base, profile.model.reward_base))):
+        if not (folder := PROJECT / name).is_dir():
+            yield f"model {name}: no folder here; a run looks for it on the hub"
+            continue
+        with _one_line(f"model {name}"):
+            load_tokenizer(folder, profile.model)
+            classes = AutoConfig.from_pretrained(folder).architectures
+        yield f"model {name}: {', '.join(classes or [])}; its tokenizer and chat template will do"
 
 
 def check_configs(profile: Profile) -> dict[str, Any]:
