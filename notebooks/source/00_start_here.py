@@ -21,6 +21,7 @@
 # |:--|:--|:--|:--|
 # | `tiny` | a Llama of under one million parameters, pretrained for this guide | a simulated world | 2 CPU cores, offline |
 # | `slices` | one as small, trained here | real rows from local files | 2 CPU cores, offline |
+# | `smollm2` | SmolLM2-135M-Instruct | as `slices`, short rows | 2 CPU cores |
 # | `gemma-2b` | Gemma-2B-it | the Hugging Face Hub | one GPU |
 # | `llama3-8b` | LLaMA-3-8B | the Hugging Face Hub | 8 GPUs |
 #
