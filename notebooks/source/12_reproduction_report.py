@@ -125,7 +125,9 @@ if (published := tables.RESULTS / "smollm2" / "summary.json").is_file():
     real = read_json(published)
     facts, measured = real["provenance"], real["summary"]
     baseline = {"judge": "the longer answer", "held-out pairs": tables.with_interval(real["longer_wins"])}
-    said = f"Profile smollm2, commit {facts['commit'][:7]}, {measured['wall_seconds.total'] / 60:.0f} minutes."
+    changed = " ".join(f"{key}={value}" for key, value in real["overrides"].items())
+    ran = ", ".join(chapter[:2] for chapter in real["chapters"])
+    said = f"Profile smollm2 (SET=\"{changed}\"), commit {facts['commit'][:7]}; chapters {ran}."
     tables.show([*tables.judge_rows(measured, facts["mixture"]), baseline], said)
     tables.show(tables.policy_rows(measured, facts["judge"]), said)
     tables.show(real["answers"], "Greedy answers to prompts of our own; in brackets the reward of the RM.")
