@@ -107,7 +107,7 @@ def test_compare_pairs_by_prompt_and_counts(questions: dict[str, str], profile: 
 def test_the_proxy_has_an_outcome_of_its_own(questions: dict[str, str], profile: Profile, tmp_path: Path) -> None:
     """The proxy prefers our second answer, which the gold judge calls equally wrong."""
     ours, theirs = _rows(questions, [False] * 4, finish="length"), _rows(questions, [False] * 4)
-    ours[1]["rewards"] = [0.9]
+    ours[1] |= {"rewards": [0.9], "responses": [f"{WRONG} Sorry."]}
     estimates = _evaluate(tmp_path, profile, ours, theirs).read_json("results.json")["estimates"]
     assert estimates["win_rate"]["value"] == 0.5
     assert estimates["proxy_win_rate"]["value"] == (1 + 3 * 0.5) / 4
@@ -125,8 +125,10 @@ def test_the_ranking_reward_is_penalised(profile: Profile, tmp_path: Path) -> No
 
 
 def test_a_policy_against_itself_is_all_ties(questions: dict[str, str], profile: Profile, tmp_path: Path) -> None:
+    """Also where a reward in bfloat16 came out otherwise in another batch."""
     rows = _rows(questions, OURS)
-    result = _evaluate(tmp_path, profile, rows, rows).read_json("results.json")
+    result = _evaluate(tmp_path, profile, rows, _rows(questions, OURS, reward=0.501)).read_json("results.json")
+    assert result["estimates"]["proxy_win_rate"]["value"] == 0.5
     assert result["counts"] == {"wins": 0, "ties": 4, "losses": 0}
     assert result["estimates"]["win_rate"] == {"value": 0.5, "ci_low": 0.5, "ci_high": 0.5, "n": 4}
 

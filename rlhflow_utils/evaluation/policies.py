@@ -65,7 +65,7 @@ def evaluate_policy(
         "prompt_id": [row["prompt_id"] for row, _ in rows], **verdicts,
         "length": [len(text) for text in ours], "reference_length": [len(text) for text in theirs],
         "truncated": [float(row["finish_reasons"][0] == "length") for row, _ in rows],
-        "proxy_reward": proxy_rewards[0], "proxy_outcome": compare_rewards(*proxy_rewards),
+        "proxy_reward": proxy_rewards[0], "proxy_outcome": _compare(proxy_rewards, ours, theirs),
     }  # fmt: skip
     table, judged = pd.DataFrame(columns), [each for each in columns["outcome"] if each is not None]
     if not judged:
@@ -117,7 +117,21 @@ def judge_answers(
         conversations = [pair for texts in (ours, theirs) for pair in zip(prompts, texts, strict=True)]
         both = score(model, conversations, batch_tokens, output=output, actors=actors)
         rewards = [both[: len(ours)], both[len(ours) :]]
-    return {"reward": rewards[0], "reference_reward": rewards[1], "outcome": compare_rewards(*rewards), **columns}, {}
+    return {
+        "reward": rewards[0],
+        "reference_reward": rewards[1],
+        "outcome": _compare(rewards, ours, theirs),
+        **columns,
+    }, {}
+
+
+def _compare(
+    rewards: Sequence[Sequence[float | None]], ours: Sequence[str], theirs: Sequence[str]
+) -> list[float | None]:
+    """Outcomes by reward. Equal answers tie: in bfloat16 an RM's reward of a text depends on the batch it was in."""
+    outcomes = compare_rewards(*rewards)
+    same = [one == other for one, other in zip(ours, theirs, strict=True)]
+    return [0.5 if tie and each is not None else each for tie, each in zip(same, outcomes, strict=True)]
 
 
 def _estimates(table: pd.DataFrame, evaluation: EvaluationSettings, seed: int) -> dict[str, dict[str, Any]]:
