@@ -66,9 +66,10 @@ def test_the_block_by_hand() -> None:
     assert iterations(summary) == [1, 2]
     answers = [{"prompt": "2 + 2?", "SFT": "4 | four (0.500, 1.00)"}]
     record = {"summary": summary, "provenance": {"judge": "gold", "mixture": "mix2"}}
-    record |= {"answers": answers, "changed_answers": 9}
+    record |= {"answers": answers, "changed_answers": 9, "seed": 4}
     lines = readme_block(record).splitlines()
     rows = _cells([*lines, *markdown_table(policy_rows(summary, "gold")).splitlines()])
+    assert lines[0].startswith("One run, seed 4. 1 of the 9 held-out prompts")
     assert rows["iteration 1"] == ["–", "–", "–", "0.600 (0.500 … 0.700)", "–", "–", "–"]
     last = ["0.620 (0.520 … 0.720)", "–", "16.8", "0.700 (0.600 … 0.800)", "0.312", "0.880 (0.780 … 0.980)", "37.2"]
     assert rows["iteration 2"] == last, "the last iteration is the paper's iterative DPO"

@@ -140,7 +140,7 @@ def publish_results(run_dir: str) -> None:
     facts |= {"profile": profile.name, "judge": judge, "mixture": profile.data.main_mixture}
     summary, target = read_json(run.folder / "summary.json"), tables.RESULTS / profile.name
     longer = run[f"bt_{profile.data.main_mixture}_test"].read_json("results.json")["longer_wins"]
-    record: dict[str, Any] = {"provenance": facts, "summary": summary, "longer_wins": longer}
+    record: dict[str, Any] = {"provenance": facts, "seed": run.seed, "summary": summary, "longer_wins": longer}
     if judge == "gold":
         from rlhflow_utils.guide.figures import policies
 
@@ -176,7 +176,7 @@ def readme_block(record: Mapping[str, Any]) -> str:
     summary, facts = record["summary"], record["provenance"]
     judges = tables.judge_rows(summary, facts["mixture"])
     return "\n\n".join([
-        f"One run, seed 0. {len(record['answers'])} of the {record['changed_answers']} held-out prompts whose answer "
+        f"One run, seed {record['seed']}. {len(record['answers'])} of the {record['changed_answers']} held-out prompts whose answer "
         "has changed, evenly spaced. In brackets: the reward of the RM, the true reward.",
         tables.markdown_table(record["answers"]),
         tables.markdown_table(judges),
