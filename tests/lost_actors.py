@@ -22,6 +22,20 @@ def actors(state: str = "", name: str = "_Actor") -> list[psutil.Process]:
     return found
 
 
+@contextmanager
+def two_nodes() -> Iterator[Any]:
+    """A Ray cluster of two nodes on loopback, that is two raylets, each said to have a GPU; RAY_ADDRESS names it."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = start_cluster()
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
 def start_cluster(attempts: int = 3) -> Any:
     """Ray gives a node thirty seconds to start, and no setting changes that: too few on a busy machine."""
     from ray.cluster_utils import Cluster

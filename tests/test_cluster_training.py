@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from lost_actors import actors, start_cluster
+from lost_actors import actors, two_nodes
 from tiny_training import FSDP, build_tiny_model, losses, make_job, weights
 
 from rlhflow_utils.guide.profile import load_profile
@@ -27,16 +27,9 @@ STEPS = {"per_device_train_batch_size": 2, "count": 20, "num_train_epochs": 10, 
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes on loopback, that is two raylets."""
-    import ray
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    cluster = start_cluster()
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+def cluster() -> Iterator[Any]:
+    with two_nodes() as cluster:
+        yield cluster
 
 
 def kill_one(checkpoints: Path, killed: list[psutil.Process]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from lost_actors import actors, one_is_killed, start_cluster
+from lost_actors import actors, one_is_killed, two_nodes
 from tiny_models import MODEL, artifact, prompts, save_policy, save_reward_model, settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -49,16 +49,8 @@ SHRUNK = {
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes on loopback, that is two raylets, each said to have a GPU."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = start_cluster()
-        patch.setenv("RAY_ADDRESS", cluster.address)
+    with two_nodes() as cluster:
         yield cluster
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

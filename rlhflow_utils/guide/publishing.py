@@ -176,8 +176,8 @@ def readme_block(record: Mapping[str, Any]) -> str:
     summary, facts = record["summary"], record["provenance"]
     judges = tables.judge_rows(summary, facts["mixture"])
     return "\n\n".join([
-        f"One run, seed {record['seed']}. {len(record['answers'])} of the {record['changed_answers']} held-out prompts whose answer "
-        "has changed, evenly spaced. In brackets: the reward of the RM, the true reward.",
+        f"One run, seed {record['seed']}. {len(record['answers'])} of the {record['changed_answers']} held-out prompts "
+        "whose answer has changed, evenly spaced. In brackets: the reward of the RM, the true reward.",
         tables.markdown_table(record["answers"]),
         tables.markdown_table(judges),
         f"The run took {summary['wall_seconds.total'] / 60:.1f} minutes.\n",
