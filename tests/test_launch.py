@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def test_processes_that_do_not_start_are_an_error(tmp_path: Path) -> None:
         ValueError, match=r"1 processes trained, launch.num_processes is 2: set launch.distributed_type"
     ):
         run_training(job, {**TWO, "distributed_type": "MULTI_CPU"})
+
+
+def test_a_killed_process_is_named_with_the_way_on() -> None:
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(RuntimeError, match=r"^job.json ended with exit code -9, killed, often for want of memory; run"):
+        stream_command([sys.executable, "-c", kill, "job.json"])
 
 
 def test_accelerate_reads_the_profiles_configuration(tmp_path: Path) -> None:

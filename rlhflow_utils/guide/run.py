@@ -30,6 +30,7 @@ HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 HUB_SECONDS = 5  # a hub that has not answered by then is out of reach
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LONGEST_MESSAGE = 1000  # characters
+KILLED = "killed, often for want of memory"
 FIXES = {  # what a system may refuse
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or write to another disk",
@@ -228,12 +229,14 @@ def shortened(text: str) -> str:
 
 def fix_of(message: str) -> str | None:
     """What to do about a refusal of the system, of which Python's and Rust's messages give the number."""
+    if "process pool was terminated abruptly" in message:
+        return f"a process was {KILLED}: run again"
     found = re.search(r"\[Errno (\d+)\]|\(os error (\d+)\)", message)
     return FIXES.get(int(found[1] or found[2])) if found else None
 
 
 def stream_command(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-    """Run a command, copying its output line by line; RuntimeError with the last line that names an error."""
+    """Run the command of a job's file, copying its output; RuntimeError with the last line that names an error."""
     tail: list[str] = []
     with Popen(command, stdout=PIPE, stderr=STDOUT, text=True, env=environment) as child:
         assert child.stdout is not None
@@ -242,7 +245,8 @@ def stream_command(command: Sequence[str], environment: dict[str, str] | None = 
             tail = [*tail[-50:], line.strip()]
     if child.returncode:
         errors = [line for line in tail if "Error" in line] or tail or ["no output"]
-        raise RuntimeError(f"{' '.join(command[1:3])} ended with exit code {child.returncode}: {errors[-1]}")
+        why = KILLED if child.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL) else errors[-1]
+        raise RuntimeError(f"{command[-1]} ended with exit code {child.returncode}, {why}; run again to go on from it")
 
 
 def end_with_parent() -> None:
