@@ -122,3 +122,10 @@ def test_the_recipe_beside_ours() -> None:
     ]
     assert tables.paper_settings("reward_model", "google/gemma-2b-it")["learning_rate"] == 1e-5
     assert tables.comparison_table({}, tables.paper_settings("base_model", None)) == ["  not in the paper"]
+
+
+def test_a_section_beside_the_recipe() -> None:
+    rows = tables.settings_rows(load_profile("tiny"), "reward_model", {"optimiser steps": 1234})
+    assert rows[2] == {"setting": "learning_rate", "paper": "2e-06", "ours": "0.001"}
+    assert rows[-1] == {"setting": "optimiser steps", "paper": None, "ours": 1234}
+    assert {"setting": "n", "paper": "8", "ours": "8"} in tables.settings_rows(load_profile("tiny"), "generation")

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rlhflow_utils.guide.profile import Profile
 from rlhflow_utils.guide.stage import PROJECT, Artifact, read_json
 
 RESULTS = PROJECT / "results"
@@ -47,9 +48,26 @@ def comparison_table(ours: Mapping[str, Any], paper: Mapping[str, Any]) -> list[
     return lines
 
 
+def settings_rows(profile: Profile, section: str, also: Mapping[str, Any] | None = None) -> list[Row]:
+    """A section of a profile beside the paper's recipe: setting, paper, ours; `also`: what the run itself counted."""
+    ours, paper = getattr(profile, section).model_dump(), paper_settings(section, profile.model.base)
+    ours |= {**ours.get("trainer", {}), **ours.get("sampling", {})}
+    rows = [
+        {"setting": name, "paper": _short(stated), "ours": _short(ours.get(name))} for name, stated in paper.items()
+    ]
+    return [*rows, *({"setting": name, "paper": None, "ours": value} for name, value in (also or {}).items())]
+
+
 def _short(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return ", ".join(map(str, value)) if isinstance(value, list) else text
+
+
+def say(text: str) -> None:
+    """Display a paragraph of Markdown in a notebook: a chapter's result, with numbers of this run."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
 
 
 class Formatted(str):
@@ -58,9 +76,7 @@ class Formatted(str):
 
 def show(rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
     """Display a table in a notebook."""
-    from IPython.display import Markdown, display
-
-    display(Markdown(markdown_table(rows, caption)))
+    say(markdown_table(rows, caption))
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:
