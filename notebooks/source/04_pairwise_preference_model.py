@@ -6,7 +6,7 @@
 #
 # **The claim.** A preference model (PM) reads the prompt and *both* answers and says which is better. Trained as plain
 # next-token prediction, it matches the BT reward model on chat and beats it on reasoning (paper 2.2–2.3). A wrong answer
-# can look right on its own; a direct comparison can reveal the error.
+# can look right on its own; a direct comparison can reveal the error. This chapter trains a PM with TRL's `SFTTrainer`.
 #
 # **You need** chapters 00–03.
 
@@ -39,14 +39,14 @@ main = profile.data.main_mixture
 #
 # `[CONTEXT] {x} [RESPONSE A] {a¹} [RESPONSE B] {a²}` → `A` if the first answer is preferred, else `B`.
 #
-# During training we randomise the order, so that position carries no information. At inference $P(a^1 \succ a^2)$ is the
-# softmax over the logits of the tokens A and B. We remove the remaining position bias by asking in both orders and
-# averaging:
+# During training we randomise the order, so that position carries no information. At inference we read the model's
+# *logits*, its scores for the next token before the softmax. $P(a^1 \succ a^2)$ is the softmax over the two logits of A and
+# B. We remove the remaining position bias by asking in both orders and averaging:
 #
 # $$P(a^1 \succ a^2) = \tfrac12\big(P(A \mid a^1, a^2) + 1 - P(A \mid a^2, a^1)\big).$$
 #
 # By hand: a model says A with probability 0.9 if the better answer stands first. It still says A with 0.6 if that
-# answer stands second: it favours A. Averaged over both orders, it prefers the better answer with
+# answer stands second: it favours A. Averaged over both orders, its preference for the better answer is:
 
 # %%
 first, second = 0.9, 0.6
@@ -55,21 +55,95 @@ print(f"P = {0.5 * (first + 1 - second):.2f}")
 # %% [markdown]
 # ## The code
 #
-# A training row: the question as one user turn, the letter as the answer. The loss covers the letter and the end of the
-# turn, nothing else. So training a PM is ordinary supervised fine-tuning (chapter 02 shows TRL's `SFTTrainer`) on other
-# rows.
+# A preference pair becomes a question and its answer. The question is one user turn, the answer is one letter. A coin for
+# each row decides where the chosen answer stands. It is a hash of the seed and the row's id, so it falls the same way in
+# every run.
 
 # %%
-tokenizer = chat.load_tokenizer(start, profile.model)
+import hashlib
+
+
+def as_question(row):
+    chosen, rejected = row["chosen"][-1]["content"], row["rejected"][-1]["content"]
+    context = "\n\n".join(f"<turn> {turn['role']}\n {turn['content']}" for turn in row["prompt"])
+    coin = hashlib.sha256(f"{SEED}:{row['source']}:{row['row_id']}".encode()).digest()[0] % 2
+    a, b = (rejected, chosen) if coin else (chosen, rejected)
+    question = f"[CONTEXT] {context} [RESPONSE A] {a} [RESPONSE B] {b}"
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": "AB"[coin]}],
+    }
+
+
 pairs = data.dataset(main)
-for row in pairs.select(range(2)):
-    tokens = preference_model.training_tokens(row, tokenizer, seed=SEED)
-    in_loss = [i for i in tokens["labels"] if i != chat.IGNORED]
-    print(tokenizer.decode(tokens["input_ids"]))
-    print("in the loss:", [tokenizer.decode([i]) for i in in_loss], "\n")
+four = pairs.select(sorted(range(20), key=lambda place: len(str(pairs[place])))[:4])  # short ones: quick on any model
+questions = four.map(as_question, remove_columns=four.column_names)
+for row in questions if profile.world else []:
+    print(row["prompt"][0]["content"], "→", row["completion"][0]["content"], "\n")
+
+# %% [markdown]
+# So training a PM is supervised fine-tuning, as in chapter 02, on other rows. `completion_only_loss` leaves the question out
+# of the loss. Here we train on the four questions for a few steps. Edit any argument and run the cell again.
+
+# %%
+import tempfile
+
+from trl import SFTConfig, SFTTrainer
+
+tokenizer = chat.load_tokenizer(start, profile.model)
+folder = forward.model_path(start)  # such as runs/tiny/sft/model; a hub id will do, too
+trainer = SFTTrainer(
+    model=folder,
+    args=SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        model_init_kwargs={"dtype": profile.model.dtype},
+        completion_only_loss=True,
+        learning_rate=1e-3,  # for a model of under one million parameters; the paper: 5e-6 for eight billion
+        lr_scheduler_type="constant",
+        max_steps=3,
+        per_device_train_batch_size=4,  # all four questions in every step
+        max_length=None,
+        bf16=False,  # TRL switches this and gradient checkpointing on, on a CPU too
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=SEED,
+    ),
+    train_dataset=questions,
+    processing_class=tokenizer,
+)
+
+# %% [markdown]
+# Are these the rows of the full run? The stage below writes token ids itself, with the same coin. Its labels mark the tokens
+# in the loss: the letter, and the end of the turn. (Some templates write a line break after the end of the turn. TRL keeps
+# it, the stage does not.)
+
+# %%
+for row, by_trl in zip(four, trainer.train_dataset, strict=True):
+    ours = preference_model.training_tokens(row, tokenizer, seed=SEED)
+    in_loss = [token for token in ours["labels"] if token != chat.IGNORED]
+    asked = len(ours["labels"]) - len(in_loss)
+    assert by_trl["input_ids"][: len(ours["input_ids"])] == ours["input_ids"], "TRL and the stage see the same tokens"
+    assert by_trl["completion_mask"].index(1) == asked, "both leave the question out of the loss"
+print("in the loss of the last row:", [tokenizer.decode([token]) for token in in_loss])
+
+# %% [markdown]
+# Now train. TRL prints one line a step. `mean_token_accuracy` is the share of tokens in the loss that the model finds
+# likeliest. `entropy` is the model's uncertainty about the next token. The loss falls as the four letters are learned by
+# heart.
+
+# %%
+trainer.train()
+del trainer  # frees its memory for the full run
+torch.cuda.empty_cache()
 
 # %% [markdown]
 # ## The full run
+#
+# `train_preference_model` makes the same trainer call for all pairs, with the profile's `preference_model.trainer` as its
+# `SFTConfig`.
 
 # %%
 models = {
@@ -79,6 +153,9 @@ models = {
     )
     for mixture in profile.preference_model.mixtures
 }  # fmt: skip
+logs = {f"PM, {mixture}": model.read_json("log.json") for mixture, model in models.items()}
+counts = {f"optimiser steps, {name}": log["steps"] for name, log in logs.items()}
+tables.show(tables.settings_rows(profile, "preference_model", {"pairs": len(pairs), **counts}), run.caption)
 
 # %% [markdown]
 # Now ask the trained PM about one pair, with transformers alone. Render the question, take the logits after the last
@@ -132,19 +209,20 @@ for name, result in results.items():
 tables.show(rows, run.caption)
 
 # %% [markdown]
-# Overlapping intervals do not prove equality: both models judge the same pairs, so a paired comparison is sharper. Claim b
+# Overlapping intervals do not prove equality. Both models judge the same pairs, so a paired comparison is sharper. Claim b
 # in chapter 11 makes it, over seeds.
 #
-# The loss is the mean over two tokens, the letter and the end of the turn. The second is soon certain, so a coin flip on
-# the letter costs $\tfrac12 \ln 2$.
+# Now the training loss. It is the mean over two tokens, the letter and the end of the turn. The second is soon certain, so
+# a coin flip on the letter costs $\tfrac12 \ln 2$. Look for a plateau at that line: there the model has learned the form of
+# the answer, and not yet how to compare.
 
 # %%
-logs = {f"PM, {mixture}": model.read_json("log.json")["history"] for mixture, model in models.items()}
+logs = {name: log["history"] for name, log in logs.items()}
 coin = math.log(2) / 2
 figures.loss_curves(logs, baseline=coin, baseline_label="½ ln 2: a coin flip on the letter", caption=run.caption)
 
 # %% [markdown]
-# Are the probabilities right? As in chapter 03, the models learned from noisy labels and are compared with clean ones.
+# Are the probabilities right (*calibrated*)? As in chapter 03, the models learned from noisy labels and are compared with clean ones.
 # So even a perfect copy of the annotators would give an S-shaped curve around the diagonal.
 
 # %%
@@ -176,12 +254,27 @@ print(f"P = {forward_p:.3f} and {backward_p:.3f}; all checks hold")
 #   row's id.
 # * The released evaluation reads the logits at a position that depends on the chat template's version. Here it is the
 #   position after the generation prompt, and both label tokens are checked to be single tokens.
+# * The demonstration lets TRL apply the chat template. The stage writes token ids itself (`chat.py`) and puts rows of similar
+#   length into one batch (chapter 02).
 #
 # ## Summary
+
+# %%
+pm, skills = results[f"PM, {main}"], results["BT"]["skills"]
+gaps = {skill: pm["skills"][skill]["value"] - part["value"] for skill, part in skills.items()}
+tables.say(
+    f"**On this run** the PM is right on {pm['accuracy']['value']:.1%} of the held-out pairs, the BT model on "
+    f"{results['BT']['accuracy']['value']:.1%}. "
+    + (f"PM − BT by skill, in points: {', '.join(f'{skill} {100 * gap:+.1f}' for skill, gap in gaps.items())}. " if gaps else "")
+    + "**Over seeds**: claim b in chapter 11."
+)
+
+# %% [markdown]
+# Fine-tuned to answer A or B, a language model can compare two answers. Asked in both orders, its two answers agree:
+# $P(a^1 \succ a^2) = 1 - P(a^2 \succ a^1)$. Unlike the BT model, it may still prefer $a$ to $b$, $b$ to $c$, and $c$ to $a$.
 #
-# **Claim on this run**: the first table compares PM and BT on the same pairs. **Over worlds**: claim b in chapter 11.
-# Fine-tuned to answer A or B, a language model can compare two answers. Asked in both orders it is antisymmetric; unlike the
-# BT model it need not be transitive.
+# In the tiny world these pairs mostly repeat questions of the training data. Chapter 05 asks both judges new questions.
+# Compare their results in safety there.
 #
 # ## Exercises
 #
@@ -189,7 +282,7 @@ print(f"P = {forward_p:.3f} and {backward_p:.3f}; all checks hold")
 #
 # **1. Count the bias** (10 minutes). Ask the PM about 100 test pairs in each *single* order. How often does it prefer the
 # chosen answer when that stands first, when it stands second, and on average over both orders? Then ask the SFT model,
-# which saw no preference label.
+# which saw no annotator's preference. Look at its result by skill, too.
 #
 # ```python
 # hundred = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"])
@@ -224,6 +317,10 @@ print(f"P = {forward_p:.3f} and {backward_p:.3f}; all checks hold")
 #     both = [(p + q) / 2 for p, q in zip(first, second, strict=True)]
 #     counts = [sum(p > 0.5 for p in each) for each in (first, second, both)]
 #     print(f"{name}: chosen first {counts[0]}, chosen second {counts[1]}, both orders {counts[2]} of 100")
+#     by_skill = {}
+#     for skill, p in zip(test.dataset()["skill"], both, strict=False):
+#         by_skill.setdefault(skill, []).append(p > 0.5)
+#     print("  both orders, by skill:", {skill: f"{sum(right)} of {len(right)}" for skill, right in by_skill.items()})
 # ```
 #
 # On `tiny`, seed 0, it prints:
@@ -235,12 +332,14 @@ print(f"P = {forward_p:.3f} and {backward_p:.3f}; all checks hold")
 #
 # The gap between the two orders is the *position bias*. The PM has little of it, since training randomised the order. The
 # SFT model always says A. Asked in one order it would look perfect or useless, depending on where the chosen answer stands.
-# Both orders together show that it does not tell the answers apart.
+# Averaged over both orders it is at chance over all. By skill it is not: most chat pairs are right, and most safety and
+# chat_hard pairs are wrong. A mean over skills can hide two opposite leanings.
 #
 # </details>
 #
-# **2. Find the bug** (5 minutes). A colleague averages both orders like this. No pair is ever decided with confidence. Why,
-# and which check of this chapter would have failed?
+# **2. Find the bug** (5 minutes). Run exercise 1 first: this one uses its `hundred` and `probability_of_a`. A colleague
+# averages both orders like this. No pair is ever decided with confidence. Why, and which check of this chapter would have
+# failed?
 #
 # ```python
 # def preference(network, prompt, a, b):
@@ -270,8 +369,8 @@ print(f"P = {forward_p:.3f} and {backward_p:.3f}; all checks hold")
 #
 # </details>
 #
-# **3. Predict** (10 minutes, of which two run). Train a PM on mix1, too. Which skill loses most? Chapter 01 lists the
-# sources of both mixtures.
+# **3. Predict** (10 minutes, of which two run). Train a PM on mix1, too. Which skill loses most? The table of skills in
+# chapter 01 shows which pairs mix1 lacks.
 #
 # ```python
 # pm_mix1 = train_preference_model(
@@ -301,7 +400,7 @@ print(f"P = {forward_p:.3f} and {backward_p:.3f}; all checks hold")
 # ```
 #
 # Reasoning loses most, and chat hardly anything. Of mix1's sources only UltraFeedback has
-# reasoning pairs, few of them and carelessly labelled. No form of judge learns what its data does not hold.
+# reasoning pairs, few of them and carelessly labelled. No judge can learn a skill that its data lack.
 #
 # </details>
 #
