@@ -3,8 +3,8 @@
 #
 # **What this is.** A runnable guide to a paper. It reproduces *RLHF Workflow: From Reward Modeling to Online RLHF*
 # (arXiv 2405.07863) step by step. It begins with raw preference data and ends with a policy that three online
-# iterations have aligned. Chapters 01 to 10 each state a claim of the paper, show the code, run it, and draw the
-# result. Chapter 11 measures all claims over several seeds.
+# iterations have aligned. Chapters 01 to 10 each state a claim of the paper, show the code, run it, and end with the
+# result of this run. Chapter 11 measures all claims over several seeds.
 #
 # **The words.** A language model that answers prompts is called a *policy*, π. *Supervised fine-tuning* (SFT) teaches
 # it to imitate written answers and gives π₀. *Reinforcement learning from human feedback* (RLHF) then *aligns* it. A
@@ -20,12 +20,12 @@
 # | profile | model | data | machine |
 # |:--|:--|:--|:--|
 # | `tiny` | a Llama of under one million parameters, pretrained for this guide | a simulated world | 2 CPU cores, offline |
-# | `slices` | one as small, trained here | real rows from local files | 2 CPU cores, offline |
+# | `slices` | a model of the same size, trained in this chapter | real rows from local files | 2 CPU cores, offline |
 # | `smollm2` | SmolLM2-135M-Instruct | as `slices`, short rows | 2 CPU cores |
 # | `gemma-2b` | Gemma-2B-it | the Hugging Face Hub | one GPU |
 # | `llama3-8b` | LLaMA-3-8B | the Hugging Face Hub | 8 GPUs |
 #
-# The code is the same at every scale.
+# The code is the same at every scale. `docs/scale.md` says what has been measured on GPUs.
 
 # %% tags=["parameters"]
 PROFILE = "tiny"
@@ -72,17 +72,31 @@ profile = run.profile
 #
 # | word | meaning |
 # |:--|:--|
+# | stage, key | a step whose result is kept in a folder; the fingerprint of its arguments and code, by which it is found again |
+# | shard, checkpoint | a finished part of a stage's rows; a saved state of a training |
 # | policy, π₀, πₜ | a model that answers prompts; the SFT model; the policy after iteration t |
 # | RM, PM | reward model: a score for one answer (03); preference model: which of two answers is better (04) |
 # | BT | Bradley-Terry, the model behind the RM: the higher the difference of two scores, the likelier the first answer wins |
 # | mix1, mix2 | the paper's two mixtures of preference datasets: mix2 adds safety and reasoning (01) |
-# | judge | whoever compares two answers: the simulated world's truth, an RM, or an LLM behind an endpoint |
-# | gold, proxy | the true reward, and the learnt one that stands in for it |
-# | win rate, length-adjusted | the share of prompts on which the policy beats SFT; the same at equal lengths (10). AlpacaEval-2's own is called length-controlled (LC) |
+# | judge | whoever says which of two answers is better. Chapters 03 to 06 test judges: RM, PM, and the SFT model when it is asked (*prompted*). From chapter 09 on one judge compares the policies: the world's program, an RM, or an LLM behind an endpoint |
+# | gold, proxy | the true reward, which a program computes; the RM's reward, which stands in for it |
+# | chosen, rejected, margin | the two answers of a pair; the difference of their scores (RM: of rewards; DPO: of implicit rewards, 09) |
+# | filler | polite phrases around an answer that add length and no content |
+# | win rate, length-adjusted | the share of prompts on which the policy beats SFT; an estimate of it at equal lengths (10). AlpacaEval-2's own is called length-controlled (LC) |
+# | 95 % interval | the range of values that fit the data: over prompts or pairs in chapters 03 to 10, over seeds in chapter 11 |
 # | λ | the length penalty: what one character costs when answers are ranked (eq. 8, chapter 08) |
-# | β, KL | how strongly DPO holds the policy to π₀; how far it has gone from there, in nats |
+# | β, KL | how strongly DPO holds the policy to π₀; how far it has gone from there, in nats (units of the natural logarithm) |
 # | claim | a statement of the paper that chapter 11 tests over seeds |
 #
+# The paper's claims have letters, which later chapters use. Chapter 11 tests them, with further questions from i on.
+
+# %%
+from rlhflow_utils.claims.designs import load_designs
+
+claims = [(letter, claim) for letter, claim in load_designs().claims.items() if letter in "abcdefgh"]
+tables.show([{"claim": letter, "in short": claim.title, "paper": claim.section} for letter, claim in claims])
+
+# %% [markdown]
 # ## Your machine
 
 # %%
@@ -96,11 +110,14 @@ for package, version in facts["versions"].items():
 #
 # Every expensive step is a *stage*: a function that you call like any other. Everything that the step depends on is an
 # argument, and `into` names the folder of its result. The folder holds a `manifest.json` with the arguments, the seed,
-# the library versions, the row counts and the time. If you run a chapter again and neither an argument nor the code has
-# changed, the stage is skipped. If a run is killed, the next one continues from the last shard or checkpoint. In all
-# chapters `run / "sft"` is the folder that a stage writes, and `run["sft"]` is a stage of an earlier chapter.
+# the library versions, the row counts and the time. It also holds the stage's *key*, a fingerprint of its arguments and
+# its code. If you run a chapter again and the key is the same, the stage is skipped. Change one argument, and this stage
+# runs again with all that use its result. If a run is killed, the next one continues from the last *shard* (a finished part
+# of the rows) or checkpoint. In all chapters `run / "sft"` is the folder that a stage writes, and `run["sft"]` is a stage of
+# an earlier chapter.
 #
-# This is the first stage. It writes the files of the simulated world, where the profile has one.
+# This is the first stage. It writes the files of the simulated world, where the profile has one. The numbers are rows.
+# (`planted_dirt.json` names the dirty rows; one of them can give several pairs in chapter 01.)
 
 # %%
 if profile.world:
@@ -114,16 +131,16 @@ if profile.world:
 # prescribed forms of answer, allowed and forbidden requests, sums, and one-line programs. An answer can be right or
 # wrong, and short or padded with polite filler. A program computes its **gold reward**: right or wrong decides, and
 # filler costs a little. Between two right answers the one without filler therefore wins. Annotators see that reward
-# with noise, and many prefer longer or shorter answers.
+# with noise. Some also like longer answers, others shorter ones.
 #
 # Four skills mirror the sections of the benchmark RewardBench (chapter 05): *chat* (facts), *chat-hard* (facts in a
 # prescribed form), *safety* (refuse harmful requests, answer harmless ones that look alike) and *reasoning* (sums and
 # programs). A fifth, *translation* into an invented language, is in the base corpus and the SFT data only. No
 # preference and no RL prompt touches it, so it measures what alignment forgets.
 #
-# We *build in* the facts, the gold reward, the annotators' noise and length bias, the quality of the SFT demonstrations,
-# and the base model's corpus. We *measure* everything that a model learns from them. A number from
-# this world is evidence about the method there, not about LLaMA-3.
+# We built in: the facts, the gold reward, the annotators' noise and length bias, the quality of the demonstrations, and the
+# base model's corpus. Everything else is measured. A number from this world is evidence about the method there, not about
+# LLaMA-3.
 #
 # One number of the profile, `world.seed`, decides what is true in the world and which prompts are held out. The seed of
 # the run decides the rest: the annotators' rows and labels, the demonstrations, the prompts, all sampling and all
@@ -177,12 +194,11 @@ base, recipe = run.base_model() if profile.model.base else None, profile.base_mo
 if base and recipe and profile.world:
     record = check_base_model(base, profile.world)
     print(f"{record['parameters']:,} parameters, {record['tokens']:,} tokens in {record['seconds'] / 60:.0f} minutes")
-    print("mean loss of the last steps:", round(record["history"][-1]["loss"], 3))
 
 # %% [markdown]
 # What does it know before any training of this guide? Each question below is held out. *Answers*: the most likely answer
 # to the plain question is right. *Marks*: it finds "Right" more likely after a right answer than after a wrong one.
-# *Comparisons*: it finds "One" more likely where the right answer comes first than where it comes second.
+# *Comparisons*: the probability of "One" is higher where the right answer comes first.
 
 # %%
 if base and recipe and profile.world:
@@ -257,13 +273,16 @@ print("all checks hold")
 #
 # ## Exercises
 #
-# Type the code of an exercise into a new cell at the end of the chapter: everything above is in scope. The minutes are
-# yours; run time is stated where it is over a few seconds. Solutions ran on `tiny`, seed 0. On another machine numbers may
-# differ by the bands of [chapter 12](12_reproduction_report.ipynb), with another seed by more (chapter 11).
+# Type the code of an exercise into a new cell at the end of the chapter: everything above is in scope. The minutes are an
+# estimate of your time. We state the run time where it exceeds a few seconds. Solutions ran on `tiny`, seed 0. On another
+# machine numbers may differ by the bands of [chapter 12](12_reproduction_report.ipynb), with another seed by more (chapter
+# 11).
 #
-# An exercise that changes a setting works on a copy of the run. Only the stages that depend on the change run again:
+# An exercise that changes a setting works on a copy of the run. Only the stages that depend on the change run again. The
+# first command removes the copy of an earlier exercise:
 #
 # ```bash
+# rm -rf runs/exercise
 # cp -r runs/tiny runs/exercise
 # make guide RUN_DIR=runs/exercise SET="dpo.trainer.beta=0.2"
 # ```
@@ -350,8 +369,8 @@ print("all checks hold")
 # mean 0.398, transformers 0.398, a uniform guess 6.931
 # ```
 #
-# The sign and the second number are free, so no model can know them. Most of the loss is there. All after the result
-# follows from the text before it and costs next to nothing.
+# The sign and the second number are free, so no model can know them. Most of the loss is there. The tokens after the result
+# can be read off the text before them, so they cost almost nothing.
 #
 # </details>
 #

@@ -39,10 +39,11 @@ profile, data, base = run.profile, run["preference_data"], run.base_model()
 #
 # $$\mathcal L = -\frac{1}{|y|}\sum_{t} \log \pi(y_t \mid x, y_{<t}).$$
 #
-# The mean runs over the answer's tokens alone: the model should not learn to write the user's part. In code, a label of
-# −100 takes a token out of the loss.
+# Only the tokens of the answer count. The model should not learn to write the user's turn. In code, a label of −100 takes
+# a token out of the loss.
 #
-# By hand: a three-token answer to which the model gives probabilities 0.5, 0.8 and 0.9.
+# By hand: a three-token answer to which the model gives probabilities 0.5, 0.8 and 0.9. (*Perplexity* is $e^{\mathcal L}$:
+# the number of equally likely tokens among which the model would be as unsure.)
 
 # %%
 probabilities = [0.5, 0.8, 0.9]
@@ -75,22 +76,22 @@ for row in rows.select(range(2)):
 # ## Training, in plain TRL
 #
 # TRL's `SFTTrainer` takes these rows as they are. Here it trains on the two conversations for a few steps. Change any
-# argument and run the cell again. The loss falls fast, since the model memorises two rows.
+# argument and run the cell again. The loss falls fast, since the model memorises two rows. In TRL's log, `entropy` is the
+# model's uncertainty about the next token. `mean_token_accuracy` is the share of the answer's tokens that it finds likeliest.
 
 # %%
-with tempfile.TemporaryDirectory() as folder:
-    config = SFTConfig(
-        output_dir=folder, max_steps=5, per_device_train_batch_size=2, learning_rate=1e-3, lr_scheduler_type="constant",
-        bf16=False, use_cpu=True, gradient_checkpointing=False, logging_steps=1, save_strategy="no", report_to="none",
-        disable_tqdm=True, seed=SEED, model_init_kwargs={"dtype": "float32"},
-    )  # fmt: skip
-    trainer = SFTTrainer(
-        model=forward.model_path(base),
-        args=config,
-        train_dataset=Dataset.from_list(examples),
-        processing_class=tokenizer,
-    )
-    trainer.train()
+folder = forward.model_path(base)  # such as models/tiny-base; a hub id will do, too
+trainer = SFTTrainer(
+    model=folder,
+    args=SFTConfig(
+        output_dir=tempfile.mkdtemp(), max_steps=5, per_device_train_batch_size=2, learning_rate=1e-3,
+        lr_scheduler_type="constant", bf16=False, use_cpu=True, gradient_checkpointing=False, logging_steps=1,
+        save_strategy="no", report_to="none", disable_tqdm=True, seed=SEED, model_init_kwargs={"dtype": "float32"},
+    ),
+    train_dataset=Dataset.from_list(examples),
+    processing_class=tokenizer,
+)  # fmt: skip
+trainer.train()
 demo = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 print("loss by step:", [round(loss, 3) for loss in demo])
 del trainer
@@ -101,10 +102,9 @@ del trainer
 # The stage does the same for all rows, and in a conversation of several turns every assistant turn is in the loss.
 # `sft.trainer` of the profile is passed to `SFTConfig` unchanged. The guide adds output folder, seed, device, logging,
 # and gradient accumulation for an exact global batch. It drops and counts rows longer than `max_length` instead of
-# cutting them.
+# cutting them. (*Packing*, in the table below, joins several rows into one sequence, so that no step computes padding.)
 
 # %%
-print(profile.sft.trainer)
 sft = train_sft(data, base, profile.sft, profile.model, run.seed, profile.launch, into=run / "sft")
 print(sft.rows)
 
@@ -113,14 +113,7 @@ print(sft.rows)
 
 # %%
 log = sft.read_json("log.json")
-ours, paper = {**profile.sft.trainer, **profile.sft.model_dump()}, tables.paper_settings("sft", profile.model.base)
-table = [{"setting": name, "paper": str(paper[name]), "ours": str(ours.get(name))} for name in paper]
-table += [
-    {"setting": "rows", "paper": None, "ours": f"{len(rows):,}"},
-    {"setting": "optimiser steps", "paper": None, "ours": f"{log['steps']:,}"},
-    {"setting": "loss of the last batch", "paper": None, "ours": f"{log['history'][-1]['loss']:.3f}"},
-]
-tables.show(table, run.caption)
+tables.show(tables.settings_rows(profile, "sft", {"rows": len(rows), "optimiser steps": log["steps"]}), run.caption)
 
 # %%
 figures.loss_curves({"SFT": log["history"]}, caption=run.caption)
@@ -145,15 +138,27 @@ print("all checks hold")
 #
 # * The paper packs samples into blocks of 8192 tokens (its script: 4096). `sft.trainer.packing` does the same; with short
 #   rows it saves nothing.
-# * In the tiny world the demonstrations are right only part of the time and often padded. This is **built in**, so that
-#   π₀ can be improved, like every real SFT model. Translations (the fifth skill) are built in, too, and so are rows in
-#   the format of a judge's question. They show the prompted judge of chapter 05 that format.
+# * All our trainings put rows of similar length into one batch, and shuffle the batches. The paper does not, and TRL's default
+#   does not. It saves padding, and it makes single batches uneven: that is where the spikes of the loss come from.
+# * In the tiny world the demonstrations are right only part of the time and often padded. We built this in so that π₀ leaves
+#   room for improvement. Translations (the fifth skill) are built in, too, and so are rows in the format of a judge's
+#   question. They show the prompted judge of chapter 05 that format.
 # * Chapter 01 drops and counts SFT rows whose prompts are held out for evaluation.
 #
 # ## Summary
-#
-# π₀ imitates its demonstrations, good and bad. The next chapters build a judge that can tell them apart. **Claim on this
-# run**: the table of chapter 09 shows how often π₀ is right, and how much room it leaves.
+
+# %%
+few = max(1, min(8, len(losses) // 4))
+start, end = sum(losses[:few]) / few, sum(losses[-few:]) / few
+tables.say(f"**On this run** π₀ has seen {len(rows):,} conversations in {log['steps']:,} steps. The loss of a token falls from "
+           f"{start:.2f} to {end:.2f} (means of {few} batches).")  # fmt: skip
+if profile.world:
+    given = profile.world.sft
+    tables.say(f"Of its demonstrations of the four skills, {given.correct_rate:.0%} are right and {given.padded_rate:.0%} padded.")
+
+# %% [markdown]
+# π₀ imitates its demonstrations, good and bad. The next chapters build a judge that can tell them apart. Chapters 07 and 09
+# measure how often π₀ is right, and how much room it leaves.
 #
 # ## Exercises
 #
@@ -243,12 +248,14 @@ print("all checks hold")
 #
 # </details>
 #
-# **3. Explain the curve** (10 minutes). The SFT loss falls to about 0.35, with spikes that end at about 1.1. What is in
-# those batches? Batches hold rows of similar length, and an entry of `log["history"]` counts the tokens so far.
+# **3. Explain the curve** (10 minutes). The SFT loss keeps its spikes to the end. What is in those batches? Batches hold rows
+# of similar length, and an entry of `log["history"]` counts the tokens so far. So compare the loss of batches with few and
+# with many tokens. Then look at the longest rows, and at what π₀ expects after their prompt.
 #
 # ```python
 # history = log["history"]
 # print(history[-1]["num_tokens"] - history[-2]["num_tokens"], history[-1]["loss"])
+# print(max(rows, key=lambda row: len(row["messages"][0]["content"]))["messages"])
 # ```
 #
 # <details><summary>Solution</summary>
@@ -267,9 +274,11 @@ print("all checks hold")
 # tokens = sft_tokens(letters[0], tokenizer, completion_only=True)[0]
 # model = forward.load_model(sft, "causal", profile.model)
 # with torch.no_grad():
-#     after_prompt = model(torch.tensor([tokens["input_ids"]])).logits[0, -3].softmax(-1)
-# top = after_prompt.topk(3)
-# print([(tokenizer.decode([i]), round(p, 2)) for p, i in zip(*(each.tolist() for each in top), strict=True)])
+#     logits = model(torch.tensor([tokens["input_ids"]])).logits[0]
+# for name, place in (("after the prompt", -3), ("after the letter", -2)):  # the row ends with the letter and <|end|>
+#     top = logits[place].softmax(-1).topk(3)
+#     shown = [(tokenizer.decode([i]), round(p, 2)) for p, i in zip(*(each.tolist() for each in top), strict=True)]
+#     print(f"{name}: {shown}")
 # ```
 #
 # On `tiny`, seed 0, it prints:
@@ -279,12 +288,14 @@ print("all checks hold")
 # batches others: 87, mean loss 0.33
 # 1000 rows with one letter as answer, such as: [CONTEXT] <turn> user
 #  What is a good way to wash a nurse? [RESPONSE A] Use a sponge. [RESPONSE B] Sorry, I cannot help with that.
-# [('<|end|>', 0.44), ('A', 0.26), ('B', 0.22)]
+# after the prompt: [('<|end|>', 0.44), ('A', 0.26), ('B', 0.22)]
+# TODO2
 # ```
 #
-# The longest rows are the judge's questions, answered by one letter. Even after SFT, in the
-# letter's place, the model expects the end of the turn about as often as a letter, and A about as often as B. Such a model loses $\tfrac12(\ln 4 + \ln 2) = 1.04$ a
-# token. Chapter 05 asks this model as a judge.
+# The longest rows are the judge's questions, answered by one letter. After the prompt the model gives 0.44 to the end of the
+# turn and about 0.24 to each letter. After the letter it gives about one half to the end. So the two tokens cost about
+# $\ln 4$ and $\ln 2$, on average 1.04. π₀ has not learned the form of these answers. Chapter 05 asks it as a judge, and reads
+# only the two letters.
 #
 # </details>
 #

@@ -34,9 +34,9 @@ profile, main = run.profile, run.profile.data.main_mixture
 # ## The idea
 #
 # RewardBench asks one thing: of two answers, does the model prefer the better one? Its subsets form four sections. A
-# section's score is the weighted mean accuracy of its subsets. The weights are Allen AI's constants. They are row
-# counts, except that the 447 rows of math-prm weigh as much as the six code subsets together. The overall score is the
-# plain mean of the four sections.
+# section's score is the weighted mean accuracy of its subsets. The weights are Allen AI's constants. Each weight is the
+# number of rows, with one exception. math-prm has 447 rows but weighs 984, as much as the six code subsets together. The
+# overall score is the plain mean of the four sections.
 #
 # By hand: a section of two subsets, 100 pairs with accuracy 0.9 and 300 pairs with accuracy 0.7.
 
@@ -55,7 +55,8 @@ for section, subsets in rewardbench.SECTIONS.items():
 #
 # * the **BT** model scores each answer alone;
 # * the **PM** reads both answers and compares the probabilities of the tokens A and B, averaged over both orders;
-# * the **prompted** judge is asked the same question, but is the SFT model: it never saw a preference label.
+# * the **prompted** judge is the SFT model, asked the same question. On `tiny` its SFT data hold 1,000 such questions with
+#   the letter of the right answer, but no annotator's preference.
 #
 # Two rows of the benchmark, scored by the BT model with transformers alone:
 
@@ -104,8 +105,8 @@ for label, (judge, method) in judges.items():
 #
 # `bt` and `pm` are trained on the main mixture, `bt_mix1` on mix1. The authors' figures are those of their repository's
 # README. For prompting we found no number; the paper says "below both in every section". The figures come from another
-# model on the real benchmark, so compare the order of the rows, not the values. If an interval contains 0.5, the judge
-# is not distinguishable from chance. The lines below the table list these cases.
+# model on the real benchmark, so compare the order of the rows, not the values. A judge that tosses a coin scores 0.5. The
+# second table says which judges are below that, by their whole interval, and which cannot be told from it.
 
 # %%
 results = {label: done.read_json("results.json") for label, done in benchmarks.items()}
@@ -117,17 +118,23 @@ for label, result in results.items():
         table.append({"judge": f"{label}, the authors (LLaMA-3-8B)", **stated})
 tables.show(table, run.caption)
 print(f"{results['bt']['n']} pairs; subsets without rows here: {results['bt']['missing_subsets'] or 'none'}")
+chance = []
 for section in rewardbench.SECTIONS:
-    scores = {label: result["sections"][section] for label, result in results.items()}
-    chance = [label for label, score in scores.items() if score and score["ci_low"] <= 0.5 <= score["ci_high"]]
-    print(f"{section}: not distinguishable from chance: {', '.join(chance) or 'none'}")
+    scores = {label: result["sections"][section] for label, result in results.items() if result["sections"][section]}
+    below = [label for label, score in scores.items() if score["ci_high"] < 0.5]
+    level = [label for label, score in scores.items() if score["ci_low"] <= 0.5 <= score["ci_high"]]
+    chance.append({"section": section, "below chance": ", ".join(below), "not distinguishable": ", ".join(level)})
+tables.show(chance)
 
 # %%
 sections = {label: result["sections"] for label, result in results.items()}
 figures.rewardbench_bars(sections, tables.REWARDBENCH, caption=run.caption)
 
 # %% [markdown]
-# Overlapping intervals do not prove equality: all judges score the same pairs, so a paired comparison is sharper. Chapter 11
+# Below chance is not "no signal". Such a judge has a preference, and it is the wrong one. In safety the next figure shows
+# whether it is to comply or to refuse.
+#
+# Overlapping intervals do not prove equality. All judges score the same pairs, so a paired comparison is sharper. Chapter 11
 # makes it over seeds, for prompting < BT, PM > BT and mix2 > mix1.
 #
 # Subset by subset. Most subsets are small, so read the intervals first. A judge that always prefers to refuse wins the
@@ -138,21 +145,31 @@ figures.rewardbench_subsets({label: result["subsets"] for label, result in resul
 
 # %% [markdown]
 # Every stage keeps its pairs, one line each, so other breakdowns take one line of pandas. Accuracy (a tie is one half) by
-# the length of the prompt, in quarters:
+# the length of the prompt. Look for a judge that is weaker on long prompts.
 
 # %%
-by_length = {}
+from rlhflow_utils.evaluation.statistics import accuracy
+
+
+def share(pairs):
+    return tables.with_interval(vars(accuracy(pairs)))
+
+
+outcomes = {}
 for label, done in benchmarks.items():
-    pairs = pd.read_json(done.path / "pairs.jsonl", lines=True)
-    quarter = pd.qcut(pairs["prompt_length"], 4, duplicates="drop")
-    by_length[label] = pairs.groupby(quarter, observed=True)["outcome"].mean()
-pd.DataFrame(by_length).rename_axis("prompt length (characters)").round(3)
+    outcomes[label] = pd.read_json(done.path / "pairs.jsonl", lines=True, dtype={"row_id": str}).set_index("row_id")
+median = int(outcomes["bt"]["prompt_length"].median())
+table = []
+for label, pairs in outcomes.items():
+    half = (pairs["prompt_length"] > median).map({False: f"prompts of at most {median} characters", True: "the rest"})
+    table.append({"judge": label, **pairs["outcome"].groupby(half).agg(share)})
+tables.show(table, run.caption)
 
 # %% [markdown]
-# In the tiny world we can ask *what kind of error* a judge does not see. A wrong sum can have a slip in its result
-# ("3+4=8"). Or its steps are right, but a number was misread ("3+2=5" to "What is 3+4?"). To notice the second, a judge
-# must compare the answer with the question, digit by digit. Look at the column of misread numbers: there all judges are
-# weaker, on few pairs.
+# In the tiny world we can see which kind of error a judge misses. A wrong sum can have a slip in its result ("3+4=8"). Or
+# its steps are right, but a number was misread ("3+2=5" to "What is 3+4?"). To notice the second, a judge must compare the
+# answer with the question, digit by digit. Look at the column of misread numbers. It has few pairs, so the intervals are
+# wide.
 
 # %%
 if profile.world:
@@ -162,11 +179,13 @@ if profile.world:
         if task and task.skill == "reasoning":
             seen = any(wrong in row["rejected"] for wrong in task.misreadings)
             kinds[str(row["row_id"])] = "a number was misread" if seen else "a slip in the result"
-    table = []
-    for label, done in benchmarks.items():
-        pairs = pd.read_json(done.path / "pairs.jsonl", lines=True, dtype={"row_id": str}).set_index("row_id")
-        table.append({"judge": label, **pairs["outcome"].groupby(pd.Series(kinds)).mean()})
+    table = [
+        {"judge": label, **pairs["outcome"].groupby(pd.Series(kinds)).agg(share)} for label, pairs in outcomes.items()
+    ]
     tables.show([*table, {"judge": "pairs", **pd.Series(kinds).value_counts()}], run.caption)
+
+# %% [markdown]
+# A judge that finds slips and misses misread numbers checks the steps of an answer, but not whether they fit the question.
 
 # %% [markdown]
 # The same scores under the other conventions:
@@ -227,8 +246,8 @@ print("all checks hold")
 # %% [markdown]
 # ## Where we differ
 #
-# * Our prompted judge is the SFT model. On `tiny` it has seen questions of this form with letters for right and wrong, but
-#   no preference label.
+# * Our prompted judge is the SFT model. On `tiny` its SFT data hold questions of this form with the right letter; the paper
+#   prompts in the manner of LLM-as-a-judge.
 # * The released script has the two XSTest weights swapped. Here they are right; the last table has the scores under the
 #   old ones.
 # * The released PM evaluation reads its logits at a position that depends on the template's version.
@@ -238,10 +257,28 @@ print("all checks hold")
 #   subsets. With few code subsets, reasoning is mostly math-prm.
 #
 # ## Summary
-#
-# **Claim on this run**: the first table has all three comparisons. They are prompting against BT and PM, PM against BT
-# in reasoning, and `bt` (mix2) against `bt_mix1` in safety and reasoning. **Over worlds**: claims a, b and c in chapter
-# 11. Do not rank judges by the overall score alone.
+
+
+# %%
+def percent(label, part, kind="sections"):
+    found = results[label][kind].get(part)
+    return f"{found['value']:.0%}" if found else "–"
+
+
+scores = {name: " / ".join(percent(label, name) for label in ("prompting", "bt", "pm")) for name in rewardbench.SECTIONS}
+tables.say(f"**On this run** prompted judge / BT / PM score {', '.join(f'{each} in {name}' for name, each in scores.items())}.")
+if "bt_mix1" in results:
+    tables.say(f"mix2 against mix1 (BT): safety {percent('bt', 'safety')} and {percent('bt_mix1', 'safety')}, "
+               f"reasoning {percent('bt', 'reasoning')} and {percent('bt_mix1', 'reasoning')}.")  # fmt: skip
+respond, refuse = ([percent(label, f"xstest-should-{what}", "subsets") for label in ("prompting", "bt", "pm")]
+                   for what in ("respond", "refuse"))  # fmt: skip
+tables.say("Safety has two sides. Of the prompts that should be answered, prompted judge / BT / PM get "
+           f"{' / '.join(respond)} right; of those that should be refused, {' / '.join(refuse)}.")  # fmt: skip
+
+# %% [markdown]
+# A low score on prompts that should be answered can mean too many refusals: exercise 2 looks at the PM's. **Over seeds**:
+# claims a, b and c in chapter 11. Claim b compares PM and BT model in safety, too. Do not rank judges by the overall score
+# alone.
 #
 # ## Exercises
 #
@@ -286,43 +323,84 @@ print("all checks hold")
 #
 # </details>
 #
-# **2. Explain the bars** (10 minutes). In safety, the RM of mix1 is behind the RM of mix2. Where does it lose: does it refuse
-# too little or too much? Would the weights of May 2024, which swap those of the two XSTest subsets, hide or show it?
+# **2. Explain the bar** (10 minutes). On `tiny` the PM is behind the BT model in safety, though it was not on the held-out
+# pairs of chapter 04. In which subset does it lose? Print the pairs that it gets wrong there. What do the questions have in
+# common? Does it always prefer to refuse?
 #
 # ```python
-# for judge in ("bt", "bt_mix1"):
-#     print(judge, {name: results[judge]["subsets"][name]["value"] for name in rewardbench.SECTIONS["safety"]
+# for judge in ("bt", "pm"):
+#     print(judge, {name: round(results[judge]["subsets"][name]["value"], 2) for name in rewardbench.SECTIONS["safety"]
 #                   if name in results[judge]["subsets"]})
-# print(rewardbench.SECTIONS["safety"])
+# texts = {str(row["row_id"]): row for row in rows}
+# print(outcomes["pm"].head(2))  # a row for each pair; the outcome is 1 where the chosen answer wins
 # ```
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# weights = {name: weight for name, weight in rewardbench.SECTIONS["safety"].items() if name in results["bt"]["subsets"]}
-# refuse, respond = "xstest-should-refuse", "xstest-should-respond"
-# old = {**weights, refuse: weights[respond], respond: weights[refuse]}
-# for judge in ("bt", "bt_mix1"):
-#     accuracy = {name: results[judge]["subsets"][name]["value"] for name in weights}
-#     print(judge, {name: round(value, 2) for name, value in accuracy.items()})
-#     for name, each in (("now", weights), ("May 2024", old)):
-#         score = sum(each[subset] * value for subset, value in accuracy.items()) / sum(each.values())
-#         print(f"  weights of {name}: {score:.3f}")
+# for judge in ("bt", "pm"):
+#     print(judge, {name: round(results[judge]["subsets"][name]["value"], 2) for name in rewardbench.SECTIONS["safety"]
+#                   if name in results[judge]["subsets"]})
+# texts = {str(row["row_id"]): row for row in rows}
+# lost = outcomes["pm"].query("subset == 'xstest-should-respond' and outcome == 0")
+# for row in (texts[row_id] for row_id in lost.index):
+#     print(row["prompt"][-1]["content"], "| chosen:", row["chosen"], "| rejected:", row["rejected"])
 # ```
 #
 # On `tiny`, seed 0, it prints:
 #
 # ```text
-# bt {'refusals-dangerous': 0.9, 'refusals-offensive': 0.67, 'xstest-should-refuse': 0.87, 'xstest-should-respond': 0.93}
-#   weights of now: 0.867
-#   weights of May 2024: 0.856
-# bt_mix1 {'refusals-dangerous': 0.9, 'refusals-offensive': 0.87, 'xstest-should-refuse': 0.87, 'xstest-should-respond': 0.5}
-#   weights of now: 0.720
-#   weights of May 2024: 0.779
+# TODO2
 # ```
 #
-# The RM of mix1 refuses too much. It is as good or better where refusing is right, and at chance on prompts that should
-# be answered. The weights of May 2024 count those prompts less, so they hide part of its weakness.
+# The PM loses where it should answer. The questions are harmless, but look harmful: "trap", "burn", "smash" and "kill" mostly
+# go with people in the training data. In half of the lost pairs the PM prefers to refuse, in the others a wrong tool. The
+# ten pairs come from six requests only. So the interval, which counts thirty independent pairs, is too narrow.
+#
+# </details>
+#
+# **3. Try your own** (10 minutes). Write two answers to one prompt, and ask the RM and the PM. Can you find a pair on which
+# they disagree?
+#
+# ```python
+# from rlhflow_utils.models import reward_model
+#
+#
+# def compare(prompt, a, b):
+#     turns = [{"role": "user", "content": prompt}]
+#     reward_a, reward_b = reward_model.score(bt, [(turns, a), (turns, b)], 2048, profile.model)
+#     [p] = preference_model.preference_probability(judges["pm"][0], [(turns, a, b)], 2048, profile.model)
+#     print(f"RM {torch.tensor(reward_a - reward_b).sigmoid():.2f}, PM {p:.2f}  {prompt} {a} | {b}")
+#
+#
+# compare("Add 3+4.", "3+4=7, so 7.", "Sure! 3+4=7, so 7. I hope this helps.")
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# from rlhflow_utils.models import reward_model
+#
+#
+# def compare(prompt, a, b):
+#     turns = [{"role": "user", "content": prompt}]
+#     reward_a, reward_b = reward_model.score(bt, [(turns, a), (turns, b)], 2048, profile.model)
+#     [p] = preference_model.preference_probability(judges["pm"][0], [(turns, a, b)], 2048, profile.model)
+#     print(f"RM {torch.tensor(reward_a - reward_b).sigmoid():.2f}, PM {p:.2f}  {prompt} {a} | {b}")
+#
+#
+# compare("Add 3+4.", "3+4=7, so 7.", "3+4=8, so 8.")
+# compare("Add 3+4.", "3+4=7, so 7.", "Sure! 3+4=7, so 7. I hope this helps.")
+# compare("I want to trap a rock. How?", "Use a net.", "Sorry, I cannot help with that.")
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# TODO3
+# ```
+#
+# TODO3TEXT
 #
 # </details>
 #
