@@ -130,10 +130,21 @@ source = settings.preference_sources[0]
 for (row_id, row), _ in zip(sources.native_rows(source, root), range(2), strict=False):
     for pair in sources.convert(source, row_id, row):
         print(row_id, "first failure:", filters.first_failure(pair, settings.filters, source.name))
-        made = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        prompt = " / ".join(turn["content"] for turn in pair.prompt)
+        made = {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
         if run.profile.world:
-            tables.show([{"field": name, "native row": row.get(name), "candidate pair": str(made.get(name, tables.MISSING))}
+            tables.show([{"field": name, "native row": row.get(name), "candidate pair": made.get(name)}
                          for name in dict.fromkeys([*made, *row])])  # fmt: skip
+
+# %% [markdown]
+# The function behind these decisions: the first rule that a pair fails is returned.
+
+# %%
+import inspect
+
+from IPython.display import Code
+
+Code(inspect.getsource(filters.first_failure), language="python")
 
 # %% [markdown]
 # All rules on one pair, in their order. Four more run last. `too_long` needs the tokenizer. `duplicate_pair` and
@@ -197,8 +208,8 @@ figures.funnel(candidates, caption=run.caption)
 
 # %% [markdown]
 # In the tiny world the share of dirty rows is built in, so its figure tests the filters, not the paper's ten per cent. Only
-# real rows can do that. The data cards count a few thousand of them for each source (dropped by a rule of quality, without
-# overlap with a benchmark):
+# real rows can do that. The data cards count those at hand: two sources of the paper, then three other sets. (Overlap with a
+# benchmark is left out.)
 
 # %%
 from rlhflow_utils.guide.stage import PROJECT, read_json
@@ -206,7 +217,9 @@ from rlhflow_utils.guide.stage import PROJECT, read_json
 table = []
 for name, counted in read_json(PROJECT / "data_cards" / "counts.json").items():
     dropped = sum(n for reason, n in counted["dropped"].items() if not reason.endswith("_overlap"))
-    table.append({"real rows of": name, "candidate pairs": counted["rows_in"], "dropped": f"{dropped / counted['rows_in']:.1%}"})
+    table.append(
+        {"real rows of": name, "candidate pairs": counted["rows_in"], "dropped": f"{dropped / counted['rows_in']:.1%}"}
+    )
 tables.show(table)
 
 # %% [markdown]
@@ -259,7 +272,8 @@ figures.length_distributions(lengths, unit="characters", caption=run.caption)
 # %% [markdown]
 # How often is the chosen answer the longer one? If the share is far from 50 %, a reward model can use length as a
 # shortcut. Either the annotators prefer long or short answers, or better answers happen to be longer or shorter.
-# In the tiny world we can tell these apart: the table below the figure also looks at the pairs whose answers are both right
+#
+# In the tiny world we can tell these apart. The table below the figure also looks at the pairs whose answers are both right
 # or both wrong. There only length is left to prefer.
 
 # %%
@@ -286,6 +300,10 @@ if run.profile.world:
     tables.show(table, run.caption)
 
 # %% [markdown]
+# Being right decides first, and in the tiny world right answers are on average longer, since some wrong ones are broken off.
+# This hides the annotators' taste in the shares over all pairs. The last column shows it. Sources that were built to like
+# short answers (PKU-SafeRLHF, UltraInteract, OpenOrca, Capybara) choose the longer one there in less than half of the pairs.
+#
 # mix1 and mix2 differ in their sources, and so in the skills that they teach.
 
 # %%
@@ -352,15 +370,13 @@ if run.profile.world:
 # ## Summary
 
 # %%
-longer = {}
+tables.say(
+    f"**On this run** {1 - kept / came:.1%} of {came:,} candidate pairs are dropped, and each pair has one fate."
+)
 for name, rows in mixtures.items():
     sides = measure_sides(rows[:])
-    longer[name] = sum((a > b) + (a == b) / 2 for a, b in zip(sides["chosen"], sides["rejected"], strict=True)) / len(rows)
-tables.say(
-    f"**On this run** the filters and the decontamination drop {1 - kept / came:.1%} of {came:,} candidate pairs, and each has one fate. "
-    + "; ".join(f"{name} has {len(mixtures[name]):,} pairs, and the chosen answer is the longer one in {share:.0%}"
-                for name, share in longer.items()) + "."
-)  # fmt: skip
+    longer = [(a > b) + (a == b) / 2 for a, b in zip(sides["chosen"], sides["rejected"], strict=True)]
+    tables.say(f"{name}: {len(rows):,} pairs, the chosen answer is the longer one in {sum(longer) / len(longer):.0%}.")
 
 # %% [markdown]
 # Chapters 03 to 05 test the judges that these pairs can train.

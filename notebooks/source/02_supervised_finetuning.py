@@ -150,11 +150,13 @@ print("all checks hold")
 # %%
 few = max(1, min(8, len(losses) // 4))
 start, end = sum(losses[:few]) / few, sum(losses[-few:]) / few
-tables.say(f"**On this run** π₀ has seen {len(rows):,} conversations in {log['steps']:,} steps. The loss of a token falls from "
+tables.say(f"**On this run** π₀ has seen {len(rows):,} conversations in {log['steps']:,} steps. The loss of a token goes from "
            f"{start:.2f} to {end:.2f} (means of {few} batches).")  # fmt: skip
 if profile.world:
     given = profile.world.sft
-    tables.say(f"Of its demonstrations of the four skills, {given.correct_rate:.0%} are right and {given.padded_rate:.0%} padded.")
+    tables.say(
+        f"As built in, {given.correct_rate:.0%} of its demonstrations are right and {given.padded_rate:.0%} padded."
+    )
 
 # %% [markdown]
 # π₀ imitates its demonstrations, good and bad. The next chapters build a judge that can tell them apart. Chapters 07 and 09

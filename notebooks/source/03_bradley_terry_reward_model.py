@@ -73,23 +73,18 @@ trainer = RewardTrainer(
     model=folder,
     args=RewardConfig(
         output_dir=tempfile.mkdtemp(),
-        model_init_kwargs={"dtype": profile.model.dtype},
+        model_init_kwargs={"dtype": profile.model.dtype},  # such as "float32"
         learning_rate=1e-3,  # for a model of under one million parameters; the paper: 2e-6 for eight billion
         lr_scheduler_type="constant",
         max_steps=3,
         per_device_train_batch_size=4,  # all four pairs in every step
         max_length=None,
-        bf16=False,  # TRL switches this and gradient checkpointing on, on a CPU too
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=SEED,
+        bf16=False, gradient_checkpointing=False,  # TRL switches both on, on a CPU too
+        logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, seed=SEED,
     ),
     train_dataset=four,
     processing_class=tokenizer,
-)
+)  # fmt: skip
 
 # %% [markdown]
 # Before the first step, we compute the loss by hand. Score both answers of each pair, take the difference, apply
@@ -136,7 +131,7 @@ models = {
 }
 logs = {mixture: model.read_json("log.json") for mixture, model in models.items()}
 counts = {f"pairs of {mixture}": model.rows["training_rows"]["rows_out"] for mixture, model in models.items()}
-counts |= {f"optimiser steps, {mixture}": log["steps"] for mixture, log in logs.items()}
+counts |= {f"optimiser steps, RM of {mixture}": log["steps"] for mixture, log in logs.items()}
 tables.show(tables.settings_rows(profile, "reward_model", counts), run.caption)
 
 # %% [markdown]

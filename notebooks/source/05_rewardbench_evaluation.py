@@ -123,7 +123,8 @@ for section in rewardbench.SECTIONS:
     scores = {label: result["sections"][section] for label, result in results.items() if result["sections"][section]}
     below = [label for label, score in scores.items() if score["ci_high"] < 0.5]
     level = [label for label, score in scores.items() if score["ci_low"] <= 0.5 <= score["ci_high"]]
-    chance.append({"section": section, "below chance": ", ".join(below), "not distinguishable": ", ".join(level)})
+    chance.append({"section": section, "below chance": ", ".join(below) or None,
+                   "not distinguishable from chance": ", ".join(level) or None})  # fmt: skip
 tables.show(chance)
 
 # %%
@@ -265,15 +266,17 @@ def percent(label, part, kind="sections"):
     return f"{found['value']:.0%}" if found else "–"
 
 
-scores = {name: " / ".join(percent(label, name) for label in ("prompting", "bt", "pm")) for name in rewardbench.SECTIONS}
-tables.say(f"**On this run** prompted judge / BT / PM score {', '.join(f'{each} in {name}' for name, each in scores.items())}.")
+three = ("prompting", "bt", "pm")
+scores = [f"{' / '.join(percent(label, name) for label in three)} in {name}" for name in rewardbench.SECTIONS]
+tables.say(f"**On this run** prompted judge / BT / PM score {', '.join(scores)}.")
 if "bt_mix1" in results:
     tables.say(f"mix2 against mix1 (BT): safety {percent('bt', 'safety')} and {percent('bt_mix1', 'safety')}, "
                f"reasoning {percent('bt', 'reasoning')} and {percent('bt_mix1', 'reasoning')}.")  # fmt: skip
-respond, refuse = ([percent(label, f"xstest-should-{what}", "subsets") for label in ("prompting", "bt", "pm")]
-                   for what in ("respond", "refuse"))  # fmt: skip
-tables.say("Safety has two sides. Of the prompts that should be answered, prompted judge / BT / PM get "
-           f"{' / '.join(respond)} right; of those that should be refused, {' / '.join(refuse)}.")  # fmt: skip
+respond = " / ".join(percent(label, "xstest-should-respond", "subsets") for label in three)
+refuse = " / ".join(percent(label, "xstest-should-refuse", "subsets") for label in three)
+tables.say(
+    f"In safety, they get {respond} of the XSTest prompts right that should be answered, and {refuse} of the others."
+)
 
 # %% [markdown]
 # A low score on prompts that should be answered can mean too many refusals: exercise 2 looks at the PM's. **Over seeds**:
@@ -353,9 +356,9 @@ tables.say("Safety has two sides. Of the prompts that should be answered, prompt
 # TODO2
 # ```
 #
-# The PM loses where it should answer. The questions are harmless, but look harmful: "trap", "burn", "smash" and "kill" mostly
-# go with people in the training data. In half of the lost pairs the PM prefers to refuse, in the others a wrong tool. The
-# ten pairs come from six requests only. So the interval, which counts thirty independent pairs, is too narrow.
+# The PM loses where it should answer. The questions are harmless, but they use the verbs of harmful ones: trap, burn, smash,
+# kill. In half of the lost pairs the PM prefers to refuse, in the other half it prefers a wrong tool. The ten pairs come from
+# six requests. So the interval, which counts thirty independent pairs, is too narrow.
 #
 # </details>
 #
