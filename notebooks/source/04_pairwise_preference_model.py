@@ -324,7 +324,9 @@ if gaps:
 #
 # ```text
 # PM: chosen first 100, chosen second 98, both orders 98 of 100
+#   both orders, by skill: {'chat': '46 of 46', 'safety': '29 of 29', 'chat_hard': '23 of 25'}
 # SFT model: chosen first 100, chosen second 0, both orders 50 of 100
+#   both orders, by skill: {'chat': '33 of 46', 'safety': '9 of 29', 'chat_hard': '8 of 25'}
 # ```
 #
 # The gap between the two orders is the *position bias*. The PM has little of it, since training randomised the order. The
