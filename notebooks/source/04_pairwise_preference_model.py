@@ -126,8 +126,8 @@ print("in the loss of the last row:", [tokenizer.decode([token]) for token in in
 
 # %% [markdown]
 # Now train. TRL prints one line a step. `mean_token_accuracy` is the share of tokens in the loss that the model finds
-# likeliest. `entropy` is the model's uncertainty about the next token. On `tiny` the loss hardly falls in three steps.
-# To compare two answers is harder to learn than to score one (chapter 03). The curve of the full run shows how long it takes.
+# likeliest. `entropy` is the model's uncertainty about the next token. On `tiny` the loss hardly falls in three steps: to
+# compare two answers is harder to learn than to score one (chapter 03). The curve of the full run shows how long it takes.
 
 # %%
 trainer.train()
@@ -169,7 +169,7 @@ for a, b in ((chosen, rejected), (rejected, chosen)):
     with torch.no_grad():
         logits = network(input_ids=ids).logits[0, -1, letters]
     in_this_order.append(logits.softmax(-1)[0].item())
-    print(question[0]["content"])
+    print(question[0]["content"] if profile.world else f"{ids.shape[1]} tokens")
     print(f"logit of A {logits[0]:.2f}, of B {logits[1]:.2f}: P(A) = {in_this_order[-1]:.3f}\n")
 by_hand = 0.5 * (in_this_order[0] + 1 - in_this_order[1])
 print(f"both orders averaged: P(chosen is preferred) = {by_hand:.3f}")
@@ -217,8 +217,8 @@ coin = math.log(2) / 2
 figures.loss_curves(logs, baseline=coin, baseline_label="½ ln 2: a coin flip on the letter", caption=run.caption)
 
 # %% [markdown]
-# Are the probabilities right (*calibrated*)? As in chapter 03, the models learned from noisy labels and are compared with clean ones.
-# So even a perfect copy of the annotators would give an S-shaped curve around the diagonal.
+# Are the probabilities right (*calibrated*)? As in chapter 03, the models learned from noisy labels and are compared with
+# clean ones. So even a perfect copy of the annotators would give an S-shaped curve around the diagonal.
 
 # %%
 figures.calibration_curves({name: result["calibration"] for name, result in results.items()}, caption=run.caption)
