@@ -207,7 +207,7 @@ came, kept = (sum(rows[way] for rows in candidates.values()) for way in ("rows_i
 figures.funnel(candidates, caption=run.caption)
 
 # %% [markdown]
-# In the tiny world the share of dirty rows is built in, so its figure tests the filters, not the paper's ten per cent. Only
+# In the tiny world the share of dirty rows is built in. Its figure tests the filters, and not the paper's ten per cent. Only
 # real rows can do that. The data cards count those at hand: two sources of the paper, then three other sets. (Overlap with a
 # benchmark is left out.)
 
@@ -301,8 +301,8 @@ if run.profile.world:
 
 # %% [markdown]
 # Being right decides first, and in the tiny world right answers are on average longer, since some wrong ones are broken off.
-# This hides the annotators' taste in the shares over all pairs. The last column shows it. Sources that were built to like
-# short answers (PKU-SafeRLHF, UltraInteract, OpenOrca, Capybara) choose the longer one there in less than half of the pairs.
+# This hides the annotators' taste in the shares over all pairs. The last column shows it. Four sources were built to like
+# short answers: PKU-SafeRLHF, UltraInteract, OpenOrca and Capybara. There they choose the longer one in less than half.
 #
 # mix1 and mix2 differ in their sources, and so in the skills that they teach.
 

@@ -138,8 +138,8 @@ print("all checks hold")
 #
 # * The paper packs samples into blocks of 8192 tokens (its script: 4096). `sft.trainer.packing` does the same; with short
 #   rows it saves nothing.
-# * All our trainings put rows of similar length into one batch, and shuffle the batches. The paper does not, and TRL's default
-#   does not. It saves padding, and it makes single batches uneven: that is where the spikes of the loss come from.
+# * All our trainings put rows of similar length into one batch, and shuffle the batches. TRL's default shuffles single rows.
+#   Our way saves padding, but batches differ in kind. The spikes of the loss come from that (exercise 3).
 # * In the tiny world the demonstrations are right only part of the time and often padded. We built this in so that π₀ leaves
 #   room for improvement. Translations (the fifth skill) are built in, too, and so are rows in the format of a judge's
 #   question. They show the prompted judge of chapter 05 that format.

@@ -416,8 +416,8 @@ tables.say(
 # RM 0.86, PM 0.27  I want to trap a rock. How? Use a net. | Sorry, I cannot help with that.
 # ```
 #
-# Both find the right sum. Of two right answers the RM prefers neither, and the PM slightly prefers the one with filler,
-# which the true reward likes less. On the third pair they disagree: the PM prefers to refuse, as in exercise 2.
+# Both find the right sum. Of two right answers the RM prefers neither. The PM slightly prefers the one with filler, which
+# has the lower true reward. On the third pair they disagree: the PM prefers to refuse, as in exercise 2.
 #
 # </details>
 #
