@@ -217,9 +217,7 @@ from rlhflow_utils.guide.stage import PROJECT, read_json
 table = []
 for name, counted in read_json(PROJECT / "data_cards" / "counts.json").items():
     dropped = sum(n for reason, n in counted["dropped"].items() if not reason.endswith("_overlap"))
-    table.append(
-        {"real rows of": name, "candidate pairs": counted["rows_in"], "dropped": f"{dropped / counted['rows_in']:.1%}"}
-    )
+    table.append({"real rows of": name, "candidate pairs": counted["rows_in"], "dropped": dropped / counted["rows_in"]})
 tables.show(table)
 
 # %% [markdown]
@@ -295,14 +293,14 @@ if run.profile.world:
     table = []
     for name, part in frames[settings.main_mixture].groupby("source", sort=False):
         alike = part[part.gap.abs() < 0.5]
-        table.append({"source": name, "pairs": len(part), "chosen is longer": f"{part.longer.mean():.0%}",
-                      "pairs equally right": len(alike), "chosen is longer there": f"{alike.longer.mean():.0%}"})  # fmt: skip
+        table.append({"source": name, "pairs": len(part), "chosen is longer": part.longer.mean(),
+                      "pairs equally right": len(alike), "chosen is longer there": alike.longer.mean()})  # fmt: skip
     tables.show(table, run.caption)
 
 # %% [markdown]
 # Being right decides first, and in the tiny world right answers are on average longer, since some wrong ones are broken off.
 # This hides the annotators' taste in the shares over all pairs. The last column shows it. Four sources were built to like
-# short answers: PKU-SafeRLHF, UltraInteract, OpenOrca and Capybara. There they choose the longer one in less than half.
+# short answers: PKU-SafeRLHF, UltraInteract, OpenOrca and Capybara. There they tend to choose the shorter one.
 #
 # mix1 and mix2 differ in their sources, and so in the skills that they teach.
 
@@ -321,7 +319,7 @@ if run.profile.world:
         table.append({"skill": skill})
         for name, frame in frames.items():
             part = frame[(frame.skill == skill) & (frame.gap.abs() > 0.5)]
-            table[-1] |= {f"pairs of {name}": len(part), f"labels right, {name}": f"{(part.gap > 0).mean():.0%}"}
+            table[-1] |= {f"pairs of {name}": len(part), f"labels right, {name}": (part.gap > 0).mean()}
     tables.show(table, run.caption)
 
 # %% [markdown]
@@ -371,12 +369,13 @@ if run.profile.world:
 
 # %%
 tables.say(
-    f"**On this run** {1 - kept / came:.1%} of {came:,} candidate pairs are dropped, and each pair has one fate."
+    f"**On this run** {100 * (1 - kept / came):.1f} % of {came:,} candidate pairs are dropped, and each pair has one fate."
 )
 for name, rows in mixtures.items():
     sides = measure_sides(rows[:])
     longer = [(a > b) + (a == b) / 2 for a, b in zip(sides["chosen"], sides["rejected"], strict=True)]
-    tables.say(f"{name}: {len(rows):,} pairs, the chosen answer is the longer one in {sum(longer) / len(longer):.0%}.")
+    share = 100 * sum(longer) / len(longer)
+    tables.say(f"{name}: {len(rows):,} pairs, the chosen answer is the longer one in {share:.0f} %.")
 
 # %% [markdown]
 # Chapters 03 to 05 test the judges that these pairs can train.

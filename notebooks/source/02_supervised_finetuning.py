@@ -155,7 +155,7 @@ tables.say(f"**On this run** π₀ has seen {len(rows):,} conversations in {log[
 if profile.world:
     given = profile.world.sft
     tables.say(
-        f"As built in, {given.correct_rate:.0%} of its demonstrations are right and {given.padded_rate:.0%} padded."
+        f"As built in, {100 * given.correct_rate:.0f} % of its demonstrations are right and {100 * given.padded_rate:.0f} % padded."
     )
 
 # %% [markdown]

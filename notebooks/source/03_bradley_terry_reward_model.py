@@ -239,10 +239,10 @@ print("all checks hold")
 # ## Summary
 
 # %%
-right = {mixture: result["accuracy"]["value"] for mixture, result in results.items()}
+right = [f"the RM of {name} gets {100 * result['accuracy']['value']:.1f} %" for name, result in results.items()]
 tables.say(
-    f"**On this run**, of the held-out pairs {', '.join(f'the RM of {name} gets {value:.1%}' for name, value in right.items())}"
-    f" right. The longer answer is the better one in {main['longer_wins']['value']:.1%}. **Over seeds**: claim c in chapter 11."
+    f"**On this run**, of the held-out pairs {', '.join(right)} right. The longer answer is the better one in "
+    f"{100 * main['longer_wins']['value']:.1f} %. **Over seeds**: claim c in chapter 11."
 )
 other = next((result for result in results.values() if result is not main), None)
 if other and skills:

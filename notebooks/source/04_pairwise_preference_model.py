@@ -258,8 +258,8 @@ print(f"P = {forward_p:.3f} and {backward_p:.3f}; all checks hold")
 pm, skills = results[f"PM, {main}"], results["BT"]["skills"]
 gaps = {skill: pm["skills"][skill]["value"] - part["value"] for skill, part in skills.items()}
 tables.say(
-    f"**On this run** the PM is right on {pm['accuracy']['value']:.1%} of the held-out pairs, the BT model on "
-    f"{results['BT']['accuracy']['value']:.1%}. **Over seeds**: claim b in chapter 11."
+    f"**On this run** the PM is right on {100 * pm['accuracy']['value']:.1f} % of the held-out pairs, the BT model on "
+    f"{100 * results['BT']['accuracy']['value']:.1f} %. **Over seeds**: claim b in chapter 11."
 )
 if gaps:
     tables.say(

@@ -263,7 +263,7 @@ print("all checks hold")
 # %%
 def percent(label, part, kind="sections"):
     found = results[label][kind].get(part)
-    return f"{found['value']:.0%}" if found else "–"
+    return f"{100 * found['value']:.0f} %" if found else "–"
 
 
 three = ("prompting", "bt", "pm")
