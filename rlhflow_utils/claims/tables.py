@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from rlhflow_utils.claims.designs import Designs
 from rlhflow_utils.claims.verdicts import Record, signed, signed_interval
-from rlhflow_utils.evaluation.statistics import t_interval
+from rlhflow_utils.evaluation.statistics import ENOUGH_SEEDS, t_interval
 from rlhflow_utils.guide.figures.style import BLUE, CYCLE, DARK, GREEN, GREY, ORANGE, RED, error_bar, finish, new_figure
 from rlhflow_utils.guide.tables import Formatted, paper_lc, show, with_interval
 
@@ -31,7 +31,7 @@ def comparisons_table(record: Record) -> list[dict[str, Any]]:
     return [{
         "comparison": Formatted(f"**{name}**") if (name := part["comparison"]) == record["deciding"] else name,
         "difference": signed(part["effect"]), "95 % interval": signed_interval(part),
-        "detectable effect": part.get("smallest_detectable_effect"),
+        "detectable effect": part["smallest_detectable_effect"],
         "by seed": ", ".join(signed(value) for value in part["per_seed"].values()),
         "verdict": part["verdict"] or "(shown only)",
     } for part in record["comparisons"]]  # fmt: skip
@@ -55,8 +55,10 @@ def worlds_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """The verdicts of the claims that were measured in other worlds, too, with the comparison that decides."""
 
     def short(record: Mapping[str, Any]) -> str:
-        name = record.get("deciding", record.get("comparison"))
-        return f"{record['verdict']}: {name} {signed(record['effect'])} ({signed_interval(record)})"
+        part = next(part for part in record["comparisons"] if part["comparison"] == record["deciding"])
+        seeds = [signed(value) for value in part["per_seed"].values()]
+        spread = signed_interval(record) if len(seeds) >= ENOUGH_SEEDS else f"seeds {', '.join(seeds)}"
+        return f"{record['verdict']}: {record['deciding']} {signed(record['effect'])} ({spread})"
 
     rows = {name: {"the profile's": each, **each["worlds"]} for name, each in records.items() if each["worlds"]}
     return [{"claim": name, **{key: short(each) for key, each in row.items()}} for name, row in rows.items()]
