@@ -157,7 +157,7 @@ def verdict_text(record: Record) -> str:
     """The verdict, with what limits it: other worlds, or an interval over prompts alone."""
     text, others = str(record["verdict"]), [other["verdict"] for other in record["worlds"].values()]
     if set(others) - {text}:
-        text += f" (in other worlds: {', '.join(others)})"
+        text += f" (in other worlds: {', '.join(dict.fromkeys(others))})"
     return text + ("" if record["interval"] == OVER_SEEDS else ", prompts only")
 
 
