@@ -101,21 +101,20 @@ def prompt_map(points: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def loss_curves(histories: Histories, baseline: float | None = None, baseline_label: str = "") -> Figure:
-    """Training loss and its running mean; `baseline`: a loss to mark, such as ln 2, where BT and DPO begin."""
+    """Training loss and its running median; `baseline`: a loss to mark, such as ln 2, where BT and DPO begin."""
     figure, [axes] = new_figure(height=3.0)
     ends, falling = [], 0
     for index, (name, history) in enumerate(histories.items()):
         losses = pd.Series({entry["step"]: entry["loss"] for entry in history if "loss" in entry})
-        few = max(1, min(8, len(losses) // 4))
-        means = losses.ewm(span=max(few, len(losses) // 25)).mean()
-        axes.plot(losses, color=style.colour_of(name, index), lw=0.8, alpha=0.3)
-        axes.plot(means, color=style.colour_of(name, index), lw=1.8, label=name)
-        start, end = losses.iloc[:few].mean(), losses.iloc[-few:].mean()
-        ends.append(f"{end:.2f} ({name})")
-        falling += bool(end < start)
+        window = max(1, min(8, len(losses) // 4), len(losses) // 25)
+        medians = losses.rolling(window, center=True).median().dropna()  # single batches can be far off
+        axes.plot(losses, color=style.colour_of(name, index), lw=0.8, alpha=0.4)
+        axes.plot(medians, color=style.colour_of(name, index), lw=1.8, label=name)
+        ends.append(f"{medians.iloc[-1]:.2f} ({name})")
+        falling += bool(medians.iloc[-1] < medians.iloc[0])
     if baseline is not None:
         axes.axhline(baseline, color=GREY, lw=1, ls="--", label=baseline_label or f"{baseline:.3f}")
-    style.dress(axes, "y", xlabel="optimiser step; thick: running mean", ylabel="loss (nats)")
+    style.dress(axes, "y", xlabel="optimiser step; thick: running median", ylabel="loss (nats)")
     style.legend_above(axes)
     verdict = {len(ends): "falls", 0: "does not fall"}.get(falling, f"falls in {falling} of {len(ends)} runs")
     return finish(figure, f"The training loss {verdict}; at the end {', '.join(ends)} nats")

@@ -51,8 +51,8 @@ def pair_length_change(changes: Mapping[str, ArrayLike], unit: str = "characters
         axes.set(ylabel="pairs")
     panels[-1].set_xlabel(f"length(chosen) − length(rejected) ({unit})")
     first, values = next(iter(arrays.items()))
-    shorter, longer = (f"in {100 * np.mean(part):.0f} % of the pairs" for part in (values < 0, values > 0))
-    return finish(figure, f"{first}: the chosen answer is shorter {shorter}, longer {longer}")
+    shorter, longer = (f"in {100 * np.mean(part):.0f} %" for part in (values < 0, values > 0))
+    return finish(figure, f"{first}: the chosen answer is shorter {shorter} of the pairs, longer {longer}")
 
 
 def progress_over_iterations(
