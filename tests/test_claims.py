@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,13 @@ from rlhflow_utils.claims.verdicts import (
     measure_effect,
     read_records,
     seed_difference,
-    signed,
     smallest_detectable_effect,
     verdict_text,
 )
 from rlhflow_utils.evaluation.statistics import Estimate, t_interval
 from rlhflow_utils.guide.profile import ConfigError, load_profile, variant
 from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.guide.tables import signed
 
 
 @pytest.fixture(scope="module")
@@ -345,10 +347,16 @@ def test_tables_and_figures_take_the_committed_records(designs: Designs) -> None
     assert (rows["main"]["updates"], rows["offline"]["updates"], rows["prompting"]["updates"]) == (189, 189, None)
     units = {axes.get_xlabel() for axes in claim_forest(records).axes}
     assert {"percentage points", "correlation of length and reward", "gold reward"} <= units
+    verdicts = Counter(record["verdict"] for record in records.values())
+    words = ("supported", "not supported", "inconclusive")
+    assert repr(claim_forest(records)) == f"Of {len(records)} claims, " + ", ".join(f"{verdicts[w]} {w}" for w in words)
+    handles, labels = claim_forest(records).axes[0].get_legend_handles_labels()
+    assert len({handle.get_marker() for handle in handles}) == len(labels) == 3, "verdicts differ in print in grey, too"
     left, right = claim_curves(records["l"], {"main": "with", "no_penalty": "without"}).axes
     assert (left.get_ylabel(), right.get_ylabel()) == ("change of the proxy reward", "change of the gold reward")
     [axes] = claim_sizes(records["sizes"], {"bt_share0_125": 0.125, "bt": 1.0}).axes
     assert list(axes.get_xticks()) == [12.5, 100]
+    assert re.match(r"Mean accuracy of the RM: [\d.]+ % with 12.5 %, [\d.]+ % with 100 %", repr(axes.figure))
 
 
 def test_curves_are_drawn_by_kl_where_it_was_measured() -> None:
@@ -357,7 +365,11 @@ def test_curves_are_drawn_by_kl_where_it_was_measured() -> None:
     values = {"100": (0.2, 0.3, 1.0, 3.0, 2.0, 5.0), "101": (0.4, 0.1, 2.0, 3.0, 4.0, 7.0)}
     seeds = {seed: dict(zip(metrics, row, strict=True)) for seed, row in values.items()}
     record = {"variants": {"sft": {"100": {"reward": 0.1}, "101": {"reward": 0.2}}, "main": seeds}}
-    proxy, gold = claim_curves(record, {"main": "the recipe"}).axes
+    figure = claim_curves(record, {"main": "the recipe"})
+    assert repr(figure) == (
+        "From iteration 1 to 2 the mean proxy reward rises in 1 and the mean gold reward rises in 0 of 1 variants"
+    )
+    proxy, gold = figure.axes
     assert gold.get_xlabel() == "KL from π₀ (nats)"
     assert gold.lines[-1].get_xydata() == pytest.approx(np.array([[0, 0], [3, 0.15], [6, 0.05]]))
     assert proxy.lines[-1].get_xydata() == pytest.approx(np.array([[3, 0], [6, 1.5]]))

@@ -33,16 +33,16 @@ designs, records = load_designs(), read_records()
 # %% [markdown]
 # ## The picture to remember
 #
-# Look at the orange line, the loop without a length penalty, in both panels. The left panel shows the reward that it is
+# Look at the red line, the loop without a length penalty, in both panels. The left panel shows the reward that it is
 # trained on (the proxy, minus its value after iteration 1). The right panel shows the true reward (minus SFT's). The
 # horizontal axis is the KL divergence of a whole answer from π₀ (chapter 07): how far the policy has moved.
 
 # %%
 variants = {
-    "main": "with the length penalty",
-    "no_penalty": "without it",
-    "weak_rm": "without it, RM of few pairs",
-    "low_beta": "without it, low β",
+    "main": "with length penalty",
+    "no_penalty": "no length penalty",
+    "weak_rm": "no penalty, RM of few pairs",
+    "low_beta": "no penalty, low β",
 }
 claims.claim_curves(records["l"], variants)
 

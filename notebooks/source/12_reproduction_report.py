@@ -88,7 +88,7 @@ if run.profile.world:  # real prompts can be harmful text
 # ## The judges
 #
 # RewardBench by section, accuracy on held-out pairs, and how far the reward follows the length of an answer (Fig. 5).
-# Diamonds in the figure are the authors' LLaMA-3-8B.
+# Stars in the figure are the authors' LLaMA-3-8B.
 
 # %%
 stages = [f"rewardbench_{name}" for name in ("prompting", "bt", "pm", "bt_mix1")]
@@ -100,7 +100,7 @@ tables.show(tables.judge_rows(tables.metrics_of(judges), main), run.caption)
 
 # %%
 sections = {name: run[f"rewardbench_{name}"].read_json("results.json")["sections"] for name in ("prompting", "bt", "pm")}
-figures.rewardbench_bars(sections, tables.REWARDBENCH, run.caption)
+figures.rewardbench_sections(sections, tables.REWARDBENCH)
 
 # %% [markdown]
 # ## The paper's claims, over seeds

@@ -20,7 +20,7 @@ from rlhflow_utils.claims.designs import Claim, Comparison
 from rlhflow_utils.evaluation.statistics import ENOUGH_SEEDS, Estimate, paired_difference, t_interval, weighted_mean
 from rlhflow_utils.guide.settings import EvaluationSettings
 from rlhflow_utils.guide.stage import PROJECT
-from rlhflow_utils.guide.tables import Formatted, cell
+from rlhflow_utils.guide.tables import Formatted, signed
 
 RESULTS = PROJECT / "results" / "claims"
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
@@ -142,10 +142,6 @@ def read_records(folder: Path = RESULTS) -> dict[str, Record]:
     """The measured claims: first those with a letter. Empty where nothing has been measured."""
     records = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
     return {record["claim"]: record for record in sorted(records, key=lambda r: (len(r["claim"]) > 1, r["claim"]))}
-
-
-def signed(value: float) -> str:
-    return ("+" if value >= 0 else "−") + cell(abs(float(value)))
 
 
 def signed_interval(record: Mapping[str, Any]) -> str:
