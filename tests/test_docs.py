@@ -1,4 +1,4 @@
-"""The numbers of `docs/choosing.md` are those of the committed results, and its example works on any run's scores."""
+"""What `docs/` shows is what the code and the committed results say: tables, plans, prices, blocks of a profile."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from rlhflow_utils.evaluation.judges import MAX_TOKENS, ChatEndpoint, comparison_prompt
+from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.publishing import block_of
 from rlhflow_utils.guide.stage import PROJECT, read_json
+from rlhflow_utils.training.capacity import capacity_plan, machine_of
+from rlhflow_utils.training.check import check_configs
 
 PAGE = PROJECT / "docs" / "choosing.md"
+SCALE = (PROJECT / "docs" / "scale.md").read_text(encoding="utf-8")
 
 
 def block(name: str) -> str:
@@ -54,3 +59,31 @@ def test_the_example_prints_ratio_and_lengths(tmp_path: Path, capsys: pytest.Cap
     assert lines[0] == "spread of rewards / spread of lengths: 0.286"  # (1 + 1) / (2 + 5)
     assert lines[1] == "0: chosen 9.0 characters, rejected 12.0"
     assert lines[-1] == "0.3: chosen 9.0 characters, rejected 12.0"  # 1 - 1.2 < 3 - 2.4
+
+
+def test_the_plan_of_gemma_2b_is_what_make_check_prints() -> None:
+    shown = SCALE.partition("```text\ncapacity")[2].partition("```")[0].splitlines()
+    lines = capacity_plan(load_profile("gemma-2b"), machine_of("RTX4090-24", 1))
+    assert f"capacity{shown[0]}" == lines[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1].splitlines()]
+    kept = [cells[0].index(name) for name in ("stage", "weights", "KV cache", "peak", "hours", "fits, or set")]
+    planned = [[row[place] for place in kept] for row in (cells[0], *cells[2:])]
+    planned[0][-1] = "fits"
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in shown[1:-3]] == planned
+    assert shown[-3:] == lines[2:]
+
+
+def test_the_blocks_of_a_profile_are_valid(tmp_path: Path) -> None:
+    for name, text in enumerate(re.findall(r"```yaml\n(.*?)```", SCALE, re.DOTALL)):
+        file = tmp_path / f"block{name}.yaml"
+        file.write_text(f"extends: gemma-2b\nname: block{name}\n{text}", encoding="utf-8")
+        check_configs(load_profile(str(file)))
+
+
+def test_the_price_of_a_judge_is_the_estimates() -> None:
+    profile = load_profile("gemma-2b", {"evaluation.endpoint_prices": [2.0, 8.0]})
+    prompts = [[{"role": "user", "content": f"{place:04d}{'x' * 636}"}] for place in range(1000)]
+    asked = [
+        comparison_prompt(x, *order) for x in prompts for order in (("a" * 1200, "b" * 1200), ("b" * 1200, "a" * 1200))
+    ]
+    assert f"```text\n{ChatEndpoint(profile.evaluation, None).cost(asked, MAX_TOKENS)}\n```" in SCALE
