@@ -47,13 +47,15 @@ def draw_audit(data: Path) -> dict[str, Any]:
 
 
 def load_audit() -> dict[str, Any]:
-    """Source -> what a reader found in its rows (``audit.yaml``) and how many rows that were (``audit.json``)."""
+    """Source -> what a reader found in its rows (``audit.yaml``), how many were read (``audit.json``) and not read."""
     findings = yaml.safe_load((FOLDER / "audit.yaml").read_text(encoding="utf-8"))
     rows = json.loads((FOLDER / "audit.json").read_text(encoding="utf-8"))["sources"]
+    counts = json.loads((FOLDER / "counts.json").read_text(encoding="utf-8"))
+    overlap = {name: sum(n for reason, n in counts[name]["dropped"].items() if "overlap" in reason) for name in rows}
     return {
-        name: found | {"kept": len(rows[name]["kept"]), "dropped": sum(map(len, rows[name]["dropped"].values()))}
-        for name, found in findings.items()
-    }
+        name: found | {"kept": len(rows[name]["kept"]), "dropped": sum(map(len, rows[name]["dropped"].values())),
+                       "overlap": overlap[name]} for name, found in findings.items()
+    }  # fmt: skip
 
 
 def lengths_table(name: str, ours: Mapping[str, Any] | None) -> str:
@@ -92,6 +94,7 @@ def render_all() -> dict[str, str]:
         cards[name] = render(
             "mixture", f"{name}, preference mixture", [sources[member]["licence"] for member in members], known,
             name=name, facts=fact, members=markdown_table(rows), known=known, sources=sources,
+            at_hand=len(set(members) & set(counts)),
             rules=rules_table([counts[member] for member in members if member in counts], AT_HAND),
         )  # fmt: skip
     for name, fact in facts["published"].items():
@@ -101,12 +104,42 @@ def render_all() -> dict[str, str]:
     return {f"{name}.md": card for name, card in cards.items()}
 
 
+def render_index() -> str:
+    """``README.md``: a line for each card."""
+    facts = load_facts()
+    counts = json.loads((FOLDER / "counts.json").read_text(encoding="utf-8"))
+    mixtures, rows = facts["mixtures"], []
+    for name, fact in [*facts["sources"].items(), *facts["published"].items()]:
+        member = ", ".join(mixture for mixture, each in mixtures.items() if name in each["sources"])
+        basis = [word for word in ("sourced", "reconstructed") if word in fact.get("pairs", "").lower()]
+        counted, role = counts.get(name, {}), member or fact.get("role") or fact["kind"]
+        rows.append({
+            "card": Formatted(f"[{name}]({fact['file']}.md)"), "role": Formatted(role),
+            "rows at hand": counted.get("native_rows"), "pairs kept": counted.get("rows_out"),
+            "licence": fact["licence"], "basis of the pair rule": ", ".join(basis) or None,
+        })  # fmt: skip
+    together = " and ".join(f"[{mixture}]({mixture}.md)" for mixture in mixtures)
+    return f"""# Data cards
+
+A card for each source, each published set and both mixtures ({together}).
+
+* *Rows at hand* are the real rows of the profile `slices`. All others are on the hub.
+* *Sourced*: the paper or its authors' cards state the rule that makes pairs. *Reconstructed*: they do not; ours is the
+  simplest rule that fits.
+* *Licence* is what the source or its page on the hub states. Check it there before you use the rows.
+
+`render.py` writes this page and the cards.
+
+{markdown_table(rows)}
+"""
+
+
 def main(data: Path) -> None:
     """Write ``counts.json``, ``audit.json`` and every card anew, from a finished folder of the profile `slices`."""
     for name, content in (("counts", collect_counts(data)), ("audit", draw_audit(data))):
         text = json.dumps(content, indent=1, ensure_ascii=False)
         (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    for file, card in render_all().items():
+    for file, card in {**render_all(), "README.md": render_index()}.items():
         (FOLDER / file).write_text(card, encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ def committed(name: str) -> Any:
 
 
 def test_committed_cards_match_the_renderer() -> None:
-    cards = RENDER.render_all()
+    cards = {**RENDER.render_all(), "README.md": RENDER.render_index()}
     assert {path.name for path in FOLDER.glob("*.md")} == set(cards)
     for name, card in cards.items():
         found = (FOLDER / name).read_text(encoding="utf-8")
@@ -37,6 +37,21 @@ def test_front_matter_is_what_the_hub_reads() -> None:
         assert all(data[key] for key in ("license", "pretty_name", "tags")), name
         assert data["language"] == ["en"]
         assert len(data["size_categories"]) == 1
+
+
+def test_the_index_has_a_line_for_every_card() -> None:
+    index = RENDER.render_index()
+    assert all(f"({name})" in index for name in RENDER.render_all())
+    counted = json.loads((FOLDER / "counts.json").read_text(encoding="utf-8"))["HH-RLHF"]
+    line = next(line for line in index.splitlines() if line.startswith("| [HH-RLHF]"))
+    numbers = f"{counted['native_rows']:,} | {counted['rows_out']:,}"
+    assert line == f"| [HH-RLHF](hh-rlhf.md) | mix1, mix2 | {numbers} | mit | sourced |"
+
+
+def test_an_audit_names_the_dropped_pairs_that_were_not_read() -> None:
+    card = RENDER.render_all()["hh-rlhf.md"]
+    assert "all 61 that a rule of quality dropped" in card
+    assert "The 31 dropped for their overlap with an evaluation prompt were not looked at." in card
 
 
 def test_every_source_of_the_paper_and_of_the_profiles_has_a_card() -> None:

@@ -195,7 +195,7 @@ def test_side_by_side_has_two_lines_for_a_source_of_the_paper() -> None:
 def test_the_card_of_a_mixture_counts_the_run(finished: Path) -> None:
     card = mixture_card(finished, "mix")
     data = DatasetCard(card).data.to_dict()
-    assert (data["license"], data["size_categories"]) == ("unknown", ["n<1K"])
+    assert (data["license"], data["size_categories"]) == ("apache-2.0", ["n<1K"])
     assert f"{len(load_from_disk(str(finished / 'mix')))} preference pairs" in card
     assert "| `tie` | 1 |" in card
     assert "| Argilla-Math | paper | 2,352 |" in card

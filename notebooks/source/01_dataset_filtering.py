@@ -204,7 +204,7 @@ funnel
 # %%
 candidates = {name.removeprefix("pairs "): rows for name, rows in data.rows.items() if name.startswith("pairs ")}
 came, kept = (sum(rows[way] for rows in candidates.values()) for way in ("rows_in", "rows_out"))
-figures.funnel(candidates, caption=run.caption)
+figures.funnel(candidates)
 
 # %% [markdown]
 # In the tiny world the share of dirty rows is built in. Its figure tests the filters, and not the paper's ten per cent. Only
@@ -253,8 +253,9 @@ print("\n".join(overview.explain_table1(rows, origin, known)))
 # %% [markdown]
 # ## Length
 #
-# A reward model can use any feature that separates chosen from rejected answers. Length is the simplest one. Look at
-# the two boxes of each source in the main mixture: where they lie apart, length alone predicts the label.
+# A reward model can use any feature that separates chosen from rejected answers. Length is the simplest one. How often is
+# the chosen answer the longer one? If the share is far from 50 %, a reward model can use length as a shortcut. Either the
+# annotators prefer long or short answers, or better answers happen to be longer or shorter.
 
 
 # %%
@@ -265,18 +266,12 @@ def measure_sides(rows):
 mixtures = {name: data.dataset(name) for name in settings.mixtures}
 main = mixtures[settings.main_mixture].map(measure_sides, batched=True, remove_columns=["prompt"]).to_pandas()
 lengths = {name: rows[["chosen", "rejected"]].to_dict("list") for name, rows in main.groupby("source", sort=False)}
-figures.length_distributions(lengths, unit="characters", caption=run.caption)
+whole = {name: measure_sides(rows[:]) for name, rows in mixtures.items()}
+figures.length_agreement(lengths, whole)
 
 # %% [markdown]
-# How often is the chosen answer the longer one? If the share is far from 50 %, a reward model can use length as a
-# shortcut. Either the annotators prefer long or short answers, or better answers happen to be longer or shorter.
-#
-# In the tiny world we can tell these apart. The table below the figure also looks at the pairs whose answers are both right
-# or both wrong. There only length is left to prefer.
-
-# %%
-whole = {f"all of {name}": measure_sides(rows[:]) for name, rows in mixtures.items()}
-figures.length_agreement({**lengths, **whole}, caption=run.caption)
+# In the tiny world we can tell these apart. The table below also looks at the pairs whose answers are both right or both
+# wrong. There only length is left to prefer.
 
 
 # %%
@@ -306,7 +301,7 @@ if run.profile.world:
 
 # %%
 composition = {name: pd.Series(rows["source"][:]).value_counts(sort=False).to_dict() for name, rows in mixtures.items()}
-figures.mixture_composition(composition, caption=run.caption)
+figures.mixture_composition(composition)
 
 # %% [markdown]
 # How many pairs of each skill, and how many labels agree with the true reward? (Without the pairs that are equally right.)
@@ -328,7 +323,8 @@ if run.profile.world:
 # other share words. A source far from the others uses other words. Its content may still be the same.
 
 # %%
-figures.prompt_map(data.read_json("prompt_map.json"), caption=run.caption)
+points = data.read_json("prompt_map.json")
+figures.prompt_map(points) if points else None
 
 # %% [markdown]
 # ## Checks
@@ -372,7 +368,7 @@ tables.say(
     f"**On this run** {100 * (1 - kept / came):.1f} % of {came:,} candidate pairs are dropped, and each pair has one fate."
 )
 for name, rows in mixtures.items():
-    sides = measure_sides(rows[:])
+    sides = whole[name]
     longer = [(a > b) + (a == b) / 2 for a, b in zip(sides["chosen"], sides["rejected"], strict=True)]
     share = 100 * sum(longer) / len(longer)
     tables.say(f"{name}: {len(rows):,} pairs, the chosen answer is the longer one in {share:.0f} %.")

@@ -115,8 +115,12 @@ print(sft.rows)
 log = sft.read_json("log.json")
 tables.show(tables.settings_rows(profile, "sft", {"rows": len(rows), "optimiser steps": log["steps"]}), run.caption)
 
+# %% [markdown]
+# Batches hold rows of similar length. In the tiny world the peaks are batches of long rows in the format of a judge's
+# question: only one letter and the end of the turn are in the loss.
+
 # %%
-figures.loss_curves({"SFT": log["history"]}, caption=run.caption)
+figures.loss_curves({"SFT": log["history"]})
 
 # %% [markdown]
 # ## Checks

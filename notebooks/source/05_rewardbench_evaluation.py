@@ -129,7 +129,7 @@ tables.show(chance)
 
 # %%
 sections = {label: result["sections"] for label, result in results.items()}
-figures.rewardbench_bars(sections, tables.REWARDBENCH, caption=run.caption)
+figures.rewardbench_sections(sections, tables.REWARDBENCH)
 
 # %% [markdown]
 # Below chance is not "no signal". Such a judge has a preference, and it is the wrong one. In safety the next figure shows
@@ -138,11 +138,11 @@ figures.rewardbench_bars(sections, tables.REWARDBENCH, caption=run.caption)
 # Overlapping intervals do not prove equality. All judges score the same pairs, so a paired comparison is sharper. Chapter 11
 # makes it over seeds, for prompting < BT, PM > BT and mix2 > mix1.
 #
-# Subset by subset. Most subsets are small, so read the intervals first. A judge that always prefers to refuse wins the
-# should-refuse subset and loses should-respond.
+# Subset by subset, with the number of pairs. Most subsets are small, so read the intervals first. A judge that always
+# prefers to refuse wins the should-refuse subset and loses should-respond.
 
 # %%
-figures.rewardbench_subsets({label: result["subsets"] for label, result in results.items()}, caption=run.caption)
+figures.rewardbench_subsets({label: result["subsets"] for label, result in results.items()})
 
 # %% [markdown]
 # Every stage keeps its pairs, one line each, so other breakdowns take one line of pandas. Accuracy (a tie is one half) by
@@ -326,7 +326,7 @@ tables.say(
 #
 # </details>
 #
-# **2. Explain the bar** (10 minutes). On `tiny` the PM is behind the BT model in safety, though it was not on the held-out
+# **2. Explain the figure** (10 minutes). On `tiny` the PM is behind the BT model in safety, though it was not on the held-out
 # pairs of chapter 04. In which subset does it lose? Print the pairs that it gets wrong there. What do the questions have in
 # common? Does it always prefer to refuse?
 #

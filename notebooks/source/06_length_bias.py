@@ -116,14 +116,14 @@ if profile.world:
     print(f"gold reward: mean Pearson r {r.value:+.3f} ({r.ci_low:+.3f} … {r.ci_high:+.3f}), n = {r.n}")
 
 # %% [markdown]
-# Each row of the heatmap is one prompt, its answers sorted from shortest to longest. A model that prefers length is blue on
-# the left and red on the right. A mean near zero can result from strong positive and strong negative correlations.
+# Each row of the heatmap is one prompt, its answers sorted from shortest to longest. A model that prefers length is dark
+# on the left and yellow on the right. A mean near zero can result from strong positive and strong negative correlations.
 
 # %%
 studied = {}
 for name, result in results.items():
     studied[name] = {**result, "correlations": [float("nan") if r is None else r for r in result["correlations"]]}
-figures.length_bias(studied, caption=run.caption)
+figures.length_bias(studied)
 
 # %% [markdown]
 # ## Checks

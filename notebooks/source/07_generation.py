@@ -160,7 +160,7 @@ tables.show(table, run.caption)
 # A lower temperature gives likelier answers. Whether they are also shorter shows here:
 
 # %%
-figures.response_lengths(rows["lengths"], rows["temperatures"], caption=run.caption)
+figures.response_lengths(rows["lengths"], rows["temperatures"])
 
 # %% [markdown]
 # In the tiny world the true reward of every answer is known. Ranking can teach something only where a prompt has both
