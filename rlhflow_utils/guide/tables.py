@@ -306,7 +306,8 @@ def table_4(results: Mapping[str, Summary]) -> list[Row]:
             if score in (scored := summary.get(benchmark, {}).get(policy, {})):
                 setting = f"{profile}: {benchmark}, judge {scored['judge']}, n = {scored[score]['n']}"
                 found[setting] = scored[score]
-            for rate, words in OURS["win_rates"].items() if benchmark == "alpaca_eval" else ():
+            # SFT against itself is 50 % by definition.
+            for rate, words in OURS["win_rates"].items() if benchmark == "alpaca_eval" and policy != "sft" else ():
                 found[f"{profile}: {policy}, {words}"] = estimate(summary, f"{evaluation_of(summary, policy)}.{rate}")
         return found
 
