@@ -201,8 +201,8 @@ print("all checks hold")
 # * The paper compares its model with UltraRM-13B, which has another base model. Here the two RMs differ only in their data:
 #   in its sources (the paper's explanation) and in its size. Claim d in chapter 11 holds the size equal, too.
 # * **Built in** to the tiny world: the annotators' preference for length, positive in mix1's sources, negative in four of
-#   mix2's. Over all pairs of a source chapter 01 finds no lean to the shorter answer: mostly one answer is right, which
-#   decides, and the right one is a little longer. The preference shows in pairs of two right answers, in the last table.
+#   mix2's. Over all pairs of a source, chapter 01 finds no lean to the shorter answer. In most pairs one answer is right,
+#   which decides, and the right one is a little longer. The preference shows in pairs of two right answers (last table).
 #   **Measured**: how much of it the RMs learn.
 #
 # ## Summary
@@ -282,9 +282,45 @@ tables.say(f"{summary} This is one seed; claim d in chapter 11 has several.")
 # gold: -0.0020 a character
 # ```
 #
-# The gold slope is the price of filler in this world, `padding_cost`. The RM of mix1 pays for a character about eight
-# times what it costs, the RM of mix2 a little more than it costs. Small as that is, DPO follows it: it looks only at which
-# answer has the higher reward.
+# The gold slope is the price of filler in this world, `padding_cost`. The RM of mix1 pays about eight times that price, the
+# RM of mix2 a little more than the price. Small as that is, DPO follows it: only the order of two rewards counts.
+#
+# </details>
+#
+# **3. Your own text** (10 minutes). Score texts of your own: a right answer, the same with filler, a wrong one, the same with
+# filler. (The job of Zorn is tailor in this world.) Does filler help a wrong answer, too? Do the two RMs agree?
+#
+# ```python
+# from rlhflow_utils.models.reward_model import load_scorer
+#
+# prompt = [{"role": "user", "content": "Hello. Tell me the job of Zorn."}]
+# texts = ["The job of Zorn is tailor.", ...]
+# score = load_scorer(judges["mix2"], profile.reward_model.batch_tokens)
+# print(score([(prompt, text) for text in texts]))
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# from rlhflow_utils.models.reward_model import load_scorer
+#
+# prompt = [{"role": "user", "content": "Hello. Tell me the job of Zorn."}]
+# filler = " I hope this helps. Let me know if you need more. Feel free to ask again. Have a nice day."
+# texts = [text + more for text in ("The job of Zorn is tailor.", "The job of Zorn is poet.") for more in ("", filler)]
+# for name, judge in judges.items():
+#     score = load_scorer(judge, profile.reward_model.batch_tokens)
+#     print(name, [round(reward, 2) for reward in score([(prompt, text) for text in texts])])
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# mix1 [1.09, 1.75, -2.18, -1.05]
+# mix2 [1.9, 2.01, -1.34, -0.69]
+# ```
+#
+# Filler raises all four rewards, also those of the RM of mix2, whose mean correlation is near zero. Being right still counts
+# for far more than filler.
 #
 # </details>
 #

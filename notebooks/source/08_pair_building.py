@@ -199,8 +199,8 @@ figures.pair_length_change(
 
 # %% [markdown]
 # **Choosing λ.** Two bounds are easy to find. From below: λ has to outweigh what the RM itself pays for a character
-# (chapter 06, exercise 2). From above: λ times the range of lengths has to stay below the range of rewards, or else the
-# shortest answer wins whatever it says. For another model, measure both ranges first:
+# (chapter 06, exercise 2). From above: λ times the range of lengths has to stay below the range of rewards. Beyond that the
+# shortest answer wins, whatever it says. For another model, measure both ranges first:
 
 # %%
 by_length = [max(map(len, row["responses"])) - min(map(len, row["responses"])) for row in rows]

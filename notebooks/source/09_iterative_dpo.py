@@ -157,8 +157,8 @@ if profile.launch is None:
 
 # %% [markdown]
 # The loss falls and the margin grows: the chosen answers become likelier relative to the rejected ones. Before the first
-# update both implicit rewards are zero, and TRL counts a tie as wrong: hence the accuracy of 0 in step 1. The check:
-# TRL's first loss is ln 2, and after ten steps its loss still equals ours.
+# update both implicit rewards are zero, and TRL counts a tie as wrong. So the accuracy of step 1 is 0. The check: TRL's
+# first loss is ln 2, and after ten steps its loss still equals ours.
 
 # %%
 if profile.launch is None:
@@ -181,8 +181,8 @@ tables.show(tables.settings_rows(profile, "dpo"), run.caption)
 
 # %% [markdown]
 # `train_dpo` makes the trainer call above for all pairs. It passes the profile's `dpo.trainer` to `DPOConfig`, keeps
-# checkpoints and resumes from them. One thing differs: it trains on the token ids that the policy sampled, because text
-# that is tokenised again can give other ids. This function makes a training row:
+# checkpoints and resumes from them. One thing differs: it trains on the token ids that the policy sampled. Text that is
+# tokenised again can give other ids. This function makes a training row:
 
 # %%
 from inspect import getsource
@@ -338,7 +338,7 @@ figures.progress_over_iterations(
 
 # %% [markdown]
 # Training raises the reward of the RM. Does the judge's reward follow? If the first rises while the second stalls or falls,
-# the policy *over-optimises* the RM. The horizontal axis says how far the policy has moved from π₀, its KL: the mean of
+# the policy *over-optimises* the RM. The horizontal axis, KL, says how far the policy has moved from π₀. It is the mean of
 # $\log \pi(a \mid x) - \log \pi_0(a \mid x)$ over the policy's own answers, sampled at temperature 1.
 
 # %%

@@ -56,7 +56,7 @@ print(f"win rate {rate:.2f}, 95 % interval {low:.3f} to {high:.3f}")
 # keeps a few very long answers from dominating. The prediction at d = 0 is the answer.
 #
 # The official model also uses the difficulty of each of its 805 instructions and is regularised by baselines that game
-# length (`chat --benchmark alpaca_eval` computes it). On other prompts, as here, length alone remains. We call that
+# length; `chat --benchmark alpaca_eval` computes it. On other prompts, as here, length alone remains. We call that
 # estimate the *length-adjusted* win rate. With scikit-learn, on 100 comparisons of which the policy wins 60, most of them
 # where its answer is the longer one:
 
@@ -299,7 +299,7 @@ figures.quality_against_length(named, caption=run.caption)
 # %% [markdown]
 # **The judge and the proxy.** The proxy is the RM that ranked the training pairs. Over-optimisation would show as a win
 # rate that rises under the RM while it falls under the judge. A difference alone does not show it. The two also differ in
-# the price of filler: this table takes the RM's reward without the length penalty, so filler costs nothing there.
+# the price of filler. This table takes the RM's reward without the length penalty, so filler costs nothing there.
 
 # %%
 table = []
@@ -393,9 +393,9 @@ print("all checks hold")
 # * The paper's judges are GPT-4 on three benchmarks. In the tiny world the judge is the gold reward, which the paper
 #   could not have. `evaluation.judge: endpoint` asks any OpenAI-compatible model instead.
 # * Offline DPO makes one pass over its own pairs, the best answer against a random one. Iterative DPO makes two passes
-#   over its pairs in each iteration, so it has more updates (printed above), other prompts, and on `tiny` the penalty.
-# * Claim e in chapter 11 has another offline DPO. It makes two passes over pairs of best against worst, from as many
-#   prompts of each skill, with as many updates as the iterations together. So its numbers differ from those here.
+#   over its pairs in each iteration. So it has more updates (printed above) and other prompts, and on `tiny` the penalty.
+# * Claim e in chapter 11 has another offline DPO: two passes, best against worst, as many prompts of each skill, and as
+#   many updates as the iterations together. So its numbers differ from those here.
 # * AlpacaEval-2's regression has a third term, the difficulty of each of its 805 prompts. It needs the answers of many
 #   models, so we leave it out.
 # * The tiny model cannot sit the academic suite of Table 5. One untouched skill takes its place.
