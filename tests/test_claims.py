@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,7 @@ from rlhflow_utils.claims.tables import (
     claim_curves,
     claim_forest,
     claim_sizes,
-    comparisons_table,
     variants_table,
-    worlds_table,
 )
 from rlhflow_utils.claims.verdicts import (
     OVER_PROMPTS,
@@ -32,13 +32,13 @@ from rlhflow_utils.claims.verdicts import (
     measure_effect,
     read_records,
     seed_difference,
-    signed,
     smallest_detectable_effect,
     verdict_text,
 )
 from rlhflow_utils.evaluation.statistics import Estimate, t_interval
 from rlhflow_utils.guide.profile import ConfigError, load_profile, variant
-from rlhflow_utils.guide.stage import PROJECT, write_json
+from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.guide.tables import signed
 
 
 @pytest.fixture(scope="module")
@@ -307,8 +307,8 @@ def test_the_verdict_says_what_limits_it() -> None:
     assert text("supported") == text("supported", world1="supported") == "supported"
     assert text("supported", OVER_PROMPTS) == "supported, prompts only"
     mixed = {"world1": "supported", "world2": "inconclusive"}
-    assert text("supported", **mixed) == "supported (in other worlds supported in 1 of 2)"
-    assert text("not supported", **mixed) == "not supported (in other worlds supported in 1 of 2)"
+    assert text("supported", **mixed) == "supported (in other worlds: supported, inconclusive)"
+    assert text("not supported", **mixed) == "not supported (in other worlds: supported, inconclusive)"
 
 
 def test_no_results_are_no_error(tmp_path: Path) -> None:
@@ -332,24 +332,6 @@ def test_committed_records_follow_from_their_seeds() -> None:
             assert all(part["metric"] in found for found in record["variants"][part["better"]].values())
 
 
-def test_older_records_are_readable(tmp_path: Path) -> None:
-    """Without `deciding`, `worlds` and a smallest detectable effect, as before one comparison was set to decide."""
-    numbers = {"effect": 0.1, "ci_low": 0.0, "ci_high": 0.2, "verdict": "inconclusive"}
-    stated = {"comparison": "a − b", "metric": "m", "better": "a", "worse": "b", "kind": "greater", "margin": 0.0}
-    part = {**stated, **numbers, "per_seed": {"30": 0.1}}
-    other = {"verdict": "supported", "comparison": "a − b", "effect": 0.2, "ci_low": 0.1, "ci_high": 0.3}
-    old = {
-        "claim": "a", "title": "old", "paper": None, "comparison": "a − b", **numbers, "seeds": 1,
-        "interval": OVER_SEEDS, "precondition": None, "comparisons": [part], "annotators": {"noisier": other},
-    }  # fmt: skip
-    write_json(tmp_path / "a.json", old)
-    records = read_records(tmp_path)
-    assert claims_table(records)[0]["detectable effect"] is None
-    assert comparisons_table(records["a"])[0]["comparison"] == "**a − b**"
-    assert worlds_table(records)[0]["noisier"] == "supported: a − b +0.200 (+0.100 … +0.300)"
-    assert len(claim_forest(records).axes) == 1
-
-
 def test_committed_records_say_where_they_come_from_and_name_no_machine() -> None:
     for file in RESULTS.glob("*.json"):
         assert str(PROJECT) not in file.read_text(encoding="utf-8")
@@ -365,10 +347,16 @@ def test_tables_and_figures_take_the_committed_records(designs: Designs) -> None
     assert (rows["main"]["updates"], rows["offline"]["updates"], rows["prompting"]["updates"]) == (189, 189, None)
     units = {axes.get_xlabel() for axes in claim_forest(records).axes}
     assert {"percentage points", "correlation of length and reward", "gold reward"} <= units
+    verdicts = Counter(record["verdict"] for record in records.values())
+    words = ("supported", "not supported", "inconclusive")
+    assert repr(claim_forest(records)) == f"Of {len(records)} claims, " + ", ".join(f"{verdicts[w]} {w}" for w in words)
+    handles, labels = claim_forest(records).axes[0].get_legend_handles_labels()
+    assert len({handle.get_marker() for handle in handles}) == len(labels) == 3, "verdicts differ in print in grey, too"
     left, right = claim_curves(records["l"], {"main": "with", "no_penalty": "without"}).axes
     assert (left.get_ylabel(), right.get_ylabel()) == ("change of the proxy reward", "change of the gold reward")
     [axes] = claim_sizes(records["sizes"], {"bt_share0_125": 0.125, "bt": 1.0}).axes
     assert list(axes.get_xticks()) == [12.5, 100]
+    assert re.match(r"Mean accuracy of the RM: [\d.]+ % with 12.5 %, [\d.]+ % with 100 %", repr(axes.figure))
 
 
 def test_curves_are_drawn_by_kl_where_it_was_measured() -> None:
@@ -377,7 +365,11 @@ def test_curves_are_drawn_by_kl_where_it_was_measured() -> None:
     values = {"100": (0.2, 0.3, 1.0, 3.0, 2.0, 5.0), "101": (0.4, 0.1, 2.0, 3.0, 4.0, 7.0)}
     seeds = {seed: dict(zip(metrics, row, strict=True)) for seed, row in values.items()}
     record = {"variants": {"sft": {"100": {"reward": 0.1}, "101": {"reward": 0.2}}, "main": seeds}}
-    proxy, gold = claim_curves(record, {"main": "the recipe"}).axes
+    figure = claim_curves(record, {"main": "the recipe"})
+    assert repr(figure) == (
+        "From iteration 1 to 2 the mean proxy reward rises in 1 and the mean gold reward rises in 0 of 1 variants"
+    )
+    proxy, gold = figure.axes
     assert gold.get_xlabel() == "KL from π₀ (nats)"
     assert gold.lines[-1].get_xydata() == pytest.approx(np.array([[0, 0], [3, 0.15], [6, 0.05]]))
     assert proxy.lines[-1].get_xydata() == pytest.approx(np.array([[3, 0], [6, 1.5]]))

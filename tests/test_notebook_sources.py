@@ -222,6 +222,26 @@ def test_a_small_picture_keeps_its_size_and_its_look() -> None:
     assert len(small) < len(buffer.getvalue())
 
 
+def test_a_published_picture_has_its_title_as_alternative_text() -> None:
+    from IPython.core.formatters import PlainTextFormatter
+    from nbconvert import HTMLExporter
+
+    from rlhflow_utils.guide.figures import style
+
+    figure, [axes] = style.new_figure()
+    axes.plot([1, 2])
+    buffer = io.BytesIO()
+    style.finish(figure, "The loss falls; " + "mix1, " * 20 + "at the end").savefig(buffer)
+    data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": PlainTextFormatter()(figure)}
+    cell = nbformat.v4.new_code_cell("figure", execution_count=1)
+    cell.outputs = [nbformat.v4.new_output("execute_result", data=data, execution_count=1)]
+    found = clean(clean(nbformat.v4.new_notebook(cells=[cell])))
+    nbformat.validate(found)
+    title = f"The loss falls; {'mix1, ' * 20}at the end"
+    assert found.cells[0].metadata["mystnb"] == {"image": {"alt": title}}
+    assert f'alt="{title}"' in HTMLExporter(template_name="basic").from_notebook_node(found)[0]
+
+
 def test_a_published_picture_keeps_its_rare_colours() -> None:
     """Colours carry verdicts: thousands of orange and grey pixels must not swallow twenty red ones."""
     picture = Image.effect_noise((400, 300), 60).convert("RGB")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rlhflow_utils.claims.verdicts import read_records
 from rlhflow_utils.guide.publishing import README, block_of, readme_block
 from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.guide.tables import (
@@ -124,3 +125,35 @@ def test_interval() -> None:
     assert interval({"ci_low": 0.1, "ci_high": 0.25}) == "0.100 … 0.250"
     assert interval(None) == with_interval({}) == "–"
     assert with_interval({"value": 0.5}) == "0.500"
+
+
+def test_the_prose_of_readme_and_chapter_11_agrees_with_the_records() -> None:
+    """The findings in words, built from the numbers of `results/`."""
+    records = read_records()
+    parts = {(name, part["comparison"]): part for name, record in records.items() for part in record["comparisons"]}
+
+    def points(claim: str, comparison: str, key: str = "effect") -> str:
+        return f"{100 * parts[claim, comparison][key]:.0f}".replace("-", "−")
+
+    rate, right = "length-adjusted win rate, ", "right answers, "
+    online, offline = f"{rate}iterative DPO − SFT", f"{rate}iterative − offline DPO"
+    low, high = (points("e", f"without λ: {offline}", key) for key in ("ci_low", "ci_high"))
+    worse = points("e", f"without λ: {offline}").removeprefix("−")
+    readme, chapter = (" ".join(file.read_text(encoding="utf-8").replace("\n# ", "\n").split())
+                       for file in (README, PROJECT / "notebooks" / "source" / "11_ablations.py"))  # fmt: skip
+    assert f"beat SFT by {points('e', online)} points of length-adjusted win rate" in readme
+    assert f"offline DPO by {points('e', offline)}." in readme
+    assert f"they end {worse} points below offline DPO ({low} to {high})" in readme
+    assert f"beat SFT by {points('e', online)} points of length-adjusted win rate and " \
+           f"{points('e', f'{right}iterative DPO − SFT')} points of right answers, and offline DPO by " \
+           f"{points('e', offline)} and {points('e', f'{right}iterative − offline DPO')}." in chapter  # fmt: skip
+    assert f"end {worse} points below it at equal lengths ({low[1:]} to {high[1:]})" in chapter
+    assert f"by {points('g', f'{rate}with − without')} points of length-adjusted win rate" in chapter
+    assert f"A knock-out loses {points('m', 'tournament − BT')[1:]} points" in chapter
+    assert f"ordered by the same RM, by {points('j', 'best-worst − random')} points" in chapter
+    assert f"by {points('q', 'right in reasoning, checker − RM')} points, and makes the whole worse" in chapter
+    replay = [points("n", "replay − new only", key) for key in ("effect", "ci_low", "ci_high")]
+    assert f"worse by {replay[0][1:]} points on average ({replay[1]} to +{replay[2]})" in chapter
+    taxed = [value for value in parts["h", "without λ: iterative DPO − SFT"]["per_seed"].values() if value < 0]
+    assert (len(taxed), round(-100 * max(taxed)), round(-100 * min(taxed))) == (5, 10, 90)
+    assert "five of eight seeds lose 10 to 90 points" in chapter

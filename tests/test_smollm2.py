@@ -22,8 +22,8 @@ from rlhflow_utils.online.engines import Request, start_vllm, vllm_outputs
 CHAPTERS = ("00", "01", "02", "03", "07", "08", "09")
 QUESTIONS = ["What is the capital of France?", "Write one sentence about the sea.", "What is 7 times 8?"]
 SHORT = {
-    "data.max_pairs_per_mixture": 16, "data.partition.test": 0.03, "data.partition.judge": 0.02,
-    "data.evaluation_prompts": 4, "sft.trainer.num_train_epochs": 0.2,
+    "data.filters.max_tokens": 64, "data.max_pairs_per_mixture": 16, "data.evaluation_prompts": 4,
+    "data.partition.test": 0.03, "data.partition.judge": 0.02, "sft.trainer.num_train_epochs": 0.2,
     "reward_model.mixtures": "[mix2]", "generation.sampling.n": 2, "generation.sampling.max_tokens": 8,
     "iterative.iterations": 1, "iterative.prompts_per_iteration": 4, "evaluation.bootstrap_samples": 100,
 }  # fmt: skip

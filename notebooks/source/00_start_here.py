@@ -214,11 +214,10 @@ if recipe:
 # %%
 figure = None
 if trained:
-    curves = {"trained in this chapter": log["history"], **({"models/tiny-base": record["history"]} if base else {})}
+    curves = {"this chapter": log["history"], **({"models/tiny-base": record["history"]} if base else {})}
     figure = figures.loss_curves(
-        curves, baseline=math.log(recipe.vocab_size), baseline_label="ln(vocabulary): a uniform guess",
-        caption=run.caption,
-    )  # fmt: skip
+        curves, baseline=math.log(recipe.vocab_size), baseline_label="ln(vocabulary): a uniform guess"
+    )
 figure
 
 # %% [markdown]

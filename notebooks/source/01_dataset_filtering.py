@@ -195,7 +195,7 @@ funnel
 
 # %%
 candidates = {name.removeprefix("pairs "): rows for name, rows in data.rows.items() if name.startswith("pairs ")}
-figures.funnel(candidates, caption=run.caption)
+figures.funnel(candidates)
 
 # %% [markdown]
 # The other tables, in the same way:
@@ -231,8 +231,9 @@ print("\n".join(overview.explain_table1(rows, origin, known)))
 # %% [markdown]
 # ## Length
 #
-# A reward model can use any feature that separates chosen from rejected answers. Length is the simplest one. Look at
-# the two boxes of each source in the main mixture: where they lie apart, length alone predicts the label.
+# A reward model can use any feature that separates chosen from rejected answers. Length is the simplest one. How often is
+# the chosen answer the longer one? If the share is far from 50 %, a reward model can use length as a shortcut. Either the
+# annotators prefer long or short answers, or better answers happen to be longer or shorter.
 
 
 # %%
@@ -243,22 +244,15 @@ def measure_sides(rows):
 mixtures = {name: data.dataset(name) for name in settings.mixtures}
 main = mixtures[settings.main_mixture].map(measure_sides, batched=True, remove_columns=["prompt"]).to_pandas()
 lengths = {name: rows[["chosen", "rejected"]].to_dict("list") for name, rows in main.groupby("source", sort=False)}
-figures.length_distributions(lengths, unit="characters", caption=run.caption)
-
-# %% [markdown]
-# How often is the chosen answer the longer one? If the share is far from 50 %, a reward model can use length as a
-# shortcut. Either the annotators prefer long or short answers, or better answers happen to be longer or shorter.
-
-# %%
-whole = {f"all of {name}": measure_sides(rows[:]) for name, rows in mixtures.items()}
-figures.length_agreement({**lengths, **whole}, caption=run.caption)
+whole = {name: measure_sides(rows[:]) for name, rows in mixtures.items()}
+figures.length_agreement(lengths, whole)
 
 # %% [markdown]
 # mix1 and mix2 differ in their sources (reasoning, safety) and in how often the chosen answer is the longer one.
 
 # %%
 composition = {name: pd.Series(rows["source"][:]).value_counts(sort=False).to_dict() for name, rows in mixtures.items()}
-figures.mixture_composition(composition, caption=run.caption)
+figures.mixture_composition(composition)
 
 # %% [markdown]
 # A prompt map, in the manner of the paper's Fig. 7 (which embeds the prompts with nomic-embed-text-v1.5). Here TF-IDF
@@ -266,7 +260,8 @@ figures.mixture_composition(composition, caption=run.caption)
 # other share words. A source that lies alone differs in wording, not always in content.
 
 # %%
-figures.prompt_map(data.read_json("prompt_map.json"), caption=run.caption)
+points = data.read_json("prompt_map.json")
+figures.prompt_map(points) if points else None
 
 # %% [markdown]
 # ## Checks

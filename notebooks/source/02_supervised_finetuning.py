@@ -122,8 +122,12 @@ table += [
 ]
 tables.show(table, run.caption)
 
+# %% [markdown]
+# Batches hold rows of similar length. In the tiny world the peaks are batches of long rows in the format of a judge's
+# question: only one letter and the end of the turn are in the loss.
+
 # %%
-figures.loss_curves({"SFT": log["history"]}, caption=run.caption)
+figures.loss_curves({"SFT": log["history"]})
 
 # %% [markdown]
 # ## Checks

@@ -190,14 +190,14 @@ if rows:
 
 # %%
 logs = {mixture: model.read_json("log.json")["history"] for mixture, model in models.items()}
-figures.loss_curves(logs, baseline=ln2, baseline_label="ln 2: knows nothing", caption=run.caption)
+figures.loss_curves(logs, baseline=ln2, baseline_label="ln 2: knows nothing")
 
 # %% [markdown]
-# The rewards of the two sides, and their difference. The model cannot separate pairs with a difference near zero.
+# The rewards of the two sides, and their difference, by skill. The model cannot separate pairs with a difference near zero.
 
 # %%
 main = results[profile.data.main_mixture]
-figures.reward_histogram(main["chosen_rewards"], main["rejected_rewards"], caption=run.caption)
+figures.reward_histogram(main["chosen_rewards"], main["rejected_rewards"], test.dataset()["skill"])
 
 # %% [markdown]
 # A probability should mean what it says: of the pairs to which the RM gives 0.8, 80 % should be preferred. The models were
@@ -205,7 +205,7 @@ figures.reward_histogram(main["chosen_rewards"], main["rejected_rewards"], capti
 # look under-confident here: its curve is S-shaped.
 
 # %%
-figures.calibration_curves({mixture: result["calibration"] for mixture, result in results.items()}, caption=run.caption)
+figures.calibration_curves({mixture: result["calibration"] for mixture, result in results.items()})
 
 # %% [markdown]
 # ## Checks

@@ -141,14 +141,14 @@ tables.show(rows, run.caption)
 # %%
 logs = {f"PM, {mixture}": model.read_json("log.json")["history"] for mixture, model in models.items()}
 coin = math.log(2) / 2
-figures.loss_curves(logs, baseline=coin, baseline_label="½ ln 2: a coin flip on the letter", caption=run.caption)
+figures.loss_curves(logs, baseline=coin, baseline_label="½ ln 2: a coin flip on the letter")
 
 # %% [markdown]
 # Are the probabilities right? As in chapter 03, the models learned from noisy labels and are compared with clean ones.
 # So even a perfect copy of the annotators would give an S-shaped curve around the diagonal.
 
 # %%
-figures.calibration_curves({name: result["calibration"] for name, result in results.items()}, caption=run.caption)
+figures.calibration_curves({name: result["calibration"] for name, result in results.items()})
 
 # %% [markdown]
 # ## Checks

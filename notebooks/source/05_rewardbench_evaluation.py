@@ -124,17 +124,17 @@ for section in rewardbench.SECTIONS:
 
 # %%
 sections = {label: result["sections"] for label, result in results.items()}
-figures.rewardbench_bars(sections, tables.REWARDBENCH, caption=run.caption)
+figures.rewardbench_sections(sections, tables.REWARDBENCH)
 
 # %% [markdown]
 # Overlapping intervals do not prove equality: all judges score the same pairs, so a paired comparison is sharper. Chapter 11
 # makes it over seeds, for prompting < BT, PM > BT and mix2 > mix1.
 #
-# Subset by subset. Most subsets are small, so read the intervals first. A judge that always prefers to refuse wins the
-# should-refuse subset and loses should-respond.
+# Subset by subset, with the number of pairs. Most subsets are small, so read the intervals first. A judge that always
+# prefers to refuse wins the should-refuse subset and loses should-respond.
 
 # %%
-figures.rewardbench_subsets({label: result["subsets"] for label, result in results.items()}, caption=run.caption)
+figures.rewardbench_subsets({label: result["subsets"] for label, result in results.items()})
 
 # %% [markdown]
 # Every stage keeps its pairs, one line each, so other breakdowns take one line of pandas. Accuracy (a tie is one half) by
@@ -286,8 +286,8 @@ print("all checks hold")
 #
 # </details>
 #
-# **2. Explain the bars** (10 minutes). In safety, the RM of mix1 is behind the RM of mix2. Where does it lose: does it refuse
-# too little or too much? Would the weights of May 2024, which swap those of the two XSTest subsets, hide or show it?
+# **2. Explain the figure** (10 minutes). In safety, the RM of mix1 is behind the RM of mix2. Where does it lose: does it
+# refuse too little or too much? Would the weights of May 2024, which swap those of the two XSTest subsets, hide or show it?
 #
 # ```python
 # for judge in ("bt", "bt_mix1"):

@@ -122,14 +122,14 @@ if len(profile.reward_model.mixtures) > 1:
     tables.say(f"{first} − {second}: {tables.with_interval(gap)}, n = {gap['n']} prompts.")
 
 # %% [markdown]
-# Each row of the heatmap is one prompt, its answers sorted from shortest to longest. A model that prefers length is blue on
-# the left and red on the right. A mean near zero can hide prompts with strong correlations of both signs.
+# Each row of the heatmap is one prompt, its answers sorted from shortest to longest. A model that prefers length is dark
+# on the left and yellow on the right. A mean near zero can hide strong correlations of both signs.
 
 # %%
 studied = {}
 for name, result in results.items():
     studied[name] = {**result, "correlations": [float("nan") if r is None else r for r in result["correlations"]]}
-figures.length_bias(studied, caption=run.caption)
+figures.length_bias(studied)
 
 # %% [markdown]
 # **Among right answers.** The mean over all answers mixes two things. A wrong answer has a low reward, and here wrong

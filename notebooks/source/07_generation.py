@@ -158,7 +158,7 @@ tables.show(settings, run.caption)
 # A lower temperature gives likelier answers. Whether they are also shorter shows here:
 
 # %%
-figures.response_lengths(rows["lengths"], rows["temperatures"], caption=run.caption)
+figures.response_lengths(rows["lengths"], rows["temperatures"])
 
 # %% [markdown]
 # In the tiny world the true reward of every answer is known. Ranking can teach correctness only where a prompt has both

@@ -176,13 +176,12 @@ if profile.world:
     )  # fmt: skip
 
 # %% [markdown]
-# Next, the gaps of the raw reward. Below zero the length penalty decided: the shorter answer was chosen, although the
-# longer one had the higher reward. Best-versus-worst should lie furthest to the right.
+# Next, the gaps of the raw reward: the share of pairs up to each gap. Below zero the length penalty decided: the shorter
+# answer was chosen, although the longer one had the higher reward. Best-versus-worst should lie furthest to the right.
 
 # %%
-figures.reward_gap_histogram(
-    {name: [pair["chosen_score"] - pair["rejected_score"] for pair in kept] for name, kept in sets.items()},
-    caption=run.caption,
+figures.reward_gaps(
+    {name: [pair["chosen_score"] - pair["rejected_score"] for pair in kept] for name, kept in sets.items()}
 )
 
 # %% [markdown]
@@ -193,8 +192,7 @@ figures.pair_length_change(
     {
         name: [len(pair["chosen"][0]["content"]) - len(pair["rejected"][0]["content"]) for pair in kept]
         for name, kept in sets.items()
-    },
-    caption=run.caption,
+    }
 )
 
 # %% [markdown]

@@ -333,7 +333,7 @@ tables.show(table, f"{results['sft']['n']:,} held-out prompts. {run.caption}")
 judge, last = profile.evaluation.judge, profile.iterative.iterations
 others = {"no length penalty": estimates[f"unpenalised{last}"]} if unpenalised else {}
 figures.progress_over_iterations(
-    estimates["sft"], [estimates[name] for name in policies], judge=judge, others=others, caption=run.caption
+    estimates["sft"], [estimates[name] for name in policies], judge=judge, others=others
 )
 
 # %% [markdown]
@@ -362,7 +362,7 @@ if "reward" in estimates["sft"]:  # an endpoint that compares gives none
         name: {"kl": kl[name], "proxy": row["proxy_reward"], "gold": row["reward"]} for name, row in estimates.items()
     }
     curves = {label: [points[name] for name in ("sft", *names)] for label, names in runs.items()}
-    figure = figures.proxy_against_gold(curves, judge, run.caption)
+    figure = figures.proxy_against_gold(curves, judge)
 figure
 
 # %% [markdown]
@@ -371,7 +371,7 @@ figure
 
 # %%
 logs = {name: policy.read_json("log.json")["history"] for name, policy in policies.items()}
-figures.loss_curves(logs, baseline=ln2, baseline_label="ln 2: π = π₀", caption=run.caption)
+figures.loss_curves({tables.policy_name(name): log for name, log in logs.items()}, ln2, "ln 2: π = π₀")
 
 # %% [markdown]
 # What DPO did to the pairs, as TRL logs it. A single batch says little: its answers may be short or long. So each line is

@@ -285,16 +285,16 @@ if profile.world:
 # %%
 named = {tables.policy_name(name): row for name, row in estimates.items()}
 bars = {
-    "right answers": {name: row.get("accuracy") for name, row in named.items()},
-    "length-adjusted win rate against SFT": {name: row["length_adjusted_win_rate"] for name, row in named.items()},
+    "right answers (%)": {name: row.get("accuracy") for name, row in named.items()},
+    "length-adjusted win rate against SFT (%)": {name: row["length_adjusted_win_rate"] for name, row in named.items()},
     "mean length (characters)": {name: row["mean_length"] for name, row in named.items()},
     "judge's reward": {name: row.get("reward") for name, row in named.items()},
-    "exact match on the untouched skill": {tables.policy_name(name): found for name, found in matches.items()},
+    "exact match, untouched skill (%)": {tables.policy_name(name): found for name, found in matches.items()},
 }
-figures.policy_bars({metric: found for metric, found in bars.items() if any(found.values())}, caption=run.caption)
+figures.policy_bars({metric: found for metric, found in bars.items() if any(found.values())})
 
 # %%
-figures.quality_against_length(named, caption=run.caption)
+figures.quality_against_length(named)
 
 # %% [markdown]
 # **The judge and the proxy.** The proxy is the RM that ranked the training pairs. Over-optimisation would show as a win

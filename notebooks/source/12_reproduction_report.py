@@ -88,7 +88,7 @@ if run.profile.world:  # real prompts can be harmful text
 # ## The judges
 #
 # RewardBench by section, accuracy on held-out pairs, and how far the reward follows the length of an answer (Fig. 5).
-# Diamonds in the figure are the authors' LLaMA-3-8B.
+# Stars in the figure are the authors' LLaMA-3-8B.
 
 # %%
 stages = [f"rewardbench_{name}" for name in ("prompting", "bt", "pm", "bt_mix1")]
@@ -100,17 +100,17 @@ tables.show(tables.judge_rows(tables.metrics_of(judges), main), run.caption)
 
 # %%
 sections = {name: run[f"rewardbench_{name}"].read_json("results.json")["sections"] for name in ("prompting", "bt", "pm")}
-figures.rewardbench_bars(sections, tables.REWARDBENCH, run.caption)
+figures.rewardbench_sections(sections, tables.REWARDBENCH)
 
 # %% [markdown]
 # ## The paper's claims, over seeds
 #
-# The table shows the one comparison that decides each verdict, and the smallest effect that it could detect. Chapter 11 has
-# the designs, the controls and all comparisons.
+# The table shows the one comparison that decides each verdict, the smallest effect that it could detect, and how many of the
+# claim's other comparisons are supported. Chapter 11 has the designs, the controls and all comparisons.
 
 # %%
 records = read_records()
-tables.show(claims_table(records), "Measured in simulated worlds that serve no other purpose; results/claims/.")
+tables.show(claims_table(records), "Measured on seeds that serve no other purpose, in the world of this guide; results/claims/.")
 
 # %% [markdown]
 # ## A real model on real rows
@@ -136,10 +136,10 @@ if (published := tables.RESULTS / "smollm2" / "summary.json").is_file():
     tables.show(real["answers"], "Greedy answers to prompts of our own; in brackets the reward of the RM.")
 
 # %% [markdown]
-# ## Any machine
+# ## Other instruction sets and threads
 #
-# The same profile and seed with other instruction sets and numbers of threads (`make machines`). Rounding differs, and
-# training amplifies it; the headline numbers must not move by more than the band.
+# The same profile and seed with other instruction sets, numbers of threads and another Python (`make machines`), on one kind of
+# CPU. Machines round differently, and training amplifies the difference. We accept a difference up to the band.
 
 # %%
 machines = tables.RESULTS / run.profile.name / "machines.json"
@@ -179,8 +179,8 @@ tables.show(tables.provenance_rows([*policies, *judges]))
 # pipeline runs end to end and which of the paper's effects appear in that world. They do not say how large an effect is
 # for LLaMA-3-8B. One run is one seed; the intervals cover the choice of prompts, not of seeds.
 #
-# With a GPU, run `make check PROFILE=gemma-2b` and then `make guide PROFILE=gemma-2b EXTRAS=dev,gpu`. This page then
-# has the same tables for a real model.
+# With a GPU, run `make check PROFILE=gemma-2b` and then `make guide PROFILE=gemma-2b EXTRAS=dev,gpu`. This page then shows a
+# real model. Right answers, the true reward and the untouched skill exist in the simulated world only.
 #
 # ## Exercises
 #

@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rlhflow_utils.claims.designs import Designs
-from rlhflow_utils.claims.verdicts import Record, signed, signed_interval
-from rlhflow_utils.evaluation.statistics import t_interval
-from rlhflow_utils.guide.figures.style import BLUE, CYCLE, DARK, GREEN, GREY, ORANGE, RED, error_bar, finish, new_figure
-from rlhflow_utils.guide.tables import Formatted, paper_lc, show, with_interval
+from rlhflow_utils.claims.verdicts import Record, signed_interval
+from rlhflow_utils.evaluation.statistics import ENOUGH_SEEDS, t_interval
+from rlhflow_utils.guide.figures import style
+from rlhflow_utils.guide.figures.style import BLUE, DARK, GREEN, GREY, ORANGE, RED, finish, new_figure
+from rlhflow_utils.guide.tables import Formatted, paper_lc, show, signed, with_interval
 
 # Start of a metric's name -> its unit, and how it is scaled; all other metrics are shares of prompts or pairs.
 UNITS = {
@@ -22,8 +23,11 @@ UNITS = {
     "kl": ("KL from π₀ (nats)", 1),
     "": ("percentage points", 100),
 }  # fmt: skip
-COLOURS = {"supported": GREEN, "not supported": RED, "inconclusive": ORANGE}
-SHOWN = "Thin lines: seeds; thick line: their mean.\n"
+LOOKS: dict[str, dict[str, Any]] = {
+    "supported": {"color": GREEN, "marker": "o"}, "not supported": {"color": RED, "marker": "s"},
+    "inconclusive": {"color": ORANGE, "marker": "D", "mfc": "white"},
+}  # fmt: skip
+SHOWN = "Thin lines: seeds; thick line: their mean."
 
 
 def comparisons_table(record: Record) -> list[dict[str, Any]]:
@@ -31,7 +35,7 @@ def comparisons_table(record: Record) -> list[dict[str, Any]]:
     return [{
         "comparison": Formatted(f"**{name}**") if (name := part["comparison"]) == record["deciding"] else name,
         "difference": signed(part["effect"]), "95 % interval": signed_interval(part),
-        "detectable effect": part.get("smallest_detectable_effect"),
+        "detectable effect": part["smallest_detectable_effect"],
         "by seed": ", ".join(signed(value) for value in part["per_seed"].values()),
         "verdict": part["verdict"] or "(shown only)",
     } for part in record["comparisons"]]  # fmt: skip
@@ -55,8 +59,10 @@ def worlds_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """The verdicts of the claims that were measured in other worlds, too, with the comparison that decides."""
 
     def short(record: Mapping[str, Any]) -> str:
-        name = record.get("deciding", record.get("comparison"))
-        return f"{record['verdict']}: {name} {signed(record['effect'])} ({signed_interval(record)})"
+        part = next(part for part in record["comparisons"] if part["comparison"] == record["deciding"])
+        seeds = [signed(value) for value in part["per_seed"].values()]
+        spread = signed_interval(record) if len(seeds) >= ENOUGH_SEEDS else f"seeds {', '.join(seeds)}"
+        return f"{record['verdict']}: {record['deciding']} {signed(record['effect'])} ({spread})"
 
     rows = {name: {"the profile's": each, **each["worlds"]} for name, each in records.items() if each["worlds"]}
     return [{"claim": name, **{key: short(each) for key, each in row.items()}} for name, row in rows.items()]
@@ -95,7 +101,7 @@ def variants_table(designs: Designs, records: Mapping[str, Record]) -> list[dict
     return rows
 
 
-def claim_forest(records: Mapping[str, Record], caption: str = "") -> Figure:
+def claim_forest(records: Mapping[str, Record]) -> Figure:
     """The comparison that decides each claim: mean over seeds with its interval, a panel for each unit."""
     panels: dict[tuple[str, int], dict[str, Any]] = {}
     for name, record in records.items():
@@ -103,63 +109,73 @@ def claim_forest(records: Mapping[str, Record], caption: str = "") -> Figure:
         unit = next(found for start, found in UNITS.items() if part["metric"].startswith(start))
         panels.setdefault(unit, {})[f"{name} · {part['comparison']}"] = part
     heights = [len(rows) + 2 for rows in panels.values()]
-    figure, axes = new_figure(len(panels), height=1 + 0.3 * sum(heights), gridspec_kw={"height_ratios": heights})
+    figure, axes = new_figure(len(panels), height=1.1 + 0.3 * sum(heights), gridspec_kw={"height_ratios": heights})
     for panel, ((label, scale), rows) in zip(axes, panels.items(), strict=True):
         panel.axvline(0, color=DARK, lw=1)
         for place, part in enumerate(rows.values()):
             value, low, high = (scale * part[key] for key in ("effect", "ci_low", "ci_high"))
-            bar, colour = error_bar({"value": value, "ci_low": low, "ci_high": high}), COLOURS[part["verdict"]]
-            panel.errorbar(value, place, xerr=bar, color=colour, marker="o", capsize=3)
+            bar = style.error_bar({"value": value, "ci_low": low, "ci_high": high})
             seeds = scale * np.array(list(part["per_seed"].values()))
-            panel.plot(seeds, np.full(len(seeds), place + 0.25), ls="none", marker="|", ms=5, color=GREY)
+            panel.plot(seeds, np.full(len(seeds), place + 0.3), ls="none", marker="|", ms=5, color=GREY)
             margins = scale * part["margin"] * np.array({"no_worse": [-1], "near_equal": [-1, 1]}.get(part["kind"], []))
-            panel.plot(margins, np.full(len(margins), place), ls="none", marker="x", color=DARK)
+            panel.vlines(margins, place - 0.4, place + 0.4, color=DARK, ls=":")
+            panel.errorbar(value, place, xerr=bar, capsize=3, **LOOKS[part["verdict"]])
         panel.set_yticks(range(len(rows)), list(rows))
         panel.set_ylim(len(rows) - 0.4, -0.6)
         panel.grid(axis="x")
         panel.set_xlabel(label)
-    legend = "Bars: 95 % intervals of the differences; ticks: seeds; ×: the margin of “no worse” and “near equal”."
-    return finish(figure, "Green: supported. Red: not supported. Orange: inconclusive.", f"{legend}\n{caption}")
+    for verdict, look in LOOKS.items():
+        axes[0].plot([], [], ls="none", label=verdict, **look)
+    style.legend_above(axes[0])
+    counts = [f"{sum(each['verdict'] == verdict for each in records.values())} {verdict}" for verdict in LOOKS]
+    note = "Bars: 95 % intervals of the differences; ticks: seeds; dotted: the margin of “no worse” and “near equal”."
+    return finish(figure, f"Of {len(records)} claims, {', '.join(counts)}", note)
 
 
-def claim_curves(record: Record, variants: Mapping[str, str], caption: str = "") -> Figure:
+def claim_curves(record: Record, variants: Mapping[str, str]) -> Figure:
     """Proxy and gold reward by KL from π₀, as changes since the first point; variant -> its name in the legend.
 
     An RM's zero is arbitrary, so the proxy starts from iteration 1; the gold reward starts from SFT, where KL is 0.
     Records without KL are drawn by iteration.
     """
-    figure, panels = new_figure(columns=2, height=3.8)
+    figure, panels = new_figure(columns=2, height=3.9)
+    rising = {}
     for axes, metric, label in zip(panels, ("proxy_reward", "reward"), ("proxy reward", "gold reward"), strict=True):
-        for colour, (variant, name) in zip(CYCLE, variants.items(), strict=False):
+        rising[label] = 0
+        for index, (variant, name) in enumerate(variants.items()):
             found = record["variants"][variant]
             steps = sorted(int(key.split("@")[1]) for key in next(iter(found.values())) if key.startswith(f"{metric}@"))
             curves = np.array([[seed[f"{metric}@{step}"] for step in steps] for seed in found.values()])
             places = np.array([[seed.get(f"kl@{step}", step) for step in steps] for seed in found.values()])
+            rising[label] += bool(curves[:, -1].mean() > curves[:, 0].mean())
             if metric == "reward":
                 curves = np.column_stack([[record["variants"]["sft"][seed][metric] for seed in found], curves])
                 places = np.column_stack([np.zeros(len(found)), places])
-            _curves(axes, places, curves - curves[:, :1], colour, name)
+            _curves(axes, places, curves - curves[:, :1], name, style.look_of(name, index))
         by_kl = any(key.startswith("kl@") for key in next(iter(found.values())))
         axes.set(xlabel="KL from π₀ (nats)" if by_kl else "iteration", ylabel=f"change of the {label}")
-    panels[1].legend()
+    style.legend_above(panels[0], ncols=2)
     note = "The zero of a reward model is arbitrary: compare directions, not heights, on the left. Points: iterations."
-    return finish(figure, "Proxy and gold reward of the iterations", f"{SHOWN}{note}\n{caption}")
+    counts = " and ".join(f"the mean {label} rises in {count}" for label, count in rising.items())
+    title = f"From iteration {steps[0]} to {steps[-1]} {counts} of {len(variants)} variants"
+    return finish(figure, title, f"{SHOWN}\n{note}")
 
 
-def claim_sizes(record: Record, shares: Mapping[str, float], caption: str = "") -> Figure:
+def claim_sizes(record: Record, shares: Mapping[str, float]) -> Figure:
     """RM accuracy on clean held-out pairs against the share of the mixture that trained it (rising)."""
     figure, [axes] = new_figure(height=3.2)
     curves = [[100 * seed["accuracy"] for seed in record["variants"][variant].values()] for variant in shares]
     steps = [100 * share for share in shares.values()]
-    _curves(axes, np.tile(steps, (len(curves[0]), 1)), np.array(curves).T, BLUE, "")
+    _curves(axes, np.tile(steps, (len(curves[0]), 1)), np.array(curves).T, "", {"color": BLUE, "marker": "o"})
     axes.set_xscale("log", base=2)
     axes.set_xticks(steps, [f"{value:g}" for value in steps])
     axes.set(xlabel="share of the mixture's pairs (%)", ylabel="accuracy, clean labels (%)")
-    return finish(figure, "RM accuracy and the number of its pairs", f"{SHOWN}{caption}")
+    ends = [f"{np.mean(curves[place]):.1f} % with {steps[place]:g} %" for place in (0, -1)]
+    return finish(figure, f"Mean accuracy of the RM: {ends[0]}, {ends[1]} of the pairs", SHOWN)
 
 
-def _curves(axes: Any, places: Any, curves: Any, colour: str, name: str) -> None:
+def _curves(axes: Any, places: Any, curves: Any, name: str, look: Mapping[str, Any]) -> None:
     """Each seed (a row of both) as a thin line, their mean as a thick one."""
-    axes.plot(places.T, curves.T, color=colour, lw=0.7, alpha=0.5)
-    axes.plot(places.mean(axis=0), curves.mean(axis=0), color=colour, lw=2.2, marker="o", label=name)
+    axes.plot(places.T, curves.T, color=look["color"], lw=0.7, alpha=0.5)
+    axes.plot(places.mean(axis=0), curves.mean(axis=0), lw=2.2, label=name, **look)
     axes.grid(axis="y")

@@ -20,7 +20,7 @@ from rlhflow_utils.claims.designs import Claim, Comparison
 from rlhflow_utils.evaluation.statistics import ENOUGH_SEEDS, Estimate, paired_difference, t_interval, weighted_mean
 from rlhflow_utils.guide.settings import EvaluationSettings
 from rlhflow_utils.guide.stage import PROJECT
-from rlhflow_utils.guide.tables import Formatted, cell
+from rlhflow_utils.guide.tables import Formatted, signed
 
 RESULTS = PROJECT / "results" / "claims"
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
@@ -77,13 +77,13 @@ def measure_effect(comparison: Comparison, seeds: Seeds, samples: int, confidenc
     return Effect(comparison, estimate, OVER_PROMPTS, verdict if alone == {verdict} else INCONCLUSIVE, per_seed, None)
 
 
-def smallest_detectable_effect(values: Sequence[float], confidence: float) -> float:
+def smallest_detectable_effect(values: Sequence[float], confidence: float) -> float | None:
     """The true effect whose t interval would lie above zero in 80 % of repetitions, at the spread of these seeds.
 
-    ``(t_{1 - alpha/2, n - 1} + t_{0.8, n - 1}) s / sqrt(n)``.
+    ``(t_{1 - alpha/2, n - 1} + t_{0.8, n - 1}) s / sqrt(n)``; None where all seeds are equal.
     """
     quantiles = stats.t.ppf([0.5 + confidence / 2, POWER], len(values) - 1)
-    return float(quantiles.sum() * stats.sem(values))
+    return float(quantiles.sum() * stats.sem(values)) or None
 
 
 def seed_difference(comparison: Comparison, found: Measures, samples: int, confidence: float) -> Estimate:
@@ -139,19 +139,9 @@ def _result(claim: Claim, seeds: Seeds, settings: EvaluationSettings) -> Record:
 
 
 def read_records(folder: Path = RESULTS) -> dict[str, Record]:
-    """The measured claims: first those with a letter. Empty where nothing has been measured.
-
-    Records from before one comparison was set to decide show the one that their verdict hung on, `comparison`.
-    """
+    """The measured claims: first those with a letter. Empty where nothing has been measured."""
     records = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
-    for record in records:
-        record.setdefault("deciding", record.get("comparison"))
-        record.setdefault("worlds", record.get("annotators"))
     return {record["claim"]: record for record in sorted(records, key=lambda r: (len(r["claim"]) > 1, r["claim"]))}
-
-
-def signed(value: float) -> str:
-    return ("+" if value >= 0 else "−") + cell(abs(float(value)))
 
 
 def signed_interval(record: Mapping[str, Any]) -> str:
@@ -161,11 +151,17 @@ def signed_interval(record: Mapping[str, Any]) -> str:
 
 def verdict_text(record: Record) -> str:
     """The verdict, with what limits it: other worlds, or an interval over prompts alone."""
-    text, others = str(record["verdict"]), record["worlds"].values()
-    agreeing = sum(other["verdict"] == SUPPORTED for other in others)
-    if agreeing != (len(others) if text == SUPPORTED else 0):
-        text += f" (in other worlds supported in {agreeing} of {len(others)})"
+    text, others = str(record["verdict"]), [other["verdict"] for other in record["worlds"].values()]
+    if set(others) - {text}:
+        text += f" (in other worlds: {', '.join(dict.fromkeys(others))})"
     return text + ("" if record["interval"] == OVER_SEEDS else ", prompts only")
+
+
+def others_supported(record: Record) -> str | None:
+    """How many of a claim's other comparisons are supported, of those that have a verdict."""
+    others = [part["verdict"] for part in record["comparisons"] if part["comparison"] != record["deciding"]]
+    judged = [verdict for verdict in others if verdict]
+    return f"{judged.count(SUPPORTED)} of {len(judged)}" if judged else None
 
 
 def claims_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
@@ -173,6 +169,6 @@ def claims_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     return [{
         "claim": Formatted(f"**{name}** {record['title']}"), "paper": record["paper"],
         "ours (the comparison that decides)": f"{record['deciding']}: {signed(record['effect'])}",
-        "95 % interval": signed_interval(record), "detectable effect": record.get("smallest_detectable_effect"),
-        "seeds": record["seeds"], "verdict": verdict_text(record),
+        "95 % interval": signed_interval(record), "detectable effect": record["smallest_detectable_effect"],
+        "seeds": record["seeds"], "verdict": verdict_text(record), "others supported": others_supported(record),
     } for name, record in records.items()]  # fmt: skip

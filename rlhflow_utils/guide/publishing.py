@@ -96,6 +96,9 @@ def clean(notebook: Any) -> Any:
             count += cell.execution_count is not None
             cell.execution_count = count if cell.execution_count is not None else None
             cell.outputs = [each for output in cell.outputs if (each := _clean_output(output, count))]
+            for picture in (each.data for each in cell.outputs if "image/png" in each.get("data", {})):
+                title = picture["text/plain"]  # said instead of the picture by nbconvert and MyST-NB
+                cell.metadata |= {"alt": title, "mystnb": {"image": {"alt": title}}}
     return notebook
 
 
@@ -153,7 +156,7 @@ def publish_results(run_dir: str) -> None:
         estimates = {name: result["estimates"] for name, result in results.items()}
         marks = {label: estimates[name] for label, name in others.items()}
         progress = [estimates[name] for name in iterations]
-        figure = policies.progress_over_iterations(estimates["sft"], progress, judge, marks, f"{run.caption} One seed.")
+        figure = policies.progress_over_iterations(estimates["sft"], progress, judge, marks, run.caption)
         target.mkdir(parents=True, exist_ok=True)
         figure.savefig(target / "progress.png", dpi=110)
         shown = {"SFT": "sft", f"iteration {len(iterations)}": iterations[-1], **others}

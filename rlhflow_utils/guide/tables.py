@@ -137,6 +137,10 @@ def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def signed(value: float) -> str:
+    return ("+" if value >= 0 else "−") + cell(abs(float(value)))
+
+
 def interval(estimate: Mapping[str, Any] | None) -> str:
     """The confidence interval of an estimate (keys `ci_low` and `ci_high`), or a dash."""
     if not estimate or "ci_low" not in estimate:

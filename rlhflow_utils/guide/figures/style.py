@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
+
+from rlhflow_utils.guide.tables import cell
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -20,8 +21,8 @@ CYCLE = [BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, BROWN]
 CHOSEN, REJECTED = BLUE, ORANGE
 # The same judge or policy has the same colour in every figure; any other name takes the next colour of the cycle.
 METHOD_COLOURS = {
-    "bt": BLUE, "pm": ORANGE, "prompting": GREY, "bt_mix1": PINK, "pm_mix1": BROWN, "mix2": BLUE, "mix1": PINK,
-    "SFT": GREY, "offline DPO": ORANGE, "iterative DPO": BLUE, "no length penalty": RED,
+    "BT": BLUE, "PM": ORANGE, "PM, mix2": ORANGE, "prompting": GREY, "BT, mix1": PINK, "PM, mix1": BROWN, "mix2": BLUE,
+    "mix1": PINK, "SFT": GREY, "offline DPO": ORANGE, "iterative DPO": BLUE, "no length penalty": RED,
 }  # fmt: skip
 WIDTH = 8.0  # inches; a notebook's column
 STYLE = {
@@ -33,19 +34,27 @@ STYLE = {
 Estimate = Mapping[str, Any]  # {"value", "ci_low", "ci_high", "n"}, as results.json has it
 
 
+class Picture(Figure):
+    """A figure whose text form, which a notebook keeps beside the image, is its title."""
+
+    def __repr__(self) -> str:
+        return " ".join(self.get_suptitle().split())
+
+
 def new_figure(rows: int = 1, columns: int = 1, height: float = 3.2, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure of notebook width, closed for pyplot (a notebook shows it once, as the cell's value), and its axes."""
     plt.rcParams.update(STYLE)
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False, **options)
+    options |= {"figsize": (WIDTH, height), "layout": "constrained", "squeeze": False, "FigureClass": Picture}
+    figure, axes = plt.subplots(rows, columns, **options)
     plt.close(figure)
     return figure, list(axes.ravel())
 
 
-def finish(figure: Figure, title: str, caption: str) -> Figure:
-    """Put the title (what is seen) above and the caption (where it comes from) below."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    if caption:
-        figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="#666666")
+def finish(figure: Figure, title: str, note: str = "") -> Figure:
+    """Put the title (what is seen) above and a note below, small."""
+    figure.suptitle(textwrap.fill(title, 85, break_on_hyphens=False), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    if note:
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color="#666666")
     return figure
 
 
@@ -54,42 +63,21 @@ def colour_of(name: str, index: int) -> str:
     return METHOD_COLOURS.get(name, CYCLE[index % len(CYCLE)])
 
 
-def overlaid(groups: Mapping[str, np.ndarray], bins: int, **labels: Any) -> Figure:
-    """Histograms over each other, each an outline, lightly filled; dashed: medians. Group -> values."""
+def look_of(name: str, index: int) -> dict[str, Any]:
+    """The same colour, and a marker for readers who print in grey."""
+    return {"color": colour_of(name, index), "marker": "osD^v"[index % 5]}
+
+
+def cumulative(groups: Mapping[str, np.ndarray], **labels: Any) -> Figure:
+    """Share of the values up to each value, a line for each group; dashed: one half, where the medians are."""
     figure, [axes] = new_figure(height=2.9)
-    edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=bins).tolist()
-    for colour, (label, values) in zip(CYCLE, groups.items(), strict=False):
-        axes.hist(values, edges, color=colour, alpha=0.2)
-        axes.hist(values, edges, histtype="step", color=colour, lw=1.6, label=label)
-        axes.axvline(np.median(values), color=colour, lw=1.4, ls="--")
-    axes.set(**labels)
-    axes.legend()
+    for index, (label, values) in enumerate(groups.items()):
+        shares = 100 * np.arange(1, len(values) + 1) / len(values)
+        look: dict[str, Any] = {"color": CYCLE[index % len(CYCLE)], "ls": ("-", "--", ":")[index % 3], "lw": 1.8}
+        axes.plot(np.sort(values), shares, drawstyle="steps-post", label=label, **look)
+    dress(axes, "both", half="y", **labels)
+    legend_above(axes)
     return figure
-
-
-def stacked(counts: pd.DataFrame, height: float, title: str | None = None) -> tuple[Figure, Axes]:
-    """Bars of 100 %, one per row: the shares of its columns. `kept` is grey; beyond eight, colours repeat, hatched."""
-    figure, [axes] = new_figure(height=height)
-    shares, left = 100 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0), np.zeros(len(counts))
-    for index, (name, share) in enumerate(shares.items(), -("kept" in shares)):  # `kept` is the first
-        coloured = {"color": CYCLE[index % len(CYCLE)], "hatch": "////" if index >= len(CYCLE) else None}
-        look: dict[str, Any] = {"color": "#cfd8dc"} if name == "kept" else {**coloured, "edgecolor": "white"}
-        axes.barh(list(counts.index), share, left=left, label=str(name).replace("_", " "), lw=0.6, **look)
-        left += share
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100))
-    axes.tick_params(axis="y", length=0)
-    legend_right(axes, title=title)
-    return figure, axes
-
-
-def band(axes: Axes, steps: Any, rows: Sequence[Estimate], colour: str, label: str = "", decimals: int = 1) -> None:
-    """A line of estimates with its confidence band and the value above each point."""
-    values, low, high = ([row[key] for row in rows] for key in ("value", "ci_low", "ci_high"))
-    axes.fill_between(steps, low, high, color=colour, alpha=0.2)
-    axes.plot(steps, values, color=colour, marker="o", lw=2, label=label)
-    for step, value, top in zip(steps, values, high, strict=True):
-        note(axes, f"{value:.{decimals}f}", step, top, (0, 4), ha="center")
 
 
 def note(axes: Axes, text: str, x: float, y: float, shift: tuple[float, float], **options: Any) -> None:
@@ -130,13 +118,11 @@ def dress(axes: Axes, grid: Literal["x", "y", "both"] | None = None, half: str =
     axes.set(**labels)
 
 
-def lying_bars(axes: Axes, places: Sequence[float], rows: Sequence[Estimate], colour: str, **options: Any) -> None:
-    """Horizontal bars of estimates with their intervals."""
-    values = [row["value"] for row in rows]
-    axes.barh(places, values, color=colour, **options)
-    axes.errorbar(values, places, xerr=np.hstack([error_bar(r) for r in rows]), color=DARK, lw=1, capsize=2, ls="none")
+def plain(value: float) -> str:
+    """A number as a table's cell shows it, with a minus and no hyphen."""
+    return cell(float(value)).replace("-", "−")
 
 
-def legend_right(axes: Axes, **options: Any) -> Legend:
-    """A legend beside the axes, where it covers nothing."""
-    return axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **options)
+def legend_above(axes: Axes, ncols: int = 9) -> None:
+    """A legend above the axes, where it covers nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=ncols)
