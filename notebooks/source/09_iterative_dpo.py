@@ -251,8 +251,7 @@ tables.say(f"Prompts that give a pair, by iteration: {left}.")
 # %% [markdown]
 # A policy that has become surer gives the same text eight times, and pairs run out. Watch this number in your own loop.
 # Once most prompts give no pair, another iteration teaches little: take harder prompts, more answers, or stop.
-
-# %% [markdown]
+#
 # The paper's main result has no length penalty, its concise variant has one (Table 6). Where this profile has one, the loop
 # runs a second time without it, from the same answers of π₀. Tables call these policies *no length penalty*; their
 # folders are `unpenalised1` and so on. Chapter 10 calls the last iteration of the profile's own loop *iterative DPO*.
