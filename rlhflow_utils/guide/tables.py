@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rlhflow_utils.guide.profile import Profile
 from rlhflow_utils.guide.stage import PROJECT, Artifact, read_json
 
 RESULTS = PROJECT / "results"
@@ -47,9 +48,26 @@ def comparison_table(ours: Mapping[str, Any], paper: Mapping[str, Any]) -> list[
     return lines
 
 
+def settings_rows(profile: Profile, section: str, also: Mapping[str, Any] | None = None) -> list[Row]:
+    """A section of a profile beside the paper's recipe: setting, paper, ours; `also`: what the run itself counted."""
+    ours, paper = getattr(profile, section).model_dump(), paper_settings(section, profile.model.base)
+    ours |= {**ours.get("trainer", {}), **ours.get("sampling", {})}
+    rows = [
+        {"setting": name, "paper": _short(stated), "ours": _short(ours.get(name))} for name, stated in paper.items()
+    ]
+    return [*rows, *({"setting": name, "paper": None, "ours": value} for name, value in (also or {}).items())]
+
+
 def _short(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return ", ".join(map(str, value)) if isinstance(value, list) else text
+
+
+def say(text: str) -> None:
+    """Display a paragraph of Markdown in a notebook: a chapter's result, with numbers of this run."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
 
 
 class Formatted(str):
@@ -58,9 +76,7 @@ class Formatted(str):
 
 def show(rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
     """Display a table in a notebook."""
-    from IPython.display import Markdown, display
-
-    display(Markdown(markdown_table(rows, caption)))
+    say(markdown_table(rows, caption))
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:
@@ -238,6 +254,15 @@ def provenance_rows(artifacts: Sequence[Artifact]) -> list[Row]:
     return [{"": name, "value": ", ".join(sorted(values))} for name, values in facts.items()]
 
 
+def row_counts(stages: Iterable[Artifact]) -> list[Row]:
+    """Where the rows of some stages went: in = out + dropped on every line."""
+    return [
+        {"stage": stage.path.name, "rows": kind, "in": rows["rows_in"], "out": rows["rows_out"],
+         "dropped": ", ".join(f"{reason} {n:,}" for reason, n in rows["dropped"].items() if n) or None}
+        for stage in stages for kind, rows in stage.rows.items()
+    ]  # fmt: skip
+
+
 def chapter_records(folder: Path) -> list[dict[str, Any]]:
     """What a run's finished chapters have recorded."""
     return [read_json(file) for file in sorted((folder / "chapters").glob("*.json"))]
@@ -285,7 +310,8 @@ def table_4(results: Mapping[str, Summary]) -> list[Row]:
             if score in (scored := summary.get(benchmark, {}).get(policy, {})):
                 setting = f"{profile}: {benchmark}, judge {scored['judge']}, n = {scored[score]['n']}"
                 found[setting] = scored[score]
-            for rate, words in OURS["win_rates"].items() if benchmark == "alpaca_eval" else ():
+            # SFT against itself is 50 % by definition.
+            for rate, words in OURS["win_rates"].items() if benchmark == "alpaca_eval" and policy != "sft" else ():
                 found[f"{profile}: {policy}, {words}"] = estimate(summary, f"{evaluation_of(summary, policy)}.{rate}")
         return found
 
