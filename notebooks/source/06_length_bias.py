@@ -6,8 +6,10 @@
 #
 # **The claim.** Reward models prefer long answers, and how much depends on their data. Over the answers to one prompt,
 # length and reward correlate with 0.19 on average for UltraRM-13B. For the paper's BT model on mix2 it is 0.06 (paper
-# 2.3, Fig. 5). The paper attributes this to Capybara, OpenOrca and UltraInteract, which mix2 adds and whose preferred
+# 2.3, Fig. 5). The paper suggests a part of the reason: mix2 adds Capybara, OpenOrca and UltraInteract, whose preferred
 # answers are shorter. Here the RM of mix1 takes UltraRM's place, because its data resembles mix1.
+#
+# After this chapter you can measure how far a reward follows length, and tell what the usual mean hides.
 #
 # **You need** chapters 00–03.
 
@@ -18,6 +20,8 @@ SEED = 0
 OVERRIDES = {}
 
 # %%
+from dataclasses import asdict
+
 from scipy import stats
 
 from rlhflow_utils.evaluation import reward_models, statistics
@@ -66,58 +70,60 @@ responses = generate_responses(
     sft, Prompts(data, count=profile.length_bias.prompts), sampling, profile.model, run.seed, profile.actors,
     into=run / "length_bias_responses",
 )  # fmt: skip
-print(responses.rows)
+print(f"{responses.rows['prompts']['rows_out']} prompts, {profile.length_bias.responses} answers each")
 
 # %%
-judges, studies = {mixture: run[f"bt_{mixture}"] for mixture in profile.reward_model.mixtures}, {}
+judges = {mixture: run[f"bt_{mixture}"] for mixture in profile.reward_model.mixtures}
+scores, studies = {}, {}
 if profile.reward_model.model:
     judges["public"] = run.reward_model()
 for mixture, judge in judges.items():
-    scores = score_responses(
+    scores[mixture] = score_responses(
         judge, responses, profile.reward_model, profile.model, profile.actors,
         into=run / f"length_bias_scores_{mixture}",
     )  # fmt: skip
     studies[mixture] = reward_models.measure_length_bias(
-        scores, profile.evaluation, run.seed, into=run / f"length_bias_{mixture}"
+        scores[mixture], profile.evaluation, run.seed, into=run / f"length_bias_{mixture}"
     )
 
 # %% [markdown]
 # ## Results
+#
+# A perfect reward model would not have zero correlation in the tiny world. Filler lowers the gold reward there, so the
+# true correlation is below zero (last row).
 
 # %%
 results = {mixture: done.read_json("results.json") for mixture, done in studies.items()}
+means = {mixture: result["mean"] for mixture, result in results.items()}
+spread = (profile.evaluation.bootstrap_samples, profile.evaluation.confidence, run.seed)
+if profile.world:
+    gold, answers = World(profile.world), responses.dataset()
+    answered = [(row["prompt"][-1]["content"], row["responses"]) for row in answers]
+    sizes = [[len(text) for text in texts] for _, texts in answered]
+    truth = [[gold.reward(question, text) for text in texts] for question, texts in answered]
+    means["gold"] = asdict(statistics.mean_pearson(statistics.pearson_per_prompt(sizes, truth), *spread)[0])
 models = {"mix1": "UltraRM-13B", "mix2": "BT RM, mix2"}
-table = []
-for mixture, result in results.items():
-    name = models.get(mixture, "")
-    table.append(
-        {"RM": mixture, "mean Pearson r": result["mean"]["value"], "95 % interval": tables.interval(result["mean"]),
-         "prompts": result["mean"]["n"], "paper": tables.LENGTH_BIAS.get(name), "the paper's model": name}
-    )  # fmt: skip
+table = [
+    {"reward": name, "mean Pearson r (95 %)": tables.with_interval(mean), "prompts": mean["n"],
+     "paper": tables.LENGTH_BIAS.get(models.get(name, "")), "the paper's model": models.get(name)}
+    for name, mean in means.items()
+]  # fmt: skip
 tables.show(table, run.caption)
 
 # %% [markdown]
-# Both RMs scored the same answers, so we also compare them prompt by prompt. Zero is not the target everywhere: in the tiny
-# world filler lowers the gold reward, so the true correlation is negative. It is the last line below.
+# Both RMs scored the same answers, so we also compare them prompt by prompt.
 
 # %%
-spread = (profile.evaluation.bootstrap_samples, profile.evaluation.confidence, run.seed)
 if len(profile.reward_model.mixtures) > 1:
     first, second = profile.reward_model.mixtures[:2]
     pairs = zip(results[first]["correlations"], results[second]["correlations"], strict=True)
     defined = [pair for pair in pairs if None not in pair]
-    gap = statistics.paired_difference(*zip(*defined, strict=True), *spread)
-    print(f"{first} − {second}: {gap.value:+.3f} ({gap.ci_low:+.3f} … {gap.ci_high:+.3f}), n = {gap.n}")
-if profile.world:
-    gold, answers = World(profile.world), responses.dataset()
-    truth = [[gold.reward(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in answers]
-    sizes = [[len(text) for text in row["responses"]] for row in answers]
-    r, _ = statistics.mean_pearson(statistics.pearson_per_prompt(sizes, truth), *spread)
-    print(f"gold reward: mean Pearson r {r.value:+.3f} ({r.ci_low:+.3f} … {r.ci_high:+.3f}), n = {r.n}")
+    gap = asdict(statistics.paired_difference(*zip(*defined, strict=True), *spread))
+    tables.say(f"{first} − {second}: {tables.with_interval(gap)}, n = {gap['n']} prompts.")
 
 # %% [markdown]
 # Each row of the heatmap is one prompt, its answers sorted from shortest to longest. A model that prefers length is dark
-# on the left and yellow on the right. A mean near zero can result from strong positive and strong negative correlations.
+# on the left and yellow on the right. A mean near zero can hide strong correlations of both signs.
 
 # %%
 studied = {}
@@ -126,6 +132,59 @@ for name, result in results.items():
 figures.length_bias(studied)
 
 # %% [markdown]
+# **Among right answers.** The mean over all answers mixes two things. A wrong answer has a low reward, and here wrong
+# answers happen to be longer. That hides what a reward makes of length itself. So we take the *right* answers to each
+# prompt, where it has three or more. They differ in their filler, and hardly in anything else.
+
+
+# %%
+def among_right(rewards) -> statistics.Estimate:
+    """Mean correlation over the right answers to each prompt; `sizes`, `rewards` and `right` have one row a prompt."""
+    each = []
+    for lengths, values, marks in zip(sizes, rewards, right, strict=True):
+        kept = [place for place, mark in enumerate(marks) if mark]
+        if len(kept) > 2:
+            each.extend(statistics.pearson_per_prompt([[lengths[k] for k in kept]], [[values[k] for k in kept]]))
+    return statistics.mean_pearson(each, *spread)[0]
+
+
+if profile.world:
+    right = [[gold.is_correct(question, text) for text in texts] for question, texts in answered]
+    rewards = {mixture: scored.dataset()["rewards"] for mixture, scored in scores.items()} | {"gold": truth}
+    right_only = {name: asdict(among_right(values)) for name, values in rewards.items()}
+    table = [
+        {"reward": name, "r, all answers": means[name]["value"], "r, right answers (95 %)": tables.with_interval(found),
+         "prompts": found["n"]}
+        for name, found in right_only.items()
+    ]  # fmt: skip
+    tables.show(table, run.caption)
+
+# %% [markdown]
+# The true reward falls by the same amount with every character of filler, so its correlation is −1. A reward model with
+# a positive value pays for filler, even if its mean over all answers is near zero. A policy that is trained on this
+# reward will find out: chapter 09 shows how its answers grow without a length penalty.
+#
+# Where does the preference come from? Labels show it in pairs of two right answers, where length can decide. These are
+# the sources of the main mixture. Compare them with one another, and with the last row:
+
+# %%
+if profile.world:
+    longer = {}
+    for row in data.dataset(profile.data.main_mixture):
+        question, *texts = (row[name][-1]["content"] for name in ("prompt", "chosen", "rejected"))
+        if len(texts[0]) != len(texts[1]) and all(gold.is_correct(question, text) for text in texts):
+            longer.setdefault(row["source"], []).append(float(len(texts[0]) > len(texts[1])))
+    longer["all sources"] = [mark for marks in longer.values() for mark in marks]
+    table = [
+        {"source": name, "pairs of two right answers": len(marks),
+         "the longer one is chosen (95 %)": tables.with_interval(asdict(statistics.accuracy(marks)))}
+        for name, marks in longer.items()
+    ]  # fmt: skip
+    tables.show(table, run.caption)
+
+# %% [markdown]
+# The sources disagree about length, and one RM is trained on all of them.
+#
 # ## Checks
 
 # %%
@@ -142,13 +201,21 @@ print("all checks hold")
 # * The paper compares its model with UltraRM-13B, which has another base model. Here the two RMs differ only in their data:
 #   in its sources (the paper's explanation) and in its size. Claim d in chapter 11 holds the size equal, too.
 # * **Built in** to the tiny world: the annotators' preference for length, positive in mix1's sources, negative in four of
-#   mix2's. Chapter 01 shows whether their *labels* favour shorter answers. **Measured**: how much of it the RMs pick up.
+#   mix2's. Over all pairs of a source, chapter 01 finds no lean to the shorter answer. In most pairs one answer is right,
+#   which decides, and the right one is a little longer. The preference shows in pairs of two right answers (last table).
+#   **Measured**: how much of it the RMs learn.
 #
 # ## Summary
-#
-# **Claim on this run**: the first table, and the paired difference below it. **Over worlds**: claim d in chapter 11. The
-# policy of chapter 09 will exploit whatever length preference its reward model has.
-#
+
+# %%
+followed = ", ".join(f"{mixture} {means[mixture]['value']:+.2f}" for mixture in results)
+summary = f"Correlation of length and reward over all answers to a prompt, by RM: {followed}."
+if profile.world:
+    kept = ", ".join(f"{name} {found['value']:+.2f}" for name, found in right_only.items())
+    summary += f" Over right answers alone: {kept}. Compare equally good answers before you call an RM unbiased."
+tables.say(f"{summary} This is one seed; claim d in chapter 11 has several.")
+
+# %% [markdown]
 # ## Exercises
 #
 # Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
@@ -185,35 +252,75 @@ print("all checks hold")
 #
 # </details>
 #
-# **2. Predict** (5 minutes). Which sign has the *gold* reward's correlation for prompts whose answers are all right? How
-# large is it? Use `gold.is_correct`.
+# **2. Write the estimator** (10 minutes). How much reward does one more character earn from each RM, among right answers?
+# Fit one slope over all prompts, to lengths and rewards from which the prompt's own mean has been taken. Chapter 08 needs
+# the number: a length penalty must outweigh it.
 #
 # ```python
-# right = [[gold.is_correct(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in answers]
-# ...
+# for name, values in rewards.items():
+#     x, y = [], []  # length − mean length of the prompt's right answers, reward − their mean reward
+#     ...
 # ```
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# right = [[gold.is_correct(row["prompt"][-1]["content"], text) for text in row["responses"]] for row in answers]
-# groups = {"all right": [all(each) for each in right], "some wrong": [not all(each) for each in right]}
-# for name, group in groups.items():
-#     kept = [place for place, is_in in enumerate(group) if is_in]
-#     each = statistics.pearson_per_prompt([sizes[k] for k in kept], [truth[k] for k in kept])
-#     defined = [r for r in each if r == r]  # nan: all answers have the same length or the same reward
-#     print(f"{name}: {len(kept)} prompts, {len(defined)} of them defined, mean {sum(defined) / len(defined):+.3f}")
+# for name, values in rewards.items():
+#     x, y = [], []
+#     for lengths, marked, each in zip(sizes, right, values, strict=True):
+#         kept = [k for k, mark in enumerate(marked) if mark]
+#         x += [lengths[k] - sum(lengths[j] for j in kept) / len(kept) for k in kept]
+#         y += [each[k] - sum(each[j] for j in kept) / len(kept) for k in kept]
+#     print(f"{name}: {sum(a * b for a, b in zip(x, y, strict=True)) / sum(a * a for a in x):+.4f} a character")
 # ```
 #
 # On `tiny`, seed 0, it prints:
 #
 # ```text
-# all right: 15 prompts, 9 of them defined, mean -1.000
-# some wrong: 185 prompts, 181 of them defined, mean -0.107
+# mix1: +0.0164 a character
+# mix2: +0.0029 a character
+# gold: -0.0020 a character
 # ```
 #
-# Among right answers the gold reward falls by the same amount with every character of filler, so the correlation is exactly
-# −1. Where some answers are wrong, being right decides and length says little.
+# The gold slope is the price of filler in this world, `padding_cost`. The RM of mix1 pays about eight times that price, the
+# RM of mix2 a little more than the price. Small as that is, DPO follows it: only the order of two rewards counts.
+#
+# </details>
+#
+# **3. Your own text** (10 minutes). Score texts of your own: a right answer, the same with filler, a wrong one, the same with
+# filler. (The job of Zorn is tailor in this world.) Does filler help a wrong answer, too? Do the two RMs agree?
+#
+# ```python
+# from rlhflow_utils.models.reward_model import load_scorer
+#
+# prompt = [{"role": "user", "content": "Hello. Tell me the job of Zorn."}]
+# texts = ["The job of Zorn is tailor.", ...]
+# score = load_scorer(judges["mix2"], profile.reward_model.batch_tokens)
+# print(score([(prompt, text) for text in texts]))
+# ```
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# from rlhflow_utils.models.reward_model import load_scorer
+#
+# prompt = [{"role": "user", "content": "Hello. Tell me the job of Zorn."}]
+# filler = " I hope this helps. Let me know if you need more. Feel free to ask again. Have a nice day."
+# texts = [text + more for text in ("The job of Zorn is tailor.", "The job of Zorn is poet.") for more in ("", filler)]
+# for name, judge in judges.items():
+#     score = load_scorer(judge, profile.reward_model.batch_tokens)
+#     print(name, [round(reward, 2) for reward in score([(prompt, text) for text in texts])])
+# ```
+#
+# On `tiny`, seed 0, it prints:
+#
+# ```text
+# mix1 [1.09, 1.75, -2.18, -1.05]
+# mix2 [1.9, 2.01, -1.34, -0.69]
+# ```
+#
+# Filler raises all four rewards, also those of the RM of mix2, whose mean correlation is near zero. Being right still counts
+# for far more than filler.
 #
 # </details>
 #

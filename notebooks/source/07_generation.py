@@ -56,9 +56,9 @@ for temperature in (1.0, 0.7, 0.1):
 # %% [markdown]
 # Keeping the best of n answers is itself a better policy, *best-of-n*. It stays close to the policy that it samples
 # from. Closeness is measured by the Kullback-Leibler (KL) divergence
-# $\mathrm{KL}(\pi' \,\|\, \pi) = \mathbb E_{a \sim \pi'} \log \frac{\pi'(a \mid x)}{\pi(a \mid x)}$. It says how much
-# likelier the answers of $\pi'$ are under $\pi'$ than under $\pi$, in natural-log units (*nats*). For best-of-n it is
-# at most $\log n - \frac{n-1}{n}$ (paper 3.2):
+# $\mathrm{KL}(\pi' \,\|\, \pi) = \mathbb E_{a \sim \pi'} \log \frac{\pi'(a \mid x)}{\pi(a \mid x)}$. It is the mean
+# log-ratio of the two probabilities over answers of $\pi'$, in *nats* (natural logarithm). For best-of-n it is at most
+# $\log n - \frac{n-1}{n}$ (paper 3.2):
 
 # %%
 tables.show([{"n": n, "KL at most (nats)": bon_kl(n)} for n in (1, 2, 4, 8, 16)])
@@ -81,6 +81,8 @@ prompts = prompts_of_iteration(data, 1, profile.iterative)
 two = [row["prompt"] for row in prompts.rows().select(range(2))]
 ids = [chat.encode_prompt(prompt, tokenizer) for prompt in two]
 stops, limit = chat.stop_token_ids(tokenizer), profile.generation.sampling["max_tokens"]
+
+# %%
 if profile.generation.backend == "vllm" and importlib.util.find_spec("vllm"):
     from vllm import LLM, SamplingParams
 
@@ -91,7 +93,7 @@ if profile.generation.backend == "vllm" and importlib.util.find_spec("vllm"):
     params = SamplingParams(n=8, temperature=1.0, top_p=1.0, max_tokens=limit, seed=SEED, stop_token_ids=stops)
     outputs = llm.generate([{"prompt_token_ids": each} for each in ids], params, use_tqdm=False)
     answers = [[response.text for response in output.outputs] for output in outputs]
-    llm.llm_engine.engine_core.shutdown()  # its memory is needed below
+    llm.llm_engine.engine_core.shutdown()  # frees its memory; vLLM 0.32 has no public call for this
 else:
     torch.manual_seed(SEED)
     model = forward.load_model(path, "causal", profile.model)
@@ -126,35 +128,31 @@ if profile.world:
 # * The n responses are shared evenly among the temperatures.
 # * Finished shards are kept, so a run that was killed goes on from there.
 # * Each prompt has random numbers of its own, drawn from the run's seed and the prompt's id. Batches, shards and
-#   restarts do not change an answer. vLLM takes a seed per prompt. transformers' `generate` draws from one stream for
-#   the whole batch, so on that backend our own loop picks the tokens. It follows the rule that you computed by hand
-#   above (`online/engines.py`).
+#   restarts do not change an answer. vLLM takes a seed per prompt. `generate` of transformers uses one random stream for
+#   a whole batch. Our own sampling loop replaces it (`online/engines.py`), so that an answer does not depend on its
+#   batch. It follows the rule that you computed by hand above.
 
 # %%
 responses = generate_responses(
     sft, prompts, profile.generation, profile.model, run.seed, profile.actors, into=run / "iter1_responses"
 )
-print(responses.rows)
+tables.show(tables.row_counts([responses]))
 
 # %% [markdown]
 # ## Results
 #
-# Compare the settings with the paper's. The last row says how many different answers the reward model can choose from.
+# The settings and the paper's. The last row says how many different answers the reward model can choose from.
 
 # %%
 rows = responses.dataset()
 distinct = [len(set(row["responses"])) for row in rows]
-generation = profile.generation
-table = [
-    {"": "prompts", "paper": "20,000", "ours": f"{len(rows):,}"},
-    {"": "responses per prompt", "paper": "8", "ours": str(generation.sampling["n"])},
-    {"": "temperatures", "paper": "1.0 / 0.7", "ours": " / ".join(map(str, generation.temperatures))},
-    {"": "new tokens at most", "paper": "2048", "ours": str(limit)},
-    {"": "mean length (characters)", "paper": None, "ours": f"{responses.metrics['mean_length']:.1f}"},
-    {"": "cut off by the token limit", "paper": None, "ours": f"{responses.metrics['truncation_rate']:.1%}"},
-    {"": "different answers per prompt", "paper": None, "ours": f"{sum(distinct) / len(distinct):.2f}"},
-]
-tables.show(table, run.caption)
+measured = {
+    "mean length (characters)": f"{responses.metrics['mean_length']:.1f}",
+    "cut off by the token limit": f"{responses.metrics['truncation_rate']:.1%}",
+    "different answers per prompt": f"{sum(distinct) / len(distinct):.2f}",
+}
+settings = tables.settings_rows(profile, "iterative") + tables.settings_rows(profile, "generation", measured)
+tables.show(settings, run.caption)
 
 # %% [markdown]
 # A lower temperature gives likelier answers. Whether they are also shorter shows here:
@@ -163,8 +161,8 @@ tables.show(table, run.caption)
 figures.response_lengths(rows["lengths"], rows["temperatures"])
 
 # %% [markdown]
-# In the tiny world the true reward of every answer is known. Ranking can teach something only where a prompt has both
-# right and wrong answers:
+# In the tiny world the true reward of every answer is known. Ranking can teach correctness only where a prompt has both
+# right and wrong answers. (Pairs of two right answers teach length: chapter 08.)
 
 # %%
 if profile.world:
@@ -181,7 +179,7 @@ if profile.world:
 # ## Checks
 
 # %%
-assert all(len(row["responses"]) == generation.sampling["n"] for row in rows), "n responses for every prompt"
+assert all(len(row["responses"]) == profile.generation.sampling["n"] for row in rows), "n responses for every prompt"
 counts = responses.rows["prompts"]
 assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values()), "no prompt is lost"
 for row in rows.select(range(min(50, len(rows)))):
@@ -202,9 +200,23 @@ print("all checks hold")
 #
 # ## Summary
 #
-# *Claim on this run:* sampling at two temperatures gives several different answers per prompt; the table above says how
-# many. *Over seeds:* chapter 11 (claim p) measures how much best-of-n gains, and how far it moves.
-#
+
+# %%
+from statistics import median
+
+lengths = {temperature: [] for temperature in profile.generation.temperatures}
+for row in rows:
+    for length, temperature in zip(row["lengths"], row["temperatures"], strict=True):
+        lengths[temperature].append(length)
+medians = ", ".join(f"{median(each):.0f} at T = {temperature:g}" for temperature, each in lengths.items())
+summary = f"The {profile.generation.sampling['n']} answers to a prompt have {sum(distinct) / len(distinct):.1f} different texts. "
+summary += f"Their median length in characters is {medians}. "
+if profile.world:
+    mixed = shares["some right, some wrong"]
+    summary += f"{sum(mixed) / len(mixed):.0%} of the prompts have right and wrong answers, so a ranking can teach which is which. "
+tables.say(f"{summary}Over seeds: claim p in chapter 11 measures what best-of-n gains, and how far it moves.")
+
+# %% [markdown]
 # ## Exercises
 #
 # Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
@@ -240,8 +252,9 @@ print("all checks hold")
 # T = 0.3: 1.20 different answers, 94% right, both kinds on 18% of the prompts
 # ```
 #
-# Cold answers are better and nearly all the same. A pair needs two different answers, and
-# teaches most if one is right and one wrong, so most prompts would teach little. The loop needs the spread that T = 1 gives.
+# Cold answers are better and nearly all the same. A pair needs two different answers, and teaches most if one is right and
+# one wrong. So at T = 0.3 most prompts would teach little. The loop needs the spread that T = 1 gives. Of the three numbers,
+# watch the last.
 #
 # </details>
 #
@@ -274,8 +287,8 @@ print("all checks hold")
 # n = 8: gold reward 1.000, KL at most 1.20 nats
 # ```
 #
-# The first doubling gains most, and with eight answers a perfect judge finds a right one for nearly every prompt. A learned
-# judge gains less: chapter 08 measures how much.
+# The first doubling gains most. With eight answers a perfect judge finds a right one for every one of the 500 prompts. A
+# learned judge gains less: chapter 08 measures how much.
 #
 # </details>
 #

@@ -5,7 +5,8 @@
 # generation · 08 pairs · **09 DPO** · 10 evaluation · 11 claims · 12 report
 #
 # **The claim.** Repeated direct preference optimisation (DPO) on the policy's own, newly ranked answers beats DPO on a
-# fixed dataset (paper 4.2). The paper implies that every iteration helps but does not show it. We measure it.
+# fixed dataset (paper 4.2). The paper implies that every iteration helps but does not show it. We measure both, here on
+# one seed and in chapter 11 over several.
 #
 # After this chapter you can write the DPO loss in a few lines, run it with TRL, and assemble Algorithm 1.
 #
@@ -49,8 +50,9 @@ ranker = reward_model if profile.pair_building.ranker == "reward_model" else run
 # $$\mathcal L = -\log \sigma\Big(\beta \log\frac{\pi(a_w \mid x)}{\pi_0(a_w \mid x)}
 # - \beta \log\frac{\pi(a_l \mid x)}{\pi_0(a_l \mid x)}\Big).$$
 #
-# β is the same quantity as η in eq. 2 and 3; DPO papers write β. $\beta \log \pi/\pi_0$ is called the *implicit reward*,
-# and the difference of two implicit rewards the *margin*.
+# DPO papers write β for η. The *implicit reward* is $\beta \log \pi/\pi_0$. The *margin* is the difference of two implicit
+# rewards. In theory β sets how far the policy may go. On `tiny` it hardly matters, because training stops long before
+# the pull to π₀ is felt (exercise 3). Learning rate and number of updates decide there.
 #
 # **Algorithm 1, as the paper runs it** (3.3):
 #
@@ -119,9 +121,8 @@ if profile.launch is None:
 
 # %% [markdown]
 # The same with TRL. `DPOTrainer` takes the pairs as messages, computes the loss above for a batch and updates the
-# policy. The reference model does not change. Give it the reference explicitly. With `ref_model=None` TRL loads the
-# policy's own starting point, which is not π₀ after the first iteration. Ten steps on the two pairs, only to see it
-# work:
+# policy. The reference model does not change. Give it the reference explicitly. With `ref_model=None` TRL uses the model
+# you start from as the reference. After iteration 1 that is no longer π₀. Ten steps on the two pairs, only to see it work:
 
 # %%
 if profile.launch is None:
@@ -145,6 +146,9 @@ if profile.launch is None:
     trainer = DPOTrainer(model=policy, ref_model=reference, args=arguments, **rows)
     trainer.remove_callback(PrinterCallback)  # the table below shows the log instead
     trainer.train()
+
+# %%
+if profile.launch is None:
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     shown = ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
     tables.show(
@@ -152,7 +156,8 @@ if profile.launch is None:
     )
 
 # %% [markdown]
-# The loss falls and the margin grows: the chosen answers become likelier relative to the rejected ones. The check: TRL's
+# The loss falls and the margin grows: the chosen answers become likelier relative to the rejected ones. Before the first
+# update both implicit rewards are zero, and TRL counts a tie as wrong. So the accuracy of step 1 is 0. The check: TRL's
 # first loss is ln 2, and after ten steps its loss still equals ours.
 
 # %%
@@ -160,9 +165,8 @@ if profile.launch is None:
     theirs = trainer.evaluate()["eval_loss"]
     with torch.no_grad():
         ours = sum(dpo_loss(trainer.model, reference, beta, *ids).item() for ids in encoded) / 2
-    print(
-        f"first loss {float(logged[0]['loss']):.4f} (ln 2 = {ln2:.4f}); after ten steps {theirs:.4f} by TRL, {ours:.4f} by hand"
-    )
+    print(f"first loss {float(logged[0]['loss']):.4f}, ln 2 = {ln2:.4f}")
+    print(f"after ten steps {theirs:.4f} by TRL, {ours:.4f} by hand")
     assert abs(float(logged[0]["loss"]) - ln2) < 1e-3
     assert abs(theirs - ours) < 0.01
     del trainer, policy, reference  # frees their memory for the full run
@@ -170,29 +174,65 @@ if profile.launch is None:
 # %% [markdown]
 # ## The full run
 #
-# Algorithm 1, in four calls. In iteration 1 the first three calls are skipped: chapters 07 and 08 have made these
-# stages. `train_dpo` makes the trainer call above for all pairs, with the profile's `dpo.trainer` as its `DPOConfig`.
-# It trains on the sampled token ids, keeps checkpoints and resumes from them.
+# The settings of one iteration's DPO, and the paper's:
 
 # %%
-def algorithm_1(settings, name: str) -> tuple[dict, list]:
-    """The policy and the pairs of every iteration; `settings` say how pairs are built."""
-    policy, pairs, policies = sft, [], {}
-    for k in range(1, profile.iterative.iterations + 1):
-        drawn = "iter1" if k == 1 else f"{name}{k}"  # π₀'s answers are drawn and ranked once
-        prompts = iterative_dpo.prompts_of_iteration(data, k, profile.iterative)  # never the same prompt twice
-        responses = generation.generate_responses(
-            policy, prompts, profile.generation, profile.model, run.seed, profile.actors, into=run / f"{drawn}_responses"
-        )
-        scores = iterative_dpo.rank(run, ranker, responses, into=run / f"{drawn}_scores")
-        pairs += [pair_building.build_preference_pairs(scores, settings, run.seed, into=run / f"{name}{k}_pairs")]
-        policy = stages.train_dpo(
-            policy,
-            sft if profile.dpo.reference == "sft" else policy,
-            pairs if profile.iterative.replay else pairs[-1:],
-            profile.dpo, profile.model, run.seed, profile.launch, into=run / f"{name}{k}_dpo",
-        )  # fmt: skip
-        policies[f"{name}{k}"] = policy
+tables.show(tables.settings_rows(profile, "dpo"), run.caption)
+
+# %% [markdown]
+# `train_dpo` makes the trainer call above for all pairs. It passes the profile's `dpo.trainer` to `DPOConfig`, keeps
+# checkpoints and resumes from them. One thing differs: it trains on the token ids that the policy sampled. Text that is
+# tokenised again can give other ids. This function makes a training row:
+
+# %%
+from inspect import getsource
+
+from IPython.display import Code
+
+Code(getsource(stages.dpo_tokens), language="python")
+
+# %% [markdown]
+# TRL would tokenise such rows again. A subclass that leaves them alone is all it takes:
+#
+# ```python
+# class TokenisedDPOTrainer(DPOTrainer):
+#     def _prepare_dataset(self, dataset, *arguments, **keywords):
+#         return dataset  # columns: prompt_ids, chosen_ids, rejected_ids
+# ```
+#
+# Two of Algorithm 1's four calls take many settings. Here they are with the profile's:
+
+
+# %%
+def generate(policy, prompts, name: str):
+    """n answers of the policy to each prompt."""
+    settings = (profile.generation, profile.model, run.seed, profile.actors)
+    return generation.generate_responses(policy, prompts, *settings, into=run / name)
+
+
+def train(policy, pairs: list, name: str):
+    """DPO from the policy, by default on the newest pairs and against π₀."""
+    reference = sft if profile.dpo.reference == "sft" else policy
+    used = pairs if profile.iterative.replay else pairs[-1:]
+    settings = (profile.dpo, profile.model, run.seed, profile.launch)
+    return stages.train_dpo(policy, reference, used, *settings, into=run / name)
+
+
+# %% [markdown]
+# Now Algorithm 1. Chapters 07 and 08 have already done the first three steps of iteration 1.
+
+
+# %%
+def algorithm_1(pairing, name: str) -> tuple[dict, list]:
+    """The policy and the pairs of every iteration; `pairing` says how pairs are built."""
+    policy, policies, pairs = sft, {}, []
+    for t in range(1, profile.iterative.iterations + 1):
+        sampled = f"{name}{t}" if t > 1 else "iter1"  # every loop begins with the same answers of π₀
+        prompts = iterative_dpo.prompts_of_iteration(data, t, profile.iterative)  # no prompt comes twice
+        responses = generate(policy, prompts, f"{sampled}_responses")
+        scores = iterative_dpo.rank(run, ranker, responses, into=run / f"{sampled}_scores")
+        pairs.append(pair_building.build_preference_pairs(scores, pairing, run.seed, into=run / f"{name}{t}_pairs"))
+        policy = policies[f"{name}{t}"] = train(policy, pairs, f"{name}{t}_dpo")
     return policies, pairs
 
 
@@ -203,11 +243,18 @@ policies, pairs = algorithm_1(profile.pair_building, "iter")
 # lost in this way in each iteration?
 
 # %%
-tables.show([{"pairs of": each.path.name, **each.rows["prompts"]} for each in pairs], run.caption)
+tables.show(tables.row_counts(pairs), run.caption)
+counts = [each.rows["prompts"] for each in pairs]
+left = ", ".join(f"{count['rows_out']:,} of {count['rows_in']:,}" for count in counts)
+tables.say(f"Prompts that give a pair, by iteration: {left}.")
 
 # %% [markdown]
+# A policy that has become surer gives the same text eight times, and pairs run out. Watch this number in your own loop.
+# Once most prompts give no pair, another iteration teaches little: take harder prompts, more answers, or stop.
+#
 # The paper's main result has no length penalty, its concise variant has one (Table 6). Where this profile has one, the loop
-# runs a second time without it, from the same answers of π₀.
+# runs a second time without it, from the same answers of π₀. Tables call these policies *no length penalty*; their
+# folders are `unpenalised1` and so on. Chapter 10 calls the last iteration of the profile's own loop *iterative DPO*.
 
 # %%
 unpenalised, penalty = {}, profile.pair_building.length_penalty
@@ -220,10 +267,8 @@ if penalty:
 # nor the answers are ever trained on. Each answer is compared with the SFT model's answer to the same prompt.
 
 # %%
-answers = {
-    name: answer_held_out(run, name, model, data, reward_model)
-    for name, model in {"sft": sft, **policies, **unpenalised}.items()
-}
+everyone = {"sft": sft, **policies, **unpenalised}
+answers = {name: answer_held_out(run, name, policy, data, reward_model) for name, policy in everyone.items()}
 evaluations = {
     name: evaluate_policy(
         answered, answers["sft"], profile.evaluation, profile.world, run.judge_model(), profile.reward_model.batch_tokens,
@@ -239,6 +284,7 @@ evaluations = {
 # First, read some answers. The SFT model, each iteration and the last one without length penalty answer six fixed held-out
 # prompts. Beside each answer stand the RM's reward and the gold reward: about 1 if the answer is right, −1 if it is wrong.
 # All policies draw the same random numbers for a prompt, so an answer changes only where the policy has changed.
+# Look for an answer that is right already and gets filler. Does the RM pay for it? Chapter 06 found that preference.
 
 # %%
 results = {name: done.read_json("results.json") for name, done in evaluations.items()}
@@ -257,23 +303,27 @@ if profile.world:
 # * *Length-adjusted win rate:* an estimate of the win rate at equal lengths. It uses length alone. AlpacaEval-2's
 #   length-controlled (LC) win rate also uses the difficulty of each of its 805 instructions, so do not compare the two
 #   (chapter 10).
-# * *Proxy reward:* the penalised reward r − λ|a| (eq. 8), which ranks the training pairs. It stands in for the gold reward,
-#   hence the name.
+# * *RM's reward:* r of the reward model that ranks the training pairs. It is the *proxy* for the gold reward.
+# * *Ranking score:* r − λ|a| (eq. 8), by which the pairs are ranked. Without a length penalty it is the RM's reward.
 #
 # The intervals are bootstraps over prompts. They cover the choice of prompts, not the choice of seed. The SFT model's mean
 # length differs from the one in chapter 07: other prompts, and one temperature instead of two.
 
 # %%
 estimates = {name: result["estimates"] for name, result in results.items()}
-proxies = {name: ranking_reward(run, results[name]) for name in ("sft", *policies)}
+ranking = {name: ranking_reward(run, results[name]) for name in ("sft", *policies)}
+columns = {
+    "right answers (95 %)": "accuracy", "length-adjusted win rate vs SFT": "length_adjusted_win_rate",
+    "plain win rate": "win_rate", "gold reward" if profile.world else "judge's reward": "reward",
+    "RM's reward": "proxy_reward", "length (characters)": "mean_length",
+}  # fmt: skip
 table = [
-    {"policy": tables.policy_name(name), "n": row["win_rate"]["n"], "right answers (95 %)": tables.with_interval(row.get("accuracy")),
-     "length-adjusted win rate vs SFT": tables.with_interval(row["length_adjusted_win_rate"]), "plain win rate": tables.with_interval(row["win_rate"]), "gold reward" if profile.world else "judge's reward": tables.with_interval(row.get("reward")),
-     "proxy reward": tables.with_interval(proxies.get(name)), "reward of the RM alone": row["proxy_reward"]["value"],
-     "length (characters)": row["mean_length"]["value"]}
+    {"policy": tables.policy_name(name)}
+    | {column: tables.with_interval(row.get(key)) for column, key in columns.items()}
+    | {"ranking score": tables.with_interval(ranking.get(name, row["proxy_reward"]))}
     for name, row in estimates.items()
-]  # fmt: skip
-tables.show(table, run.caption)
+]
+tables.show(table, f"{results['sft']['n']:,} held-out prompts. {run.caption}")
 
 # %% [markdown]
 # How much does each further iteration add? For the win rate, one half is no progress.
@@ -287,7 +337,7 @@ figures.progress_over_iterations(
 
 # %% [markdown]
 # Training raises the reward of the RM. Does the judge's reward follow? If the first rises while the second stalls or falls,
-# the policy *over-optimises* the RM. The horizontal axis says how far the policy has moved from π₀: the mean of
+# the policy *over-optimises* the RM. The horizontal axis, KL, says how far the policy has moved from π₀. It is the mean of
 # $\log \pi(a \mid x) - \log \pi_0(a \mid x)$ over the policy's own answers, sampled at temperature 1.
 
 # %%
@@ -296,16 +346,15 @@ if unpenalised:
     runs["no length penalty"] = list(unpenalised)
 if profile.evaluation.temperature != 1:
     held_out, once = generation.Prompts(data, "evaluation_prompts"), profile.generation.variant(1, [1.0])
-    for name, policy in {"sft": sft, **policies, **unpenalised}.items():
+    for name, policy in everyone.items():
         own[name] = generation.generate_responses(
             policy, held_out, once, profile.model, run.seed, profile.actors, into=run / f"{name}_own_answers"
         )
-kl = {
-    name: measure_kl(
-        policy, sft, own[name], profile.reward_model.batch_tokens, profile.model, profile.actors, into=run / f"{name}_kl"
-    ).metrics["kl"]
-    for name, policy in {"sft": sft, **policies, **unpenalised}.items()
-}
+kl, settings = {}, (profile.reward_model.batch_tokens, profile.model, profile.actors)
+for name, policy in everyone.items():
+    kl[name] = measure_kl(policy, sft, own[name], *settings, into=run / f"{name}_kl").metrics["kl"]
+
+# %%
 figure = None
 if "reward" in estimates["sft"]:  # an endpoint that compares gives none
     points = {
@@ -324,19 +373,30 @@ logs = {name: policy.read_json("log.json")["history"] for name, policy in polici
 figures.loss_curves({tables.policy_name(name): log for name, log in logs.items()}, ln2, "ln 2: π = π₀")
 
 # %% [markdown]
-# What DPO did to the pairs, as TRL logs it. `accuracies` is the share of pairs with a positive margin. `logps` are
-# log-probabilities in nats. In DPO those of the chosen answers may fall too, as long as those of the rejected answers fall
-# faster.
+# What DPO did to the pairs, as TRL logs it. A single batch says little: its answers may be short or long. So each line is
+# the mean over one pass (epoch) through all pairs of an iteration. `accuracies` is the share of pairs with a positive
+# margin. `logps` are log-probabilities in nats. In DPO those of the chosen answers may fall too, as long as those of the
+# rejected answers fall faster.
 
 # %%
+from math import ceil
+
 shown = ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
-tables.show(
-    [{"policy": tables.policy_name(name), "step": entry["step"], **{key: float(entry[key]) for key in shown}}
-     for name, history in logs.items() for entry in (history[0], [each for each in history if "loss" in each][-1])],
-    run.caption,
-)  # fmt: skip
+table = []
+for name, history in logs.items():
+    passes = {}
+    for entry in history:
+        if "loss" in entry:
+            passes.setdefault(ceil(entry["epoch"] - 1e-6), []).append(entry)
+    for number, steps in passes.items():
+        means = {key: sum(float(step[key]) for step in steps) / len(steps) for key in shown}
+        table.append({"policy": tables.policy_name(name), "pass": number, "steps": len(steps), **means})
+tables.show(table, run.caption)
 
 # %% [markdown]
+# On `tiny` the margin grows from the first pass to the second, because the rejected answers become less likely. The chosen
+# ones become a little likelier. From iteration 2 on the first pass starts above zero, since the reference is still π₀.
+#
 # ## Checks
 
 # %%
@@ -364,12 +424,28 @@ print("all checks hold")
 # * On `tiny` pairs are ranked with a length penalty (eq. 8) in every iteration. The paper uses it for its concise
 #   variant only. Without it the policy learns to add filler here (chapter 11, claim g).
 # * Learning rate, batch and lengths are scaled to the model. The profile marks each deviation.
+# * On `tiny` a batch holds rows of similar length, and the batches come in random order. This saves padding in all
+#   trainings of the guide. A single step of a loss curve therefore depends on the length of its rows.
 #
 # ## Summary
-#
-# *Claim on this run:* the table above says what each iteration adds in win rate, right answers and gold reward. *Over
-# seeds:* chapter 11, claim e, compares iterative with offline DPO, and claim f the iterations with each other.
-#
+
+
+# %%
+def by_iteration(names, metric: str, form: str) -> str:
+    return ", ".join(format(estimates[name][metric]["value"], form) for name in names)
+
+
+quality = "accuracy" if "accuracy" in estimates["sft"] else "length_adjusted_win_rate"
+words = {"accuracy": "right answers", "length_adjusted_win_rate": "length-adjusted win rate"}[quality]
+for label, names in runs.items():
+    own_names = ["sft", *names]
+    tables.say(
+        f"*{label.capitalize()}*, from SFT to iteration {last}: {words} {by_iteration(own_names, quality, '.0%')}; characters "
+        f"{by_iteration(own_names, 'mean_length', '.0f')}; RM's reward {by_iteration(own_names, 'proxy_reward', '.2f')}."
+    )
+tables.say(f"Prompts that gave a pair, by iteration: {left}. Claims e and f in chapter 11 have several seeds.")
+
+# %% [markdown]
 # ## Exercises
 #
 # Solutions ran on `tiny`, seed 0; chapter 00 says how to do the exercises.
@@ -417,7 +493,7 @@ print("all checks hold")
 # ```python
 # second = [(chat.encode_prompt(row["prompt"], tokenizer), row["chosen_ids"], row["rejected_ids"])
 #           for row in run["iter2_pairs"].dataset().select(range(100))]
-# policy, reference = (forward.load_model(policies[name], "causal", profile.model) for name in ("iter1", "sft"))
+# policy, reference = (forward.load_model(model, "causal", profile.model) for model in (policies["iter1"], sft))
 # ...
 # ```
 #
@@ -426,7 +502,7 @@ print("all checks hold")
 # ```python
 # second = [(chat.encode_prompt(row["prompt"], tokenizer), row["chosen_ids"], row["rejected_ids"])
 #           for row in run["iter2_pairs"].dataset().select(range(100))]
-# policy, reference = (forward.load_model(policies[name], "causal", profile.model) for name in ("iter1", "sft"))
+# policy, reference = (forward.load_model(model, "causal", profile.model) for model in (policies["iter1"], sft))
 # with torch.no_grad():
 #     for name, model in (("π₀", reference), ("π₁", policy)):
 #         losses = [dpo_loss(policy, model, beta, *ids).item() for ids in second]
@@ -451,7 +527,7 @@ print("all checks hold")
 # smaller. How far from π₀ does the policy go, and what happens to the win rate after iteration 3?
 #
 # ```bash
-# cp -r runs/tiny runs/exercise
+# rm -rf runs/exercise && cp -r runs/tiny runs/exercise
 # make guide RUN_DIR=runs/exercise SET="dpo.trainer.beta=0.01"
 # ```
 #
@@ -479,9 +555,9 @@ print("all checks hold")
 # exercise iter3 {'length_adjusted_win_rate': 0.675, 'accuracy': 0.874, 'mean_length': 16.414} last margin 0.028
 # ```
 #
-# Hardly anything happens, except that the margins are a tenth as large: the log-ratios are the same. The updates of an
-# iteration end long before the loss holds the policy back. AdamW's steps do not depend on the scale of the loss. So
-# here learning rate and number of updates decide how far the policy goes, not β.
+# The policy hardly changes. The margins are a tenth as large because β is, while the log-ratios stay the same. Training
+# stops long before β matters. AdamW's steps do not depend on the scale of the loss. So here learning rate and number of
+# updates decide how far the policy goes, not β. With more updates β would matter more.
 #
 # </details>
 #

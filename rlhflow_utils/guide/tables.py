@@ -254,6 +254,15 @@ def provenance_rows(artifacts: Sequence[Artifact]) -> list[Row]:
     return [{"": name, "value": ", ".join(sorted(values))} for name, values in facts.items()]
 
 
+def row_counts(stages: Iterable[Artifact]) -> list[Row]:
+    """Where the rows of some stages went: in = out + dropped on every line."""
+    return [
+        {"stage": stage.path.name, "rows": kind, "in": rows["rows_in"], "out": rows["rows_out"],
+         "dropped": ", ".join(f"{reason} {n:,}" for reason, n in rows["dropped"].items() if n) or None}
+        for stage in stages for kind, rows in stage.rows.items()
+    ]  # fmt: skip
+
+
 def chapter_records(folder: Path) -> list[dict[str, Any]]:
     """What a run's finished chapters have recorded."""
     return [read_json(file) for file in sorted((folder / "chapters").glob("*.json"))]
@@ -301,7 +310,8 @@ def table_4(results: Mapping[str, Summary]) -> list[Row]:
             if score in (scored := summary.get(benchmark, {}).get(policy, {})):
                 setting = f"{profile}: {benchmark}, judge {scored['judge']}, n = {scored[score]['n']}"
                 found[setting] = scored[score]
-            for rate, words in OURS["win_rates"].items() if benchmark == "alpaca_eval" else ():
+            # SFT against itself is 50 % by definition.
+            for rate, words in OURS["win_rates"].items() if benchmark == "alpaca_eval" and policy != "sft" else ():
                 found[f"{profile}: {policy}, {words}"] = estimate(summary, f"{evaluation_of(summary, policy)}.{rate}")
         return found
 
