@@ -106,7 +106,7 @@ del trainer
 
 # %%
 sft = train_sft(data, base, profile.sft, profile.model, run.seed, profile.launch, into=run / "sft")
-print(sft.rows)
+tables.show(tables.row_counts([sft]))
 
 # %% [markdown]
 # ## Results

@@ -161,7 +161,7 @@ if profile.evaluation.judge == "reward_model" and profile.evaluation.judge_model
 
 # %%
 test = write_clean_test_pairs(data, profile.evaluation, profile.world, into=run / "test_pairs")
-print(test.rows)
+tables.show(tables.row_counts([test]))
 print("share of held-out labels that the gold reward reversed:", test.metrics["label_noise"])
 tests = {
     mixture: evaluate_reward_model(
