@@ -126,10 +126,12 @@ def test_the_recipe_beside_ours() -> None:
 
 
 def test_a_section_beside_the_recipe() -> None:
-    rows = tables.settings_rows(load_profile("tiny"), "reward_model", {"optimiser steps": 1234})
+    tiny = load_profile("tiny")
+    rows = tables.settings_rows(tiny.reward_model, "reward_model", tiny.model.base, {"optimiser steps": 1234})
     assert rows[2] == {"setting": "learning_rate", "paper": "2e-06", "ours": "0.001"}
     assert rows[-1] == {"setting": "optimiser steps", "paper": None, "ours": 1234}
-    assert {"setting": "n", "paper": "8", "ours": "8"} in tables.settings_rows(load_profile("tiny"), "generation")
+    rows = tables.settings_rows(tiny.generation, "generation", tiny.model.base)
+    assert {"setting": "n", "paper": "8", "ours": "8"} in rows
 
 
 def test_row_counts_add_up_line_by_line(tmp_path: Path) -> None:

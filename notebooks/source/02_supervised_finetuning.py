@@ -113,7 +113,8 @@ tables.show(tables.row_counts([sft]))
 
 # %%
 log = sft.read_json("log.json")
-tables.show(tables.settings_rows(profile, "sft", {"rows": len(rows), "optimiser steps": log["steps"]}), run.caption)
+counts = {"rows": len(rows), "optimiser steps": log["steps"]}
+tables.show(tables.settings_rows(profile.sft, "sft", profile.model.base, counts), run.caption)
 
 # %% [markdown]
 # Batches hold rows of similar length. In the tiny world the peaks are batches of long rows in the format of a judge's

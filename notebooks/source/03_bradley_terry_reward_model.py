@@ -132,7 +132,7 @@ models = {
 logs = {mixture: model.read_json("log.json") for mixture, model in models.items()}
 counts = {f"pairs of {mixture}": model.rows["training_rows"]["rows_out"] for mixture, model in models.items()}
 counts |= {f"optimiser steps, RM of {mixture}": log["steps"] for mixture, log in logs.items()}
-tables.show(tables.settings_rows(profile, "reward_model", counts), run.caption)
+tables.show(tables.settings_rows(profile.reward_model, "reward_model", profile.model.base, counts), run.caption)
 
 # %% [markdown]
 # If a reward model is to judge the policies (`evaluation.judge: reward_model`), it must not be the one that trains them.

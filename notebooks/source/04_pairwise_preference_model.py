@@ -150,7 +150,8 @@ models = {
 }  # fmt: skip
 logs = {f"PM, {mixture}": model.read_json("log.json") for mixture, model in models.items()}
 counts = {f"optimiser steps of {name}": log["steps"] for name, log in logs.items()}
-tables.show(tables.settings_rows(profile, "preference_model", {"pairs": len(pairs), **counts}), run.caption)
+counts |= {"pairs": len(pairs)}
+tables.show(tables.settings_rows(profile.preference_model, "preference_model", profile.model.base, counts), run.caption)
 
 # %% [markdown]
 # Now ask the trained PM about one pair, with transformers alone. Render the question, take the logits after the last

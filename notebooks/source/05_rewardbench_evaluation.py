@@ -58,7 +58,8 @@ for section, subsets in rewardbench.SECTIONS.items():
 # * the **prompted** judge is the SFT model, asked the same question. On `tiny` its SFT data hold 1,000 such questions with
 #   the letter of the right answer, but no annotator's preference.
 #
-# Two rows of the benchmark, scored by the BT model with transformers alone:
+# Two rows of the benchmark, scored by the BT model with transformers alone. The RMs trained here give their reward at the
+# end-of-turn token, so a template that writes more after it (ChatML: a line break) is cut there.
 
 # %%
 rows, _ = rewardbench.load_benchmark(profile.rewardbench, run.data_root())
@@ -69,10 +70,9 @@ by_hand = []
 for row in rows[:2]:
     print(row["subset"], "·", row["prompt"][-1]["content"] if profile.world else "")
     for side in ("chosen", "rejected"):
-        messages = [*row["prompt"], {"role": "assistant", "content": row[side]}]
-        ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
+        ids = chat.encode_conversation(row["prompt"], row[side], tokenizer)  # the template's, to the end of the turn
         with torch.no_grad():
-            by_hand.append(network(input_ids=ids).logits[0, 0].item())
+            by_hand.append(network(input_ids=torch.tensor([ids])).logits[0, 0].item())
         print(f"  {side:8s} {by_hand[-1]:+.3f}  {row[side] if profile.world else ''}")
 del network
 
@@ -81,7 +81,8 @@ del network
 
 # %%
 question = preference_model.format_comparison(rows[0]["prompt"], rows[0]["chosen"], rows[0]["rejected"])
-print(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+if profile.world:  # real prompts can be harmful text
+    print(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
 
 # %% [markdown]
 # ## The full run

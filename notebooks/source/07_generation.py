@@ -151,7 +151,9 @@ measured = {
     "cut off by the token limit": f"{responses.metrics['truncation_rate']:.1%}",
     "different answers per prompt": f"{sum(distinct) / len(distinct):.2f}",
 }
-settings = tables.settings_rows(profile, "iterative") + tables.settings_rows(profile, "generation", measured)
+base = profile.model.base
+settings = tables.settings_rows(profile.iterative, "iterative", base)
+settings += tables.settings_rows(profile.generation, "generation", base, measured)
 tables.show(settings, run.caption)
 
 # %% [markdown]

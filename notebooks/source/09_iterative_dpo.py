@@ -177,7 +177,7 @@ if profile.launch is None:
 # The settings of one iteration's DPO, and the paper's:
 
 # %%
-tables.show(tables.settings_rows(profile, "dpo"), run.caption)
+tables.show(tables.settings_rows(profile.dpo, "dpo", profile.model.base), run.caption)
 
 # %% [markdown]
 # `train_dpo` makes the trainer call above for all pairs. It passes the profile's `dpo.trainer` to `DPOConfig`, keeps

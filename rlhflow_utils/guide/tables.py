@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rlhflow_utils.guide.profile import Profile
+from rlhflow_utils.guide.settings import Section
 from rlhflow_utils.guide.stage import PROJECT, Artifact, read_json
 
 RESULTS = PROJECT / "results"
@@ -48,9 +48,9 @@ def comparison_table(ours: Mapping[str, Any], paper: Mapping[str, Any]) -> list[
     return lines
 
 
-def settings_rows(profile: Profile, section: str, also: Mapping[str, Any] | None = None) -> list[Row]:
+def settings_rows(section: Section, name: str, base: str | None, also: Mapping[str, Any] | None = None) -> list[Row]:
     """A section of a profile beside the paper's recipe: setting, paper, ours; `also`: what the run itself counted."""
-    ours, paper = getattr(profile, section).model_dump(), paper_settings(section, profile.model.base)
+    ours, paper = section.model_dump(), paper_settings(name, base)
     ours |= {**ours.get("trainer", {}), **ours.get("sampling", {})}
     rows = [
         {"setting": name, "paper": _short(stated), "ours": _short(ours.get(name))} for name, stated in paper.items()
