@@ -158,6 +158,7 @@ def test_hours_follow_the_machine_and_unknown_sources_have_none() -> None:
     ten = load_profile("llama3-8b", {"data.max_pairs_per_mixture": 10_000})
     less, all_pairs = (capacity.training_hours(each, "preference_model", llama, one) for each in (ten, profile))
     assert all_pairs == pytest.approx((less or 0) * 848_965 / 10_000)
+    assert len({capacity.training_hours(each, "sft", llama, one) for each in (ten, profile)}) == 1, "of mixtures alone"
     assert capacity.generation(profile, llama, two)[1] == pytest.approx(capacity.generation(profile, llama, one)[1] / 2)
     own = {"data.mixtures": {"mine": ["SHP"]}, "data.main_mixture": "mine", "preference_model.mixtures": ["mine"]}
     assert capacity.training_hours(load_profile("llama3-8b", own), "preference_model", llama, one) is None

@@ -141,9 +141,9 @@ def training_hours(profile: Profile, section: str, model: Any, machine: Machine)
     for name in named.get(section) or settings.mixtures:
         if (row := ASSUMED["rows"].get(name)) is None:
             return None
-        most = getattr(settings, "pairs", None) or profile.data.max_pairs_per_mixture or math.inf
+        limit = getattr(settings, "pairs", None) if section in named else profile.data.max_pairs_per_mixture
         length = prompts * row["prompt_length"] + row["chosen_length"] + row["rejected_length"]
-        tokens += min(row.get("pairs", loop.prompts_per_iteration), most) * length
+        tokens += min(row.get("pairs", loop.prompts_per_iteration), limit or math.inf) * length
     body = model.num_hidden_layers * sum(n * m for n, m in matrices(model))
     forward = 2 * (body + (0 if kind == "reward" else model.vocab_size * model.hidden_size))
     passes = (2 if settings.peft else 3) + bool(config.gradient_checkpointing) + (kind == "dpo")  # its reference
