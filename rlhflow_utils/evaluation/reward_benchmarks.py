@@ -16,7 +16,6 @@ Definitions: `rewardbench/utils.py` of allenai/reward-bench and `scripts/utils.p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -80,7 +79,7 @@ def evaluate_reward_benchmark(
         said = [[next(scores) for _ in (*row.chosen, *row.rejected)] for row in rows]
     else:
         load = partial(load_compare, judge, batch_tokens, model)
-        said = in_shards(rows, lambda: nullcontext(partial(rank_answers, compare=load())), *shards)
+        said = in_shards(rows, lambda: partial(rank_answers, compare=load()), *shards)
     columns = {"row_id": [row.row_id for row in rows], "domain": domains, "right": [len(row.chosen) for row in rows]}
     table = pd.DataFrame({**columns, "said": said})[[None not in each for each in said]]
     dropped = count_unscored(judge, model, [row.prompt for row in rows], {*table.index}, method == "bt")
