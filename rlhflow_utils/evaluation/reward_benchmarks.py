@@ -70,9 +70,9 @@ def evaluate_reward_benchmark(
     shards = actors, into / "shards"
     if benchmark == "rm_bench":  # 1 or 0 for nine pairs, the wrong styles within the right ones
         pairs = [(row.prompt, a, b) for row in rows for a in row.chosen for b in row.rejected]
-        scored = score_pairs(judge, method, pairs, batch_tokens, model, output, *shards)
-        wins = [pair and float(pair[0] > pair[1]) for pair in scored]
-        said = [wins[start : start + 9] for start in range(0, len(wins), 9)]
+        outcomes = score_pairs(judge, method, pairs, batch_tokens, model, output, *shards)["outcome"]
+        wins = dict((outcomes == 1).astype(float))
+        said = [[wins.get(place) for place in range(start, start + 9)] for start in range(0, len(pairs), 9)]
     elif method == "bt":  # a score for each answer, the right ones first
         answers = [(row.prompt, text) for row in rows for text in (*row.chosen, *row.rejected)]
         scores = iter(score(judge, answers, batch_tokens, model, output, *shards))

@@ -21,7 +21,6 @@ import yaml
 
 from rlhflow_utils.data.reading import Candidate, Root, SourceError
 from rlhflow_utils.data.sources import read
-from rlhflow_utils.evaluation.judges import compare_rewards
 from rlhflow_utils.evaluation.reward_models import Method, score_pairs
 from rlhflow_utils.evaluation.statistics import Estimate, accuracy, weighted_mean
 from rlhflow_utils.guide.settings import ModelSettings, RewardBenchSettings
@@ -83,18 +82,15 @@ def judge_rows(
     rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None,
     output: int | str | None = None, actors: int | None = None, folder: Path | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """What a judge says about each row that it can read; the index is the row's place.
+    """`score_pairs` of each row that the judge can read, behind `row_id`, `subset` and `prompt_length`.
 
-    `row_id`, `subset`, `prompt_length` (characters of all turns), `chosen` and `rejected` (see `score_pairs`), and
-    `outcome`: 1 where chosen is preferred, 0.5 for a tie, 0 where rejected is.
+    The last is in characters, of all turns; the index is the row's place.
     """
     texts = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
-    scored = score_pairs(judge, method, texts, batch_tokens, model, output, actors, folder)
     table = pd.DataFrame(rows, columns=["row_id", "subset"])
     table["prompt_length"] = [sum(len(turn["content"]) for turn in prompt) for prompt, _, _ in texts]
-    table[["chosen", "rejected"]] = [pair or (None, None) for pair in scored]
-    table["outcome"] = compare_rewards(*([pair and pair[side] for pair in scored] for side in (0, 1)))
-    return table.dropna(subset="outcome")
+    said = score_pairs(judge, method, texts, batch_tokens, model, output, actors, folder)
+    return table.join(said, how="inner")
 
 
 def summarise(pairs: pd.DataFrame, confidence: float) -> dict[str, Any]:
