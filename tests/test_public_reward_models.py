@@ -30,8 +30,7 @@ from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.models.chat import encode_conversation, load_tokenizer
 from rlhflow_utils.models.reward_model import load_scorer, score_responses
-from rlhflow_utils.online.iterative_dpo import rank
-from rlhflow_utils.online.pair_building import build_preference_pairs
+from rlhflow_utils.online.pair_building import build_preference_pairs, rank
 from rlhflow_utils.training.trainers import TrainingJob, load_model
 
 # Like Qwen's: it goes on behind the end of turn.

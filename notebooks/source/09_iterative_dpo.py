@@ -25,7 +25,7 @@ from rlhflow_utils.evaluation.policies import answer_held_out, evaluate_policy, 
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models import chat, forward
-from rlhflow_utils.online import generation, iterative_dpo, pair_building
+from rlhflow_utils.online import generation, pair_building
 from rlhflow_utils.training import stages
 
 run = open_run("09_iterative_dpo", PROFILE, RUN_DIR, SEED, OVERRIDES)
@@ -180,11 +180,11 @@ def algorithm_1(settings, name: str) -> tuple[dict, list]:
     policy, pairs, policies = sft, [], {}
     for k in range(1, profile.iterative.iterations + 1):
         drawn = "iter1" if k == 1 else f"{name}{k}"  # π₀'s answers are drawn and ranked once
-        prompts = iterative_dpo.prompts_of_iteration(data, k, profile.iterative)  # never the same prompt twice
+        prompts = generation.prompts_of_iteration(data, k, profile.iterative)  # never the same prompt twice
         responses = generation.generate_responses(
             policy, prompts, profile.generation, profile.model, run.seed, profile.actors, into=run / f"{drawn}_responses"
         )
-        scores = iterative_dpo.rank(run, ranker, responses, into=run / f"{drawn}_scores")
+        scores = pair_building.rank(run, ranker, responses, into=run / f"{drawn}_scores")
         pairs += [pair_building.build_preference_pairs(scores, settings, run.seed, into=run / f"{name}{k}_pairs")]
         policy = stages.train_dpo(
             policy,

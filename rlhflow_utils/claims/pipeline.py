@@ -26,9 +26,8 @@ from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import BY_KEY, Artifact, seed_for
 from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.reward_model import score_responses
-from rlhflow_utils.online.generation import Prompts, generate_responses
-from rlhflow_utils.online.iterative_dpo import prompts_of_iteration, rank
-from rlhflow_utils.online.pair_building import build_preference_pairs
+from rlhflow_utils.online.generation import Prompts, generate_responses, prompts_of_iteration
+from rlhflow_utils.online.pair_building import build_preference_pairs, rank
 from rlhflow_utils.simulator.world import build_world
 from rlhflow_utils.training import stages
 
