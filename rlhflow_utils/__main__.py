@@ -148,7 +148,7 @@ def _academic(options: argparse.Namespace) -> None:
 
 
 def _rewardbench(options: argparse.Namespace) -> None:
-    from rlhflow_utils.evaluation.reward_benchmarks import run_benchmark
+    from rlhflow_utils.evaluation.rewardbench import run_benchmark
 
     profile, model = load_profile(options.profile, _overrides(options)), Path(options.model)
     root = PROJECT / profile.data.root if profile.data.root else None

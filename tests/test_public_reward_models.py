@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from rlhflow_utils.evaluation import reward_models, rewardbench
-from rlhflow_utils.evaluation.reward_benchmarks import run_benchmark
+from rlhflow_utils.evaluation.rewardbench import run_benchmark
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.models.chat import encode_conversation, load_tokenizer
