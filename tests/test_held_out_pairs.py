@@ -146,4 +146,4 @@ def test_a_score_in_a_file_that_is_not_finite_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "shards" / "00000.tmp", [[1.0, math.nan]])
     seal(tmp_path / "shards" / "00000.tmp", tmp_path / "shards" / "00000.json")
     with pytest.raises(ValueError, match="prompt p0, response 1: the score is nan"):
-        reward_rows(_artifact(tmp_path / "responses", rows), lambda: list, tmp_path, None, lambda *_: {})
+        reward_rows(_artifact(tmp_path / "responses", rows), lambda: list, tmp_path, None)

@@ -179,13 +179,13 @@ def in_shards(
 
 def reward_rows(
     responses: Artifact, load: Load[list[dict[str, Any]], list[list[float | None]]], into: Path, actors: int | None,
-    count: Callable[[Sequence[Any], set[int]], dict[str, int]], keep: bool = False,
+    keep: bool = False, count: Callable[[Sequence[Any], set[int]], dict[str, int]] | None = None,
 ) -> Summary:  # fmt: skip
     """Write ``data``, the rows of `responses` with the column `rewards`, for a stage that scores or ranks.
 
     `load` gives the function from rows to a number for each response of each row. It gets one shard at a time: the
-    unit of resuming. Rows with a response that has none (None) are dropped and counted by reason (`count`, from all
-    prompts and the places of the others); `keep` keeps them, with null there.
+    unit of resuming. Rows with a response that has none (None) are dropped and counted, by `count` where not all of
+    them are too long for the model; `keep` keeps them, with null there.
     """
     rows = responses.dataset()
     rewards = in_shards(rows.select_columns(["prompt", "responses"]), load, actors, into / "shards")
@@ -193,7 +193,7 @@ def reward_rows(
     names = (f"prompt {prompt_id}, response {place}" for prompt_id, group in groups for place in range(len(group)))
     check_finite(chain.from_iterable(rewards), names)
     whole = [place for place, group in enumerate(rewards) if None not in group]
-    dropped = count(rows["prompt"], {*whole})
+    dropped = count(rows["prompt"], {*whole}) if count else count_too_long(len(rows), len(whole))
     fit = cast("list[list[float]]", [rewards[i] for i in whole])
     means: dict[str, Metric] = {"mean_reward": fmean(map(fmean, fit)), "mean_best_reward": fmean(map(max, fit))}
     if keep:
@@ -201,3 +201,12 @@ def reward_rows(
         return Summary({"prompts": Rows(len(rows), len(rows))}, {**means, **dropped})
     rows.select(whole).add_column("rewards", fit).save_to_disk(str(into / "data"))
     return Summary({"prompts": Rows(len(rows), len(fit), dropped)}, means)
+
+
+def count_too_long(rows: int, fitting: int, refused: int = 0) -> dict[str, int]:
+    """Rows dropped by reason: more tokens than a model has positions, or refused by its template. ValueError: all."""
+    if not fitting:
+        fix = "(max_position_embeddings in its config) and is taken by its chat template"
+        raise ValueError(f"none of {rows} rows fits into the model's positions {fix}")
+    counts = {"too_long_for_model": rows - fitting - refused, "refused_by_template": refused}
+    return {reason: count for reason, count in counts.items() if count}

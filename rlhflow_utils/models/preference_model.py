@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
 from rlhflow_utils.models.chat import IGNORED, Message, encode_prompt, encode_turn, load_tokenizer
 from rlhflow_utils.models.forward import Model, in_batches, in_shards, load_model, next_token_logits, reward_rows
-from rlhflow_utils.models.reward_model import count_unscored
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +126,7 @@ def rank_responses(
 
         return compute
 
-    return reward_rows(responses, load, into, actors, partial(count_unscored, preference_model, model, by_rm=False))
+    return reward_rows(responses, load, into, actors)
 
 
 def knock_out(compare: Compare, prompts: Prompts, responses: Sequence[Sequence[str]]) -> list[int | None]:

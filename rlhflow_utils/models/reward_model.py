@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhflow_utils.guide.stage import Artifact, Summary, stage
 from rlhflow_utils.models.chat import Message, accepted, encode_conversation, encode_rendered, load_tokenizer
-from rlhflow_utils.models.forward import Model, in_batches, in_shards, load_model, pad, reward_rows
+from rlhflow_utils.models.forward import Model, count_too_long, in_batches, in_shards, load_model, pad, reward_rows
 
 if TYPE_CHECKING:
     import torch
@@ -40,24 +40,17 @@ def score_responses(
 
         return compute
 
-    return reward_rows(responses, load, into, actors, partial(count_unscored, reward_model, model), keep)
+    return reward_rows(responses, load, into, actors, keep, partial(count_unscored, reward_model, model))
 
 
 def count_unscored(
     model: Model, settings: ModelSettings, prompts: Sequence[Sequence[Message]], scored: set[int], by_rm: bool = True
 ) -> dict[str, int]:
-    """Rows without a score (their places are not in `scored`), by reason; ValueError: all of them.
-
-    They are too long for the model, or its template refuses them: only an RM reads turns as they are.
-    """
-    if not scored:
-        fix = "(max_position_embeddings in its config) and is taken by its chat template"
-        raise ValueError(f"none of {len(prompts)} rows fits into the model's positions {fix}")
+    """Rows by reason that have no score: their places are not in `scored`. Only an RM reads turns as they are."""
     without = [prompt for place, prompt in enumerate(prompts) if place not in scored]
     tokenizer = load_tokenizer(model, settings, own_template=True) if without and by_rm else None
     refused = sum(accepted(encode_rendered, prompt, "", tokenizer) is None for prompt in without if tokenizer)
-    counts = {"too_long_for_model": len(without) - refused, "refused_by_template": refused}
-    return {reason: count for reason, count in counts.items() if count}
+    return count_too_long(len(prompts), len(scored), refused)
 
 
 def score(
