@@ -50,8 +50,7 @@ from rlhflow_utils.guide.run import Run, locked, quiet_libraries
 from rlhflow_utils.guide.stage import PROJECT, file_digest, hash_value, provenance, read_json, write_json
 from rlhflow_utils.guide.tables import markdown_table
 from rlhflow_utils.models.reward_model import score_responses
-from rlhflow_utils.online.generation import generate_responses
-from rlhflow_utils.online.iterative_dpo import prompts_of_iteration
+from rlhflow_utils.online.generation import generate_responses, prompts_of_iteration
 from rlhflow_utils.online.pair_building import build_preference_pairs
 from rlhflow_utils.simulator.world import build_world
 from rlhflow_utils.training import pretraining, stages

@@ -132,14 +132,11 @@ def _academic(options: argparse.Namespace) -> None:
     from rlhflow_utils.evaluation.academic import evaluate_academic
 
     profile = load_profile(options.profile, _overrides(options))
-    root = PROJECT / profile.data.root if profile.data.root else None
     if (out := Path(options.out)).is_dir():
         raise ValueError(f"--out {out} is a folder: give the name of a JSON file in it")
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written fails now, not after hours
-    prepare_hub([options.model], data=root is None)
-    limit, confidence = options.limit, profile.evaluation.confidence
-    dtype, seed = profile.model.dtype, profile.seed
-    results = evaluate_academic(options.model, root, limit=limit, dtype=dtype, confidence=confidence, seed=seed)
+    prepare_hub([options.model], data=not profile.data.root)
+    results = evaluate_academic(options.model, profile, options.limit)
     write_json(out, {"profile": profile.name, "model": options.model, **results})
     for name, task in results["tasks"].items():
         print(f"{name}: {task['value']:.3f} ({task['ci_low']:.3f} … {task['ci_high']:.3f}), n = {task['n']}")
@@ -148,7 +145,7 @@ def _academic(options: argparse.Namespace) -> None:
 
 
 def _rewardbench(options: argparse.Namespace) -> None:
-    from rlhflow_utils.evaluation.reward_benchmarks import run_benchmark
+    from rlhflow_utils.evaluation.rewardbench import run_benchmark
 
     profile, model = load_profile(options.profile, _overrides(options)), Path(options.model)
     root = PROJECT / profile.data.root if profile.data.root else None

@@ -125,7 +125,7 @@ def test_a_spoiled_row_is_refused_by_name_or_gives_records_that_the_rules_can_ju
     assert records  # a native row never vanishes
     for record in records:
         if judged(record) is None and isinstance(record, Candidate):
-            texts = record.contents()
+            texts = [*(turn["content"] for turn in record.prompt), record.chosen, record.rejected]
             assert all(isinstance(text, str) and INVISIBLE.sub("", text).strip() for text in texts)
             "".join(texts).encode()
             assert record.prompt[-1]["role"] == "user"

@@ -14,13 +14,12 @@ from rlhflow_utils.data.filters import (
     conversation_failure,
     first_failure,
     first_turn_key,
-    is_too_long,
     pair_hashes,
     structural_failure,
 )
-from rlhflow_utils.data.mixtures import split_of
+from rlhflow_utils.data.mixtures import judge, split_of
 from rlhflow_utils.data.reading import Candidate, Conversation
-from rlhflow_utils.guide.settings import DecontaminationSettings, FilterSettings, PartitionSettings
+from rlhflow_utils.guide.settings import DecontaminationSettings, FilterSettings, PartitionSettings, SourceSettings
 from rlhflow_utils.models.chat import prompt_key
 
 USER, AGAIN = {"role": "user", "content": "Q"}, {"role": "user", "content": "Q2"}
@@ -142,8 +141,11 @@ def test_margins_belong_to_their_source() -> None:
 
 
 def test_length_counts_the_prompt_with_the_longer_answer() -> None:
-    assert not is_too_long((4, 6, 1), settings())
-    assert is_too_long((4, 1, 7), settings())
+    source = SourceSettings(name="S", schema="rlhflow_standard")
+    native = {"prompt": "why", "chosen": "good", "rejected": "poor"}
+    for lengths, reason in (([4, 6, 1], None), ([4, 1, 7], "too_long")):
+        [row] = judge([("f:0", native)], source, settings(), lambda texts, lengths=lengths: lengths)  # type: ignore[misc]
+        assert row["reason"] == reason
 
 
 def failures(pairs: list[tuple[str, str, str]], limit: int | None = None) -> list[str | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +54,14 @@ def test_accuracy_is_the_share_of_pairs_in_the_right_order(
     pairs = _artifact(tmp_path / "pairs", rows)
     triples = [(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows]
     if kind == "reward":
-        done = rm.evaluate_reward_model(models[1], pairs, profile.reward_model, MODEL, 0.9, into=tmp_path / "test")
+        done = rm.evaluate_judge(models[1], "bt", pairs, profile.reward_model, MODEL, 0.9, into=tmp_path / "test")
         chosen = score(models[1], [(x, a) for x, a, _ in triples], 100, MODEL)
         rejected = score(models[1], [(x, b) for x, _, b in triples], 100, MODEL)
         right = [a > b for a, b in zip(chosen, rejected, strict=True)]
         assert done.read_json("results.json")["chosen_rewards"] == pytest.approx(chosen, abs=1e-5)
     else:
         section = profile.preference_model
-        done = rm.evaluate_preference_model(models[0], pairs, section, MODEL, 0.9, into=tmp_path / "test")
+        done = rm.evaluate_judge(models[0], "pm", pairs, section, MODEL, 0.9, into=tmp_path / "test")
         right = [p > 0.5 for p in preference_probability(models[0], triples, 100, MODEL)]
     results = done.read_json("results.json")
     assert 0 < sum(right) < 12, "the test needs both outcomes"
@@ -128,9 +127,8 @@ def test_a_model_that_overflows_stops_every_stage_and_the_row_is_named(
         return rank_responses(broken, responses, profile.preference_model, "knock_out", MODEL, into=into)
 
     def test() -> Artifact:
-        if method == "bt":
-            return rm.evaluate_reward_model(broken, pairs, profile.reward_model, MODEL, 0.9, into=into)
-        return rm.evaluate_preference_model(broken, pairs, profile.preference_model, MODEL, 0.9, into=into)
+        settings = profile.reward_model if method == "bt" else profile.preference_model
+        return rm.evaluate_judge(broken, method, pairs, settings, MODEL, 0.9, into=into)
 
     message = r"(conversation|comparison) \d, prompt 'what is the sky': the score is nan"
     with pytest.raises(ValueError, match=message):
@@ -148,4 +146,4 @@ def test_a_score_in_a_file_that_is_not_finite_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "shards" / "00000.tmp", [[1.0, math.nan]])
     seal(tmp_path / "shards" / "00000.tmp", tmp_path / "shards" / "00000.json")
     with pytest.raises(ValueError, match="prompt p0, response 1: the score is nan"):
-        reward_rows(_artifact(tmp_path / "responses", rows), nullcontext, tmp_path, None)
+        reward_rows(_artifact(tmp_path / "responses", rows), lambda: list, tmp_path, None)

@@ -12,9 +12,8 @@ from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.preference_model import preference_probability
-from rlhflow_utils.online.generation import generate_responses
-from rlhflow_utils.online.iterative_dpo import prompts_of_iteration, rank
-from rlhflow_utils.online.pair_building import build_preference_pairs
+from rlhflow_utils.online.generation import generate_responses, prompts_of_iteration
+from rlhflow_utils.online.pair_building import build_preference_pairs, rank
 from rlhflow_utils.training.stages import train_dpo
 
 SMALL = {

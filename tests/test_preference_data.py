@@ -21,7 +21,7 @@ from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import DataSettings, PartitionSettings, Profile, SourceSettings
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.chat import prompt_key
-from rlhflow_utils.simulator.world import write_world
+from rlhflow_utils.simulator.world import build_world
 from rlhflow_utils.training.base_model import train_tokenizer
 
 SMALL_WORLD: dict[str, Any] = {
@@ -75,10 +75,8 @@ def tiny() -> Profile:
 
 @pytest.fixture(scope="module")
 def world(tiny: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
     assert tiny.world is not None
-    write_world(tiny.world, 0, folder)
-    return folder
+    return build_world(tiny.world, 0, into=tmp_path_factory.mktemp("run") / "world").path
 
 
 @pytest.fixture(scope="module")

@@ -25,13 +25,12 @@ from transformers import (
 )
 
 from rlhflow_utils.evaluation import reward_models, rewardbench
-from rlhflow_utils.evaluation.reward_benchmarks import run_benchmark
+from rlhflow_utils.evaluation.rewardbench import run_benchmark
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.models.chat import encode_conversation, load_tokenizer
 from rlhflow_utils.models.reward_model import load_scorer, score_responses
-from rlhflow_utils.online.iterative_dpo import rank
-from rlhflow_utils.online.pair_building import build_preference_pairs
+from rlhflow_utils.online.pair_building import build_preference_pairs, rank
 from rlhflow_utils.training.trainers import TrainingJob, load_model
 
 # Like Qwen's: it goes on behind the end of turn.
@@ -167,8 +166,8 @@ def test_in_chapters_05_and_06_and_as_ranker_and_judge(public: dict[str, Path], 
     pairs = [{"prompt": rows[0]["prompt"], "skill": None, **pair_of(*each)} for each in
              (ANSWERS[:2], ANSWERS[2:], ("red", "sky " * POSITIONS))]  # fmt: skip
     held_out = artifact(tmp_path / "pairs", rows=pairs, key="pairs")
-    tested = reward_models.evaluate_reward_model(
-        reward_model, held_out, profile.reward_model, profile.model, 0.9, into=run / "bt_public_test"
+    tested = reward_models.evaluate_judge(
+        reward_model, "bt", held_out, profile.reward_model, profile.model, 0.9, into=run / "bt_public_test"
     )
     assert tested.rows["pairs"] == {"rows_in": 3, "rows_out": 2, "dropped": {"too_long_for_model": 1}}
     right = [expected[0] > expected[1], expected[2] > expected[3]]
@@ -214,7 +213,7 @@ def test_rows_that_its_template_refuses_are_dropped_and_counted(public: dict[str
                 for place, side in enumerate(("chosen", "rejected"))}  # fmt: skip
 
     pairs = artifact(tmp_path / "pairs", rows=[{"prompt": row["prompt"], "skill": None, **sides(row)} for row in rows])
-    tested = reward_models.evaluate_reward_model(folder, pairs, *settings, 0.9, into=tmp_path / "tested")
+    tested = reward_models.evaluate_judge(folder, "bt", pairs, *settings, 0.9, into=tmp_path / "tested")
     assert tested.rows["pairs"] == {"rows_in": 4, "rows_out": 2, "dropped": both}
     bench = [{"prompt": row["prompt"], "chosen": row["responses"][0], "rejected": row["responses"][1],
               "subset": "hep-go", "domain": "code"} for row in rows]  # fmt: skip

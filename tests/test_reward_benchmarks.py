@@ -14,7 +14,7 @@ from tiny_models import WORDS, cut_off_copy, save_policy, save_reward_model
 from rlhflow_utils.__main__ import main
 from rlhflow_utils.data.reading import Candidate, Prompt, SourceError
 from rlhflow_utils.data.sources import convert, read
-from rlhflow_utils.evaluation import reward_benchmarks as rb
+from rlhflow_utils.evaluation import rewardbench as rb
 from rlhflow_utils.guide.profile import Profile, load_profile
 from rlhflow_utils.guide.settings import SourceSettings
 from rlhflow_utils.guide.stage import read_json
@@ -55,7 +55,7 @@ def test_levels_of_rm_bench_by_hand() -> None:
     never, always = [0.0] * 9, [1.0] * 9
     said = {"a": ("chat", follows_style), "b": ("chat", always), "c": ("safety", never), "d": ("safety", always),
             "e": ("safety", always)}  # fmt: skip
-    found = rb.summarise(_table({key: (*value, 3) for key, value in said.items()}), "rm_bench", EVALUATION, 0)
+    found = rb.summarise_lists(_table({key: (*value, 3) for key, value in said.items()}), "rm_bench", EVALUATION, 0)
     values = {name: score["value"] for name, score in found["sections"].items()}
     assert values == pytest.approx({
         "chat": (5 / 9 + 1) / 2, "safety": 2 / 3, "overall": ((5 / 9 + 1) / 2 + 2 / 3) / 2,
@@ -79,14 +79,14 @@ def test_rewardbench_2_equals_the_authors_code() -> None:
     assert {0, 0.5, 1} <= set(REFERENCE["best_of_four"])
     rows = {row["id"]: ("Ties", row["scores"], row["num_correct"]) for row in REFERENCE["ties"]}
     rows |= {f"f{place}": ("Focus", scores, 1) for place, scores in enumerate(REFERENCE["four"])}
-    found = rb.summarise(_table(rows), "rewardbench_2", EVALUATION, 0)
+    found = rb.summarise_lists(_table(rows), "rewardbench_2", EVALUATION, 0)
     focus = sum(REFERENCE["best_of_four"]) / len(REFERENCE["four"])
     values = {name: score["value"] for name, score in found["sections"].items()}
     ties = REFERENCE["ties_score"]
     assert values == pytest.approx({"Ties": ties, "Focus": focus, "overall": (ties + focus) / 2}, abs=1e-12)
     assert (found["sections"]["Ties"]["n"], found["no_partner"]) == (30, 0)
     del rows["ref:3"]
-    assert rb.summarise(_table(rows), "rewardbench_2", EVALUATION, 0)["no_partner"] == 1
+    assert rb.summarise_lists(_table(rows), "rewardbench_2", EVALUATION, 0)["no_partner"] == 1
 
 
 def test_rm_bench_equals_the_authors_code() -> None:
@@ -97,7 +97,7 @@ def test_rm_bench_equals_the_authors_code() -> None:
     }  # fmt: skip
     theirs = {name.removesuffix("_acc").replace("total_avg", "overall"): value
               for name, value in REFERENCE["accuracies"].items()}  # fmt: skip
-    found = rb.summarise(_table(rows), "rm_bench", EVALUATION, 0)
+    found = rb.summarise_lists(_table(rows), "rm_bench", EVALUATION, 0)
     assert {name: score["value"] for name, score in found["sections"].items()} == pytest.approx(theirs, abs=1e-12)
 
 

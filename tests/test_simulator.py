@@ -20,7 +20,7 @@ from rlhflow_utils.simulator.dirt import DIRT_OF_SOURCE
 from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.native_rows import rank_responses, utility
 from rlhflow_utils.simulator.tasks import write_distinct_responses
-from rlhflow_utils.simulator.world import build_world, write_world
+from rlhflow_utils.simulator.world import build_world
 
 SKILLS = ("chat", "chat_hard", "safety", "reasoning")
 EVEN = dict.fromkeys(SKILLS, 1.0)
@@ -139,13 +139,13 @@ def test_arbitrary_strings_are_wrong_and_cost_at_most_their_length(prompt: str, 
 
 
 def test_same_settings_give_the_same_bytes_and_another_seed_does_not(files: Path, tmp_path: Path) -> None:
-    counts = write_world(SETTINGS, 3, tmp_path / "again")
+    counts = build_world(SETTINGS, 3, into=tmp_path / "again").rows
     for name, rows in counts.items():
         again = (tmp_path / "again" / name).read_bytes()
         assert again == (files / name).read_bytes(), name
         if name.endswith(".jsonl"):
-            assert again.count(b"\n") == rows
-    write_world(SETTINGS, 4, tmp_path / "other")
+            assert again.count(b"\n") == rows["rows_out"]
+    build_world(SETTINGS, 4, into=tmp_path / "other")
     assert (tmp_path / "other" / "sft.jsonl").read_bytes() != (files / "sft.jsonl").read_bytes()
     prompts = {row["context"] for row in read(tmp_path / "other" / "eval_prompts.jsonl")}
     assert {WORLD.split_of(WORLD.read_prompt(prompt).key) for prompt in prompts} == {"eval"}, "one truth, one split"

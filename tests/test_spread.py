@@ -30,9 +30,8 @@ from rlhflow_utils.models import forward
 from rlhflow_utils.models.preference_model import rank_responses
 from rlhflow_utils.models.reward_model import score_responses
 from rlhflow_utils.online import generation
-from rlhflow_utils.online.generation import Prompts, generate_responses
-from rlhflow_utils.online.iterative_dpo import prompts_of_iteration, rank
-from rlhflow_utils.online.pair_building import build_preference_pairs
+from rlhflow_utils.online.generation import Prompts, generate_responses, prompts_of_iteration
+from rlhflow_utils.online.pair_building import build_preference_pairs, rank
 from rlhflow_utils.training.stages import train_dpo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

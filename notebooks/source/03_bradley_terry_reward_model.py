@@ -23,7 +23,7 @@ import tempfile
 import torch
 from trl import RewardConfig, RewardTrainer
 
-from rlhflow_utils.evaluation.reward_models import evaluate_reward_model, write_clean_test_pairs
+from rlhflow_utils.evaluation.reward_models import evaluate_judge, write_clean_test_pairs
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models import chat, forward
@@ -164,8 +164,8 @@ test = write_clean_test_pairs(data, profile.evaluation, profile.world, into=run 
 tables.show(tables.row_counts([test]))
 print("share of held-out labels that the gold reward reversed:", test.metrics["label_noise"])
 tests = {
-    mixture: evaluate_reward_model(
-        model, test, profile.reward_model, profile.model, profile.evaluation.confidence, profile.actors,
+    mixture: evaluate_judge(
+        model, "bt", test, profile.reward_model, profile.model, profile.evaluation.confidence, profile.actors,
         into=run / f"bt_{mixture}_test",
     )
     for mixture, model in models.items()

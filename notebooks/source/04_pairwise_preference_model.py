@@ -22,7 +22,7 @@ import math
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhflow_utils.evaluation.reward_models import evaluate_preference_model
+from rlhflow_utils.evaluation.reward_models import evaluate_judge
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models import chat, forward, preference_model
@@ -181,8 +181,8 @@ del network
 
 # %%
 tests = {
-    mixture: evaluate_preference_model(
-        model, test, profile.preference_model, profile.model, profile.evaluation.confidence, profile.actors,
+    mixture: evaluate_judge(
+        model, "pm", test, profile.preference_model, profile.model, profile.evaluation.confidence, profile.actors,
         into=run / f"pm_{mixture}_test",
     )
     for mixture, model in models.items()
@@ -384,8 +384,9 @@ if gaps:
 # pm_mix1 = train_preference_model(
 #     data, "mix1", start, profile.preference_model, profile.model, run.seed, profile.launch, into=run / "exercise_pm"
 # )
-# done = evaluate_preference_model(
-#     pm_mix1, test, profile.preference_model, profile.model, profile.evaluation.confidence, into=run / "exercise_pm_test"
+# done = evaluate_judge(
+#     pm_mix1, "pm", test, profile.preference_model, profile.model, profile.evaluation.confidence,
+#     into=run / "exercise_pm_test",
 # )
 # results["PM, mix1"] = done.read_json("results.json")
 # for name in (f"PM, {main}", "PM, mix1"):

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlhflow_utils.evaluation import reward_benchmarks, rewardbench
+from rlhflow_utils.evaluation import rewardbench
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models import chat, forward, preference_model
@@ -224,7 +224,7 @@ tables.show(table, run.caption)
 styles = ["concise", "detailed", "Markdown"]
 right, wrong = [0.1, 0.6, 0.9], [0.0, 0.5, 1.0]  # the judge's scores
 wins = pd.DataFrame([[float(a > b) for b in wrong] for a in right], styles, styles)
-for level, pairs in reward_benchmarks.LEVELS.items():
+for level, pairs in rewardbench.LEVELS.items():
     print(f"{level}: {(wins * pairs).to_numpy().sum() / 3:.2f}")
 wins
 

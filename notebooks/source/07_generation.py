@@ -28,8 +28,7 @@ from rlhflow_utils.evaluation.statistics import bon_kl
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models import chat, forward
-from rlhflow_utils.online.generation import generate_responses
-from rlhflow_utils.online.iterative_dpo import prompts_of_iteration
+from rlhflow_utils.online.generation import generate_responses, prompts_of_iteration
 
 run = open_run("07_generation", PROFILE, RUN_DIR, SEED, OVERRIDES)
 profile, data, sft = run.profile, run["preference_data"], run["sft"]

@@ -25,8 +25,7 @@ from dataclasses import asdict
 from rlhflow_utils.evaluation.statistics import bootstrap_mean, paired_difference
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
-from rlhflow_utils.online.iterative_dpo import rank
-from rlhflow_utils.online.pair_building import build_preference_pairs
+from rlhflow_utils.online.pair_building import build_preference_pairs, rank
 
 run = open_run("08_pair_building", PROFILE, RUN_DIR, SEED, OVERRIDES)
 profile, responses = run.profile, run["iter1_responses"]

@@ -26,7 +26,7 @@ from rlhflow_utils.evaluation.policies import answer_held_out, evaluate_policy, 
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.models import chat, forward
-from rlhflow_utils.online import generation, iterative_dpo, pair_building
+from rlhflow_utils.online import generation, pair_building
 from rlhflow_utils.training import stages
 
 run = open_run("09_iterative_dpo", PROFILE, RUN_DIR, SEED, OVERRIDES)
@@ -228,9 +228,9 @@ def algorithm_1(pairing, name: str) -> tuple[dict, list]:
     policy, policies, pairs = sft, {}, []
     for t in range(1, profile.iterative.iterations + 1):
         sampled = f"{name}{t}" if t > 1 else "iter1"  # every loop begins with the same answers of π₀
-        prompts = iterative_dpo.prompts_of_iteration(data, t, profile.iterative)  # no prompt comes twice
+        prompts = generation.prompts_of_iteration(data, t, profile.iterative)  # no prompt comes twice
         responses = generate(policy, prompts, f"{sampled}_responses")
-        scores = iterative_dpo.rank(run, ranker, responses, into=run / f"{sampled}_scores")
+        scores = pair_building.rank(run, ranker, responses, into=run / f"{sampled}_scores")
         pairs.append(pair_building.build_preference_pairs(scores, pairing, run.seed, into=run / f"{name}{t}_pairs"))
         policy = policies[f"{name}{t}"] = train(policy, pairs, f"{name}{t}_dpo")
     return policies, pairs

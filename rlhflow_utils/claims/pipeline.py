@@ -26,9 +26,8 @@ from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import BY_KEY, Artifact, seed_for
 from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.reward_model import score_responses
-from rlhflow_utils.online.generation import Prompts, generate_responses
-from rlhflow_utils.online.iterative_dpo import prompts_of_iteration, rank
-from rlhflow_utils.online.pair_building import build_preference_pairs
+from rlhflow_utils.online.generation import Prompts, generate_responses, prompts_of_iteration
+from rlhflow_utils.online.pair_building import build_preference_pairs, rank
 from rlhflow_utils.simulator.world import build_world
 from rlhflow_utils.training import stages
 
@@ -124,11 +123,10 @@ def measure_judge(seed: Seed, design: Variant) -> Found:
     if kind == "prompting":
         return found
     pairs = reward_models.write_clean_test_pairs(seed.data, profile.evaluation, profile.world, into=run / "test_pairs")
-    options, into = (profile.model, confidence, profile.actors), run / "test"
-    if kind == "pm":
-        tested = reward_models.evaluate_preference_model(model, pairs, profile.preference_model, *options, into=into)
-    else:
-        tested = reward_models.evaluate_reward_model(model, pairs, profile.reward_model, *options, into=into)
+    settings = profile.preference_model if kind == "pm" else profile.reward_model
+    options = (settings, profile.model, confidence, profile.actors)
+    tested = reward_models.evaluate_judge(model, kind, pairs, *options, into=run / "test")
+    if kind == "bt":
         found["mean_pearson"] = estimates(length_bias(seed, model).read_json("results.json"))["mean"]
     found["accuracy"] = estimates(tested.read_json("results.json"))["accuracy"]
     return found | training_cost([model])

@@ -17,7 +17,7 @@ import yaml
 
 from rlhflow_utils.data import filters
 from rlhflow_utils.data.mixtures import build_preference_data
-from rlhflow_utils.data.overview import explain_table1, funnel, funnel_rows, side_by_side
+from rlhflow_utils.data.overview import explain_table1, funnel, side_by_side
 from rlhflow_utils.data.reading import one_line
 from rlhflow_utils.guide.profile import PROFILES, REVISIONS, ConfigError, hub_ids, load_profile, read_revisions, variant
 from rlhflow_utils.guide.run import Run, locked, quiet_libraries
@@ -230,7 +230,14 @@ def run_data(name: str, out: str, overrides: Mapping[str, Any], published: str |
         data = build_preference_data(profile.data, root, tokenizer, profile.model, run.seed, into=folder)
     rows, origin = data.read_json("table1.json"), "hub" if root is None else "files" if profile.data.root else "world"
     known = {source: fact.get("difference", "") for source, fact in load_facts()["sources"].items()}
-    print("", markdown_table(funnel_rows(funnel(read_pairs(data.path)))), "", markdown_table(side_by_side(rows)), "",
+    counts = [
+        {"source": name, "native rows": row["native_rows"], "pairs in": row["rows_in"], "kept": row["rows_out"],
+         "for": ", ".join(f"{split} {n}" for split, n in row["splits"].items()),
+         "dropped": sum(row["dropped"].values()),
+         "reasons": ", ".join(f"{reason} {n}" for reason, n in row["dropped"].items())}
+        for name, row in funnel(read_pairs(data.path)).items()
+    ]  # fmt: skip
+    print("", markdown_table(counts), "", markdown_table(side_by_side(rows)), "",
           *explain_table1(rows, origin, known), "", sep="\n")  # fmt: skip
     print(
         f"written to {relative(data.path)}; `datasets.load_from_disk` of its folder `pairs` has the fate of every pair"

@@ -38,14 +38,15 @@ def first_failure(pair: Candidate, settings: FilterSettings, source: str) -> str
     """Name of the first of the `RULES` that the pair fails, or None; `source` is the name of the pair's source."""
     if pair.evidence in ("no_pair", "unknown_role"):
         return pair.evidence
-    contexts = pair.contexts()
-    if reason := structural_failure(contexts, [pair.chosen, pair.rejected]):
+    other, answers = pair.rejected_prompt, [pair.chosen, pair.rejected]
+    contexts = [pair.prompt] if other is None or other == pair.prompt else [pair.prompt, other]
+    if reason := structural_failure(contexts, answers):
         return reason
     if pair.evidence == "broken_alternation":
         return "broken_alternation"
     if len(contexts) > 1:
         return "unequal_context"
-    if any(map(has_role_tag, pair.contents() if pair.transcript else [pair.chosen, pair.rejected])):
+    if any(map(has_role_tag, [*(turn["content"] for turn in pair.prompt if pair.transcript), *answers])):
         return "role_tag_in_turn"
     if look_alike(pair.chosen, pair.rejected):
         return "identical_responses"
@@ -122,14 +123,6 @@ def is_meaningless(answer: str, shortest: int) -> bool:
     # Length alone would also take whole answers: numbers, options ("C"), abbreviations, words of other scripts, "No".
     is_scrap = len(text) > 1 and text.isascii() and text.isalpha() and not text.isupper()
     return is_scrap and len(text) < shortest and text.lower() not in SHORT_WORDS
-
-
-def is_too_long(tokens: tuple[int, int, int], settings: FilterSettings) -> bool:
-    """Reason ``too_long``: prompt and answer exceed `max_tokens` on one side. Reconstructed: the paper
-    trains with `max_length` (2.2) and does not say what becomes of longer pairs. `tokens`: prompt, chosen, rejected.
-    """
-    prompt, chosen, rejected = tokens
-    return prompt + max(chosen, rejected) > settings.max_tokens
 
 
 # --- rules that remember ------------------------------------------------------------------------------------------

@@ -158,7 +158,8 @@ def judge(
     lengths = iter(length(texts) if length else [len(text.split()) for text in texts])
     for row, three in zip(passed, zip(lengths, lengths, lengths, strict=True), strict=True):
         row["prompt_length"], row["chosen_length"], row["rejected_length"] = three
-        if length and filters.is_too_long(three, settings):
+        # Reconstructed: the paper trains with `max_length` (2.2) and does not say what becomes of longer pairs.
+        if length and three[0] + max(three[1:]) > settings.max_tokens:
             row["reason"] = "too_long"
     return rows
 

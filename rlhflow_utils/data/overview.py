@@ -46,17 +46,6 @@ def funnel(pairs: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return counts
 
 
-def funnel_rows(counts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line a source: native rows, candidate pairs, kept and for what, dropped and why."""
-    return [
-        {"source": name, "native rows": row["native_rows"], "pairs in": row["rows_in"], "kept": row["rows_out"],
-         "for": ", ".join(f"{split} {n}" for split, n in row["splits"].items()),
-         "dropped": sum(row["dropped"].values()),
-         "reasons": ", ".join(f"{reason} {n}" for reason, n in row["dropped"].items())}
-        for name, row in counts.items()
-    ]  # fmt: skip
-
-
 def table1(pairs: pd.DataFrame, sources: Iterable[str], tokenizer: str | None) -> list[dict[str, Any]]:
     """Table 1: one entry per source, over the candidate pairs that pass the filters, held-out prompts included.
 

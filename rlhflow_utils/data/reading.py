@@ -55,15 +55,6 @@ class Candidate:
     transcript: bool = False  # the turns were cut out of one string: a role tag inside a turn is a suspect cut
     subset: str | None = None  # of a benchmark
 
-    def contexts(self) -> list[list[Message]]:
-        """The prompt, and after it the rejected answer's own where that is another."""
-        rejected = self.prompt if self.rejected_prompt is None else self.rejected_prompt
-        return [self.prompt] if rejected == self.prompt else [self.prompt, rejected]
-
-    def contents(self) -> list[Any]:
-        """Every turn's content, the two answers last."""
-        return [*(turn["content"] for turns in self.contexts() for turn in turns), self.chosen, self.rejected]
-
 
 @dataclass(slots=True)
 class ScoredResponses:

@@ -22,6 +22,8 @@ import yaml
 from rlhflow_utils.data.reading import FieldError, get, get_label, read_rows
 from rlhflow_utils.evaluation.sandbox import run_program
 from rlhflow_utils.evaluation.statistics import accuracy
+from rlhflow_utils.guide.settings import Profile
+from rlhflow_utils.guide.stage import PROJECT
 
 Row = dict[str, Any]  # of a set, and a task of lm-eval
 SUITE: dict[str, Row] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -126,10 +128,7 @@ def truthfulqa_row(row: Mapping[str, str]) -> Row:
     return {"question": row["Question"], "mc2_targets": {"choices": [*right, *wrong], "labels": labels}}
 
 
-def evaluate_academic(
-    model: str | Path, root: Path | None, *, limit: int | None = None, dtype: str = "float32",
-    confidence: float = 0.95, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+def evaluate_academic(model: str | Path, profile: Profile, limit: int | None) -> dict[str, Any]:
     """Run the suite on a causal LM (a folder or hub id); `limit` rows per task (per subject for MMLU), None: all.
 
     `tasks` maps a name to its estimate and `shots`, `absent` to a reason; FileNotFoundError where every task is absent.
@@ -137,18 +136,20 @@ def evaluate_academic(
     import lm_eval
     import torch
 
-    configs, absent = task_configs(root)
+    configs, absent = task_configs(PROJECT / profile.data.root if profile.data.root else None)
     if not configs:
         raise FileNotFoundError(f"no files of {', '.join(SUITE)} in data.root; set DATA_ROOT to a folder that has them")
-    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
+    seeds = dict.fromkeys(
+        ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), profile.seed
+    )
     found = lm_eval.simple_evaluate(
-        model="hf", model_args={"pretrained": str(model), "dtype": dtype, "trust_remote_code": False},
+        model="hf", model_args={"pretrained": str(model), "dtype": profile.model.dtype, "trust_remote_code": False},
         tasks=configs, limit=limit, batch_size=8, device="cuda" if torch.cuda.is_available() else "cpu",
         bootstrap_iters=0, **seeds,
     )  # fmt: skip
     assert found is not None  # it is on the first process alone, and there is one
     # TruthfulQA's scores are shares between 0 and 1: there the interval is on the safe side.
-    tasks = {name: {**asdict(accuracy(values, confidence, what=name)), "shots": SUITE[name]["shots"]}
+    tasks = {name: {**asdict(accuracy(values, profile.evaluation.confidence, name)), "shots": SUITE[name]["shots"]}
              for name, values in scores_by_task(found["samples"]).items()}  # fmt: skip
     return {"tasks": tasks, "absent": absent, "limit": limit, "lm_eval": lm_eval.__version__}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import re
 import shutil
@@ -15,7 +13,7 @@ import torch
 
 from rlhflow_utils.guide.profile import Profile
 from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings, WorldSettings
-from rlhflow_utils.guide.stage import Rows, Summary, provenance, stage, write_json
+from rlhflow_utils.guide.stage import Rows, Summary, file_digest, provenance, read_json, stage, write_json
 from rlhflow_utils.guide.tables import markdown_table
 from rlhflow_utils.models.chat import load_tokenizer
 from rlhflow_utils.models.forward import Model, load_model, next_token_logits
@@ -27,7 +25,7 @@ from rlhflow_utils.simulator.tasks import write_distinct_responses
 TASKS = 100  # of each skill and test
 PADDED_RATE = 0.3  # of the answers that are marked and compared
 MARK = re.compile(r"\n| Right| Wrong")  # ends an answer: on an exam sheet its mark follows
-RECORD = "base.json"
+RECORD, WEIGHTS = "base.json", "model.safetensors"
 CARD = Path(__file__).with_name("base_model_card.md")
 
 
@@ -38,9 +36,9 @@ def check_base_model(base: Path | str, world: WorldSettings) -> dict[str, Any]:
         raise ValueError(
             f"model.base {base} has no {RECORD}: the simulated world wants a base that has read it (make base)"
         )
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    if _hash(folder) != record["sha256"]:
-        raise ValueError(f"{folder.name}/model.safetensors is not the file of {RECORD}: fetch it again, or `make base`")
+    record: dict[str, Any] = read_json(folder / RECORD)
+    if file_digest(folder / WEIGHTS) != record["sha256"]:
+        raise ValueError(f"{folder.name}/{WEIGHTS} is not the file of {RECORD}: fetch it again, or `make base`")
     if record["world"] != _truth(world):
         raise ValueError(
             f"{folder.name} has read the world {record['world']}, the profile's is {_truth(world)}: build a base for "
@@ -52,10 +50,6 @@ def check_base_model(base: Path | str, world: WorldSettings) -> dict[str, Any]:
 def _truth(world: WorldSettings) -> dict[str, Any]:
     """What decides the facts of a world and which prompts it holds out."""
     return {name: getattr(world, name) for name in ("seed", "entities", "held_out_rate")}
-
-
-def _hash(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 @stage
@@ -131,7 +125,11 @@ def make_base_model(profile: Profile, out: Path, minutes: float | None = None) -
         settings = settings.model_copy(update={"tokens": tokens_in(minutes, documents, settings)})
     log = pretrain(documents, settings, profile.seed, partial)
     knows = knowledge(partial / "model", World(world), profile.generation, profile.model, profile.seed)
-    record = {"sha256": _hash(partial / "model"), "world": _truth(world), "settings": settings.model_dump()}
+    record = {
+        "sha256": file_digest(partial / "model" / WEIGHTS),
+        "world": _truth(world),
+        "settings": settings.model_dump(),
+    }
     record |= {"corpus": world.corpus.model_dump(), "knows": knows, "made_by": provenance(), **log}
     write_json(partial / "model" / RECORD, record)
     (partial / "model" / "README.md").write_text(_card(record), encoding="utf-8")

@@ -40,7 +40,6 @@ from rlhflow_utils.online.generation import generate
 Outputs = Sequence[Mapping[str, str]]  # AlpacaEval's format: `instruction`, `output`, `generator`
 JUDGE = "weighted_alpaca_eval_gpt4_turbo"  # AlpacaEval-2's; it answers with one token, m or M
 HUB = "tatsu-lab/alpaca_eval"
-ALPACA_REFERENCE = "alpaca_eval/alpaca_eval_gpt4_baseline.json"
 # SHA-256 of AlpacaEval-2's 805 instructions in their order, with a zero byte between two.
 ALPACA_INSTRUCTIONS = "bfe8c45991f635de0b1f94abeeb1335ef665d58eddd87ddf6fa71b7b0c2ce7a5"
 NUMBERS = "alpaca-eval-numbers"  # folder of the package's published tables, in `--questions`
@@ -107,11 +106,7 @@ class _Benchmark:
         return arena_hard.score(games, *self.draws()), len(questions), len(answers)
 
     def alpaca_eval(self) -> tuple[dict[str, Any], int, int]:
-        file = self.root / ALPACA_REFERENCE
-        if not file.is_file():
-            from huggingface_hub import hf_hub_download
-
-            file = Path(hf_hub_download(HUB, file.name, repo_type="dataset"))
+        file = find_file("alpaca_eval_gpt4_baseline.json", self.root)
         names = ("instruction", "output", "generator")
         reference = read_rows(file, lambda row: {name: get(row, name, str) for name in names})[: self.limit]
         answers = self.answer({str(i): user_turn(row["instruction"]) for i, row in enumerate(reference)})
@@ -143,9 +138,15 @@ class _Benchmark:
         return self.root / name
 
 
-def judge_outputs(
-    outputs: Outputs, reference: Outputs, endpoint: ChatEndpoint, cache: Path, workers: int = 5
-) -> list[float | None]:
+def find_file(name: str, root: Path) -> Path:
+    """A file of AlpacaEval-2 in `root`, else from the hub."""
+    from huggingface_hub import hf_hub_download
+
+    file = root / "alpaca_eval" / name
+    return file if file.is_file() else Path(hf_hub_download(HUB, name, repo_type="dataset"))
+
+
+def judge_outputs(outputs: Outputs, reference: Outputs, endpoint: ChatEndpoint, cache: Path) -> list[float | None]:
     """Probability that the judge prefers our output, per instruction, through the `alpaca_eval` package.
 
     The judge answers with one token, and the log-probabilities of its two candidates are the verdict; None where
@@ -171,7 +172,7 @@ def judge_outputs(
     config["prompt_template"] = str(template)
     config["completions_kwargs"] |= {
         "model_name": endpoint.settings.judge_model, "openai_api_base": endpoint.settings.endpoint_url,
-        "requires_chatml": True, "num_procs": workers, "price_per_token": 0,
+        "requires_chatml": True, "num_procs": 5, "price_per_token": 0,
         "client_kwargs": {"max_retries": 5, "timeout": 60.0},
     }  # fmt: skip
     file = cache.resolve() / f"alpaca_eval_judge-{hash_value(config)}" / "configs.yaml"  # verdicts are cached beside it
@@ -203,26 +204,17 @@ def find_length_control(reference: Outputs, root: Path, out: Path) -> LengthCont
     if hashlib.sha256(text.encode()).hexdigest() != ALPACA_INSTRUCTIONS:
         print("not AlpacaEval-2's 805 instructions: length_adjusted_win_rate knows of length alone", flush=True)
         return None
-    control, tables = _official_file(root), root / NUMBERS
-    if control is None and tables.is_dir():
+    tables = root / NUMBERS
+    try:
+        control = LengthControl("length_controlled_v1", find_file("df_gamed.csv", root))
+    except OSError:  # no network, or offline and not in the cache
+        if not tables.is_dir():
+            print(f"no lc_win_rate: put df_gamed.csv of the hub's {HUB} into {root / 'alpaca_eval'}", flush=True)
+            return None
         control = LengthControl("length_controlled_noreg", out / "instruction_difficulty.csv")
         write_difficulties(tables, control.file)
-    if control is None:
-        print(f"no lc_win_rate: put df_gamed.csv of the hub's {HUB} into {root / 'alpaca_eval'}", flush=True)
-        return None
     print(f"lc_win_rate: the package's {control.model} with {control.file}", flush=True)
     return control
-
-
-def _official_file(root: Path) -> LengthControl | None:
-    from huggingface_hub import hf_hub_download
-
-    file = root / "alpaca_eval" / "df_gamed.csv"
-    try:
-        file = file if file.is_file() else Path(hf_hub_download(HUB, file.name, repo_type="dataset"))
-    except OSError:  # no network, or offline and not in the cache
-        return None
-    return LengthControl("length_controlled_v1", file)
 
 
 def write_difficulties(tables: Path, file: Path) -> None:

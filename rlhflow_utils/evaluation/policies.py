@@ -6,7 +6,6 @@ Both policies answered the same prompts, so every comparison is paired: the boot
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -196,7 +195,7 @@ def response_log_probs(
 ) -> list[float]:  # fmt: skip
     """Log-probability of each response after its prompt, in nats: the sum over its tokens."""
 
-    def start() -> nullcontext[Callable[[Sequence[tuple[TokenIds, TokenIds]]], list[float]]]:
+    def load() -> Callable[[Sequence[tuple[TokenIds, TokenIds]]], list[float]]:
         import torch
 
         network = load_model(model, "causal", settings)
@@ -214,9 +213,9 @@ def response_log_probs(
                     found[index] = float(own.gather(-1, ids[row, start:end, None]).sum())
             return found
 
-        return nullcontext(compute)
+        return compute
 
-    return in_shards(pairs, start, actors)
+    return in_shards(pairs, load, actors)
 
 
 @stage

@@ -71,69 +71,55 @@ def relabel_by_gold(
 def score_pairs(
     judge: Model, method: Method, pairs: Sequence[Pair], batch_tokens: int, model: sections.ModelSettings | None = None,
     output: int | str | None = None, actors: int | None = None, folder: Path | None = None,
-) -> list[tuple[float, float] | None]:  # fmt: skip
-    """A number for the chosen and one for the rejected answer of each pair; None: too long for the judge, or refused.
+) -> pd.DataFrame:  # fmt: skip
+    """What a judge says about each pair that it can read (others are too long for it, or refused), by the pair's place.
 
-    `bt` scores each answer alone. `pm` and `prompting` read both, in both orders: P(chosen is preferred), and its
-    complement, from the next-token probabilities of A and B of a trained PM, or of a model without preference labels.
+    `chosen` and `rejected` are a number for each answer. `bt` scores each alone. `pm` and `prompting` read both, in
+    both orders: P(chosen is preferred), and its complement, from the next-token probabilities of A and B of a trained
+    PM, or of a model without preference labels. `outcome` is 1 where chosen is preferred, 0.5 for a tie, else 0.
     `folder` keeps finished shards.
     """
     if method == "bt":
         each = {(id(prompt), answer): (prompt, answer) for prompt, *answers in pairs for answer in answers}
         scored = score(judge, list(each.values()), batch_tokens, model, output, actors, folder)
         rewards = dict(zip(each, scored, strict=True))
-        both = ((rewards[id(prompt), a], rewards[id(prompt), b]) for prompt, a, b in pairs)
-        return [None if a is None or b is None else (a, b) for a, b in both]
-    probabilities = preference_probability(judge, pairs, batch_tokens, model, actors, folder)
-    return [None if p is None else (p, 1.0 - p) for p in probabilities]
+        sides = [[rewards[id(prompt), both[side]] for prompt, *both in pairs] for side in (0, 1)]
+    else:
+        probabilities = preference_probability(judge, pairs, batch_tokens, model, actors, folder)
+        sides = [probabilities, [None if p is None else 1.0 - p for p in probabilities]]
+    columns = {"chosen": sides[0], "rejected": sides[1], "outcome": compare_rewards(*sides)}
+    return pd.DataFrame(columns, dtype=float).dropna()
 
 
 @stage
-def evaluate_reward_model(
-    reward_model: Model, pairs: Artifact, settings: sections.RewardModelSettings, model: sections.ModelSettings,
+def evaluate_judge(
+    judge: Model, method: Method, pairs: Artifact,
+    settings: sections.RewardModelSettings | sections.PreferenceModelSettings, model: sections.ModelSettings,
     confidence: float, actors: int | None = None, *, into: Path,
 ) -> Summary:  # fmt: skip
-    """Accuracy of an RM on pairs."""
-    return _evaluate(reward_model, "bt", pairs, settings.batch_tokens, model, confidence, actors, into, settings.output)
-
-
-@stage
-def evaluate_preference_model(
-    preference_model: Model, pairs: Artifact, settings: sections.PreferenceModelSettings, model: sections.ModelSettings,
-    confidence: float, actors: int | None = None, *, into: Path,
-) -> Summary:  # fmt: skip
-    """Accuracy of a PM on pairs, both orders averaged."""
-    return _evaluate(preference_model, "pm", pairs, settings.batch_tokens, model, confidence, actors, into)
-
-
-def _evaluate(
-    judge: Model, method: Method, pairs: Artifact, batch_tokens: int, model: sections.ModelSettings, confidence: float,
-    actors: int | None, into: Path, output: int | str | None = None,
-) -> Summary:  # fmt: skip
-    """Score the pairs and write `results.json`."""
+    """Accuracy of an RM (`bt`) or a PM (`pm`, both orders averaged) on pairs; more of it in `results.json`."""
+    output = settings.output if isinstance(settings, sections.RewardModelSettings) else None
     rows = list(pairs.dataset())
     texts = [(row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in rows]
-    scored = score_pairs(judge, method, texts, batch_tokens, model, output, actors, into / "shards")
-    places = [place for place, pair in enumerate(scored) if pair]
-    dropped = count_unscored(judge, model, [row["prompt"] for row in rows], {*places}, method == "bt")
-    counts = Rows(len(rows), len(places), dropped)
-    rows, texts = [rows[place] for place in places], [texts[place] for place in places]
-    chosen, rejected = map(list, zip(*(pair for pair in scored if pair), strict=True))
-    table = pd.DataFrame({"skill": [row["skill"] for row in rows], "correct": compare_rewards(chosen, rejected)})
-    overall = accuracy(table["correct"], confidence)
-    skills = {str(skill): accuracy(part["correct"], confidence) for skill, part in table.groupby("skill")}
-    probabilities = special.expit(np.subtract(chosen, rejected)) if method == "bt" else np.array(chosen)
+    table = score_pairs(judge, method, texts, settings.batch_tokens, model, output, actors, into / "shards")
+    dropped = count_unscored(judge, model, [row["prompt"] for row in rows], {*table.index}, method == "bt")
+    counts = Rows(len(rows), len(table), dropped)
+    longer = compare_rewards(*([len(text[side]) for text in texts] for side in (1, 2)))
+    table = table.join(pd.DataFrame({"skill": [row["skill"] for row in rows], "longer": longer}))
+    overall = accuracy(table["outcome"], confidence)
+    skills = {str(skill): accuracy(part["outcome"], confidence) for skill, part in table.groupby("skill")}
+    chosen, rejected = table["chosen"], table["rejected"]
+    probabilities = special.expit(chosen - rejected) if method == "bt" else chosen
     # Every pair enters once as (chosen, rejected) and once the other way round: the table is symmetric.
-    bins = calibration([*probabilities, *(1 - probabilities)], [1] * len(rows) + [0] * len(rows))
+    bins = calibration([*probabilities, *(1 - probabilities)], [1] * len(table) + [0] * len(table))
     gaps = np.abs(np.subtract(bins["predicted"], bins["observed"]))
-    longer = pd.Series(compare_rewards(*([len(text[side]) for text in texts] for side in (1, 2))), dtype=float)
     results = {
-        "accuracy": asdict(overall), "longer_wins": asdict(accuracy(longer, confidence)),
-        "ties": int((table["correct"] == 0.5).sum()), "skills": {name: asdict(each) for name, each in skills.items()},
+        "accuracy": asdict(overall), "longer_wins": asdict(accuracy(table["longer"], confidence)),
+        "ties": int((table["outcome"] == 0.5).sum()), "skills": {name: asdict(each) for name, each in skills.items()},
         "calibration": bins, "calibration_error": float(np.average(gaps, weights=bins["count"])),
     }  # fmt: skip
     if method == "bt":
-        results |= {"chosen_rewards": chosen, "rejected_rewards": rejected}
+        results |= {"chosen_rewards": chosen.tolist(), "rejected_rewards": rejected.tolist()}
     write_json(into / "results.json", results)
     by_name = {f"accuracy_{skill}": estimate.value for skill, estimate in skills.items()}
     return Summary({"pairs": counts}, {**overall.metrics("accuracy"), **by_name})

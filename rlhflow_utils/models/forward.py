@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlhflow_utils.guide.profile import read_revisions
-from rlhflow_utils.guide.spread import R, Start, T, shards_of, spread
+from rlhflow_utils.guide.spread import R, T, shards_of, spread
 from rlhflow_utils.guide.stage import Artifact, Metric, Rows, Summary, read_json, seal, sealed, write_json
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rlhflow_utils.guide.settings import ModelSettings
     from rlhflow_utils.models.chat import Message
 
+Load = Callable[[], Callable[[T], R]]  # reads a model into memory; what it gives computes the result of a shard
 Model = Artifact | Path | str  # a stage that trained one, a local folder, a hub id
 TokenIds = Sequence[int]
 ROWS_PER_SHARD = 1024  # what an actor gets at a time; in `reward_rows` also the unit of resuming
@@ -159,9 +160,9 @@ def next_token_logits(model: PreTrainedModel, sequences: Sequence[TokenIds], pad
 
 
 def in_shards(
-    rows: Sequence[T], start: Start[list[T], Sequence[R]], actors: int | None, folder: Path | None = None
+    rows: Sequence[T], load: Load[list[T], Sequence[R]], actors: int | None, folder: Path | None = None
 ) -> list[R]:
-    """The result of every row, in order; `start` yields the function of a shard (see `spread`).
+    """The result of every row, in order; `load` gives the function of a shard (see `spread`).
 
     Results are JSON. Finished shards are kept in `folder`, which must be of these rows and this model alone.
     """
@@ -169,24 +170,25 @@ def in_shards(
     with nullcontext(folder) if folder else TemporaryDirectory() as place:
         files = [Path(place) / f"{index:05d}.json" for index in range(len(shards))]
         missing = [index for index, file in enumerate(files) if not sealed(file)]
-        for index, found in spread(missing, lambda index: [rows[row] for row in shards[index]], start, actors):
+        done = spread(missing, lambda index: [rows[row] for row in shards[index]], lambda: nullcontext(load()), actors)
+        for index, found in done:
             write_json(files[index].with_suffix(".tmp"), found)
             seal(files[index].with_suffix(".tmp"), files[index])
         return [result for file in files for result in read_json(cast(Path, sealed(file)))]
 
 
 def reward_rows(
-    responses: Artifact, start: Start[list[dict[str, Any]], list[list[float | None]]], into: Path, actors: int | None,
+    responses: Artifact, load: Load[list[dict[str, Any]], list[list[float | None]]], into: Path, actors: int | None,
     keep: bool = False, count: Callable[[Sequence[Any], set[int]], dict[str, int]] | None = None,
 ) -> Summary:  # fmt: skip
     """Write ``data``, the rows of `responses` with the column `rewards`, for a stage that scores or ranks.
 
-    `start` yields the function from rows to a number for each response of each row. It gets one shard at a time: the
+    `load` gives the function from rows to a number for each response of each row. It gets one shard at a time: the
     unit of resuming. Rows with a response that has none (None) are dropped and counted, by `count` where not all of
     them are too long for the model; `keep` keeps them, with null there.
     """
     rows = responses.dataset()
-    rewards = in_shards(rows.select_columns(["prompt", "responses"]), start, actors, into / "shards")
+    rewards = in_shards(rows.select_columns(["prompt", "responses"]), load, actors, into / "shards")
     groups = list(zip(rows["prompt_id"], rewards, strict=True))
     names = (f"prompt {prompt_id}, response {place}" for prompt_id, group in groups for place in range(len(group)))
     check_finite(chain.from_iterable(rewards), names)

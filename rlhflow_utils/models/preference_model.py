@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,8 +75,7 @@ def preference_probability(
     actors: int | None = None, folder: Path | None = None,
 ) -> list[float | None]:  # fmt: skip
     """P(a ≻ b | x) of every comparison; see `load_compare`, for `actors` and `folder` `in_shards`."""
-    load = partial(load_compare, model, batch_tokens, settings)
-    return in_shards(list(comparisons), lambda: nullcontext(load()), actors, folder)
+    return in_shards(list(comparisons), partial(load_compare, model, batch_tokens, settings), actors, folder)
 
 
 def load_compare(model: Model, batch_tokens: int, settings: ModelSettings | None = None) -> Compare:
@@ -115,7 +113,7 @@ def rank_responses(
     to the others.
     """
 
-    def start() -> nullcontext[Callable[[list[dict[str, Any]]], list[list[float | None]]]]:
+    def load() -> Callable[[list[dict[str, Any]]], list[list[float | None]]]:
         compare = load_compare(preference_model, settings.batch_tokens, model)
 
         def compute(rows: list[dict[str, Any]]) -> list[list[float | None]]:
@@ -126,9 +124,9 @@ def rank_responses(
             places = ((winner, range(len(group))) for winner, group in winners)
             return [[None if winner is None else float(place == winner) for place in every] for winner, every in places]
 
-        return nullcontext(compute)
+        return compute
 
-    return reward_rows(responses, start, into, actors)
+    return reward_rows(responses, load, into, actors)
 
 
 def knock_out(compare: Compare, prompts: Prompts, responses: Sequence[Sequence[str]]) -> list[int | None]:

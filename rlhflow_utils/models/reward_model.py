@@ -7,7 +7,6 @@ by one; nothing is truncated; text is never searched for a BOS string to cut out
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,16 +31,16 @@ def score_responses(
 ) -> Summary:  # fmt: skip
     """A reward for every response: the rows of `responses` with the column `rewards`; `keep` as in `reward_rows`."""
 
-    def start() -> nullcontext[Callable[[list[dict[str, Any]]], list[list[float | None]]]]:
+    def load() -> Callable[[list[dict[str, Any]]], list[list[float | None]]]:
         scorer = load_scorer(reward_model, settings.batch_tokens, model, settings.output)
 
         def compute(rows: list[dict[str, Any]]) -> list[list[float | None]]:
             flat = iter(scorer((row["prompt"], text) for row in rows for text in row["responses"]))
             return [[next(flat) for _ in row["responses"]] for row in rows]
 
-        return nullcontext(compute)
+        return compute
 
-    return reward_rows(responses, start, into, actors, keep, partial(count_unscored, reward_model, model))
+    return reward_rows(responses, load, into, actors, keep, partial(count_unscored, reward_model, model))
 
 
 def count_unscored(
@@ -59,8 +58,7 @@ def score(
     output: int | str | None = None, actors: int | None = None, folder: Path | None = None,
 ) -> list[float | None]:  # fmt: skip
     """The reward of every conversation, in the given order, by `load_scorer`; for the rest see `in_shards`."""
-    load = partial(load_scorer, model, batch_tokens, settings, output)
-    return in_shards(conversations, lambda: nullcontext(load()), actors, folder)
+    return in_shards(conversations, partial(load_scorer, model, batch_tokens, settings, output), actors, folder)
 
 
 def load_scorer(

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
+from rlhflow_utils.guide.settings import GenerationSettings, IterativeSettings, ModelSettings
 from rlhflow_utils.guide.spread import shards_of, spread
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, describe, hash_value, seal, sealed, seed_for, stage
 from rlhflow_utils.models.chat import accepted, decode_response, encode_prompt, load_tokenizer, stop_token_ids
@@ -50,6 +50,12 @@ class Prompts:
                 "lower iterative.prompts_per_iteration or add prompt sources"
             )
         return rows.select(range(self.start, end))
+
+
+def prompts_of_iteration(data: Artifact, iteration: int, settings: IterativeSettings) -> Prompts:
+    """The prompts of an iteration (counted from 1): no prompt comes twice."""
+    count = settings.prompts_per_iteration
+    return Prompts(data, "prompts", (iteration - 1) * count, count)
 
 
 @stage

@@ -1,4 +1,4 @@
-"""Preference pairs from n scored responses: best against worst, or its rivals (paper 3.3, eq. 8).
+"""Who ranks n responses, and the preference pair they give: best against worst, or its rivals (paper 3.3, eq. 8).
 
 Differences from the released code (`run_dpo.py`): a pair keeps the order of the penalised reward that chose it; the
 strategies named random are random; identical responses and ties are dropped and counted.
@@ -13,13 +13,25 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhflow_utils.guide.stage import Artifact, Rows, Summary, stage
-from rlhflow_utils.models.forward import check_finite
+from rlhflow_utils.models.forward import Model, check_finite
+from rlhflow_utils.models.preference_model import rank_responses
+from rlhflow_utils.models.reward_model import score_responses
 
 if TYPE_CHECKING:
+    from rlhflow_utils.guide.run import Run
     from rlhflow_utils.guide.settings import PairBuildingSettings
 
 Strategy = Literal["best_vs_worst", "best_vs_random", "random"]
 Row = Mapping[str, Any]
+
+
+def rank(run: Run, ranker: Model, responses: Artifact, *, into: Path) -> Artifact:
+    """A number for every response, from the kind of model that `pair_building.ranker` names; `ranker` is that model."""
+    profile = run.profile
+    if profile.pair_building.ranker == "reward_model":
+        return score_responses(ranker, responses, profile.reward_model, profile.model, profile.actors, into=into)
+    tournament, here = profile.pair_building.tournament, (profile.model, profile.actors)
+    return rank_responses(ranker, responses, profile.preference_model, tournament, *here, into=into)
 
 
 @stage

@@ -16,12 +16,7 @@ from rlhflow_utils.simulator.native_rows import Row, UsedPairs, build_rows
 
 @stage
 def build_world(settings: WorldSettings, seed: int, *, into: Path) -> Summary:
-    """Write every file of the simulated world (chapter 00)."""
-    return Summary(rows={name: Rows(rows, rows) for name, rows in write_world(settings, seed, into).items()})
-
-
-def write_world(settings: WorldSettings, seed: int, folder: Path) -> dict[str, int]:
-    """Write the world's files, the same bytes for the same settings and seed; return the rows of each.
+    """Write every file of the simulated world (chapter 00), the same bytes for the same settings and seed.
 
     `settings.seed` decides what is true and what is held out, `seed` which rows are drawn.
 
@@ -43,9 +38,10 @@ def write_world(settings: WorldSettings, seed: int, folder: Path) -> dict[str, i
         rows, planted = plant_dirt(source, clean, settings.preferences.dirt_rate, rng)
         files["nectar.jsonl" if source == "nectar" else f"sources/{source}.jsonl"] = rows
         record += planted
-    (folder / "sources").mkdir(parents=True, exist_ok=True)
+    (into / "sources").mkdir(exist_ok=True)
     for name, rows in files.items():
         text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-        (folder / name).write_text(text, encoding="utf-8")
-    (folder / "planted_dirt.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return {name: len(rows) for name, rows in files.items()} | {"planted_dirt.json": len(record)}
+        (into / name).write_text(text, encoding="utf-8")
+    (into / "planted_dirt.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    counts = {name: len(rows) for name, rows in files.items()} | {"planted_dirt.json": len(record)}
+    return Summary({name: Rows(rows, rows) for name, rows in counts.items()})
