@@ -18,7 +18,7 @@ OVERRIDES = {}
 # %%
 from IPython.display import Markdown, display
 
-from rlhflow_utils.claims.verdicts import claims_table, read_records
+from rlhflow_utils.claims.tables import claims_table, read_records
 from rlhflow_utils.guide import figures, tables
 from rlhflow_utils.guide.headlines import machine_rows
 from rlhflow_utils.guide.run import open_run

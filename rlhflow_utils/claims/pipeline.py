@@ -14,9 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from rlhflow_utils.claims.designs import ClaimsSettings, Variant
+from rlhflow_utils.claims.designs import ClaimsSettings, Measure, Variant
 from rlhflow_utils.claims.steps import balance_skills, pick_answers, take_share, verify
-from rlhflow_utils.claims.verdicts import Measure
 from rlhflow_utils.data.mixtures import build_preference_data
 from rlhflow_utils.evaluation import policies, reward_models, rewardbench
 from rlhflow_utils.evaluation.statistics import Estimate, bon_kl, bootstrap_mean, weighted_mean

@@ -1,20 +1,22 @@
-"""Tables and figures of the claims (chapter 11), drawn from `results/claims/*.json`."""
+"""The records of the claims in `results/claims/`: their tables and figures (chapters 10 to 12)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from rlhflow_utils.claims.designs import Designs
-from rlhflow_utils.claims.verdicts import Record, signed, signed_interval
+from rlhflow_utils.claims.designs import OVER_SEEDS, SUPPORTED, Designs, Record
 from rlhflow_utils.evaluation.statistics import t_interval
 from rlhflow_utils.guide.figures.style import BLUE, CYCLE, DARK, GREEN, GREY, ORANGE, RED, error_bar, finish, new_figure
-from rlhflow_utils.guide.tables import Formatted, paper_lc, show, with_interval
+from rlhflow_utils.guide.stage import PROJECT, read_json
+from rlhflow_utils.guide.tables import ABLATIONS, OURS, Formatted, beside, cell, paper_lc, show, with_interval
 
+RESULTS = PROJECT / "results" / "claims"
 # Start of a metric's name -> its unit, and how it is scaled; all other metrics are shares of prompts or pairs.
 UNITS = {
     "mean_pearson": ("correlation of length and reward", 1), "mean_length": ("characters", 1),
@@ -26,12 +28,46 @@ COLOURS = {"supported": GREEN, "not supported": RED, "inconclusive": ORANGE}
 SHOWN = "Thin lines: seeds; thick line: their mean.\n"
 
 
+def read_records(folder: Path = RESULTS) -> dict[str, Record]:
+    """The measured claims: first those with a letter. Empty where nothing has been measured."""
+    records = [read_json(file) for file in folder.glob("*.json")]
+    return {record["claim"]: record for record in sorted(records, key=lambda r: (len(r["claim"]) > 1, r["claim"]))}
+
+
+def signed(value: float) -> str:
+    return ("+" if value >= 0 else "−") + cell(abs(float(value)))
+
+
+def signed_interval(record: Mapping[str, Any]) -> str:
+    """The interval of a difference: of a record, or of one of its comparisons."""
+    return f"{signed(record['ci_low'])} … {signed(record['ci_high'])}"
+
+
+def verdict_text(record: Record) -> str:
+    """The verdict, with what limits it: other worlds, or an interval over prompts alone."""
+    text, others = str(record["verdict"]), record["worlds"].values()
+    agreeing = sum(other["verdict"] == SUPPORTED for other in others)
+    if agreeing != (len(others) if text == SUPPORTED else 0):
+        text += f" (in other worlds supported in {agreeing} of {len(others)})"
+    return text + ("" if record["interval"] == OVER_SEEDS else ", prompts only")
+
+
+def claims_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """One row for each claim; the effect is that of the comparison that decides."""
+    return [{
+        "claim": Formatted(f"**{name}** {record['title']}"), "paper": record["paper"],
+        "ours (the comparison that decides)": f"{record['deciding']}: {signed(record['effect'])}",
+        "95 % interval": signed_interval(record), "detectable effect": record["smallest_detectable_effect"],
+        "seeds": record["seeds"], "verdict": verdict_text(record),
+    } for name, record in records.items()]  # fmt: skip
+
+
 def comparisons_table(record: Record) -> list[dict[str, Any]]:
     """Every comparison of a claim, with its interval and its own verdict; the one that decides is bold."""
     return [{
         "comparison": Formatted(f"**{name}**") if (name := part["comparison"]) == record["deciding"] else name,
         "difference": signed(part["effect"]), "95 % interval": signed_interval(part),
-        "detectable effect": part.get("smallest_detectable_effect"),
+        "detectable effect": part["smallest_detectable_effect"],
         "by seed": ", ".join(signed(value) for value in part["per_seed"].values()),
         "verdict": part["verdict"] or "(shown only)",
     } for part in record["comparisons"]]  # fmt: skip
@@ -55,8 +91,7 @@ def worlds_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """The verdicts of the claims that were measured in other worlds, too, with the comparison that decides."""
 
     def short(record: Mapping[str, Any]) -> str:
-        name = record.get("deciding", record.get("comparison"))
-        return f"{record['verdict']}: {name} {signed(record['effect'])} ({signed_interval(record)})"
+        return f"{record['verdict']}: {record['deciding']} {signed(record['effect'])} ({signed_interval(record)})"
 
     rows = {name: {"the profile's": each, **each["worlds"]} for name, each in records.items() if each["worlds"]}
     return [{"claim": name, **{key: short(each) for key, each in row.items()}} for name, row in rows.items()]
@@ -81,6 +116,22 @@ def policies_table(record: Record) -> list[dict[str, Any]]:
         "plain win rate vs SFT": over_seeds(variant, f"win_rate{step}"),
         "paper: LC AlpacaEval-2 (%)": papers.get(kind),
     } for label, (variant, step, kind) in rows.items()]  # fmt: skip
+
+
+def table_6(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """The paper's ablations: length penalty, and an RM that prefers length (mix1's for UltraRM). Means over seeds."""
+
+    def measured(row: str, column: str) -> dict[str, dict[str, float]]:
+        claim, variant, words = OURS["variants"][row]
+        metric, unit = OURS["measures"].get(column, ("", ""))
+        seeds = records.get(claim, {}).get("variants", {}).get(variant, {})
+        steps = [int(key.partition("@")[2]) for row in seeds.values() for key in row if key.startswith(f"{metric}@")]
+        if not steps:
+            return {}
+        found = t_interval([row[f"{metric}@{max(steps)}"] for row in seeds.values()], records[claim]["confidence"])
+        return {f"tiny, iteration {max(steps)}, {len(seeds)} seed(s): {words}; {unit}": asdict(found)}
+
+    return beside("row", "column", ABLATIONS, measured)
 
 
 def variants_table(designs: Designs, records: Mapping[str, Record]) -> list[dict[str, Any]]:
@@ -126,7 +177,6 @@ def claim_curves(record: Record, variants: Mapping[str, str], caption: str = "")
     """Proxy and gold reward by KL from π₀, as changes since the first point; variant -> its name in the legend.
 
     An RM's zero is arbitrary, so the proxy starts from iteration 1; the gold reward starts from SFT, where KL is 0.
-    Records without KL are drawn by iteration.
     """
     figure, panels = new_figure(columns=2, height=3.8)
     for axes, metric, label in zip(panels, ("proxy_reward", "reward"), ("proxy reward", "gold reward"), strict=True):
@@ -134,13 +184,12 @@ def claim_curves(record: Record, variants: Mapping[str, str], caption: str = "")
             found = record["variants"][variant]
             steps = sorted(int(key.split("@")[1]) for key in next(iter(found.values())) if key.startswith(f"{metric}@"))
             curves = np.array([[seed[f"{metric}@{step}"] for step in steps] for seed in found.values()])
-            places = np.array([[seed.get(f"kl@{step}", step) for step in steps] for seed in found.values()])
+            places = np.array([[seed[f"kl@{step}"] for step in steps] for seed in found.values()])
             if metric == "reward":
                 curves = np.column_stack([[record["variants"]["sft"][seed][metric] for seed in found], curves])
                 places = np.column_stack([np.zeros(len(found)), places])
             _curves(axes, places, curves - curves[:, :1], colour, name)
-        by_kl = any(key.startswith("kl@") for key in next(iter(found.values())))
-        axes.set(xlabel="KL from π₀ (nats)" if by_kl else "iteration", ylabel=f"change of the {label}")
+        axes.set(xlabel="KL from π₀ (nats)", ylabel=f"change of the {label}")
     panels[1].legend()
     note = "The zero of a reward model is arbitrary: compare directions, not heights, on the left. Points: iterations."
     return finish(figure, "Proxy and gold reward of the iterations", f"{SHOWN}{note}\n{caption}")
