@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhflow_utils.guide.run import stream_command
 from rlhflow_utils.guide.stage import PROJECT, write_json
 from rlhflow_utils.models.chat import load_tokenizer
-from rlhflow_utils.training.base_model import build_model
 from rlhflow_utils.training.launch import launch_command, run_training
+from rlhflow_utils.training.pretraining import build_model
 from rlhflow_utils.training.trainers import TrainingJob, last_checkpoint, train
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
