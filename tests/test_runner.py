@@ -212,6 +212,17 @@ def test_a_chapter_depends_on_the_content_of_files(guide: Path, capsys: pytest.C
     capsys.readouterr()
 
 
+def test_a_chapter_depends_on_the_published_numbers_that_it_shows(guide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = guide / "paper.yaml"
+    monkeypatch.setattr(runner, "PUBLISHED", {"tables.": paper})
+    keys = {"tables.show(rows)": list[str](), "rows": []}
+    for number in ("1", "2"):
+        paper.write_text(number)
+        for code, found in keys.items():
+            found.append(Guide("tiny", str(guide / "run")).key_of(_write(guide, "01_x", code)))
+    assert {code: len(set(found)) for code, found in keys.items()} == {"tables.show(rows)": 2, "rows": 1}
+
+
 @pytest.mark.parametrize(
     ("code", "sections"),
     [

@@ -29,7 +29,7 @@ NOTEBOOKS = PROJECT / "notebooks"
 PROGRESS = (STAGE_LINE, "  step ", "generation: ")  # output lines that the terminal shows too
 KERNEL_SECONDS = 300  # a kernel may take so long to start: on a loaded machine, 60 (the default) is too short
 PUBLISHED = {  # what stands in a chapter -> what it reads
-    "read_results": tables.RESULTS, "read_records": tables.RESULTS / "claims",
+    "tables.": tables.PAPER_FILE, "read_results": tables.RESULTS, "read_records": tables.RESULTS / "claims",
     "machines.json": tables.RESULTS / "tiny" / "machines.json",
 }  # fmt: skip
 WHERE = ("OVERRIDES", "RUN_DIR")  # parameters that a chapter's currency does not depend on: sections count by content

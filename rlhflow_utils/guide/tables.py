@@ -22,13 +22,15 @@ Estimates = Mapping[str, Mapping[str, float]]  # setting -> value, ci_low, ci_hi
 Printed = Mapping[str, Mapping[str, float | None]]  # row -> column -> what the paper states
 
 # The paper: its results and its recipe (paper.yaml says where each number stands).
-PAPER = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text(encoding="utf-8"))
+PAPER_FILE = Path(__file__).with_name("paper.yaml")
+PAPER = yaml.safe_load(PAPER_FILE.read_text(encoding="utf-8"))
 REWARDBENCH: Printed = PAPER["rewardbench"]  # method -> section -> per cent
 LENGTH_BIAS: dict[str, float] = PAPER["length_bias"]
 CHAT_BENCHMARKS: dict[str, list[float]] = PAPER["chat_benchmarks"]  # policy -> LC AlpacaEval-2, MT-Bench, Arena-Hard
 ACADEMIC: Printed = PAPER["academic"]  # policy -> task -> per cent
 ABLATIONS: Printed = PAPER["ablations"]  # row of Table 6 -> column -> value
 OURS = PAPER["ours"]  # where our numbers beside these stand
+BANDS: dict[str, float] = {name: group["band"] for group in PAPER["headlines"] for name in group["metrics"]}
 
 
 def paper_settings(section: str, model: str | None) -> dict[str, Any]:
@@ -219,6 +221,15 @@ def judge_rows(summary: Summary, main_mixture: str) -> list[Row]:
         parts = {part: f"rewardbench_{benchmark}.{part}" for part in (*REWARDBENCH["bt"], "overall")}
         parts |= {"held-out pairs": f"{test}.accuracy", "correlation of length and reward": f"{bias}.mean_pearson"}
         rows.append({"judge": label, **{name: with_interval(estimate(summary, key)) for name, key in parts.items()}})
+    return rows
+
+
+def machine_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The table of `results/tiny/machines.json`: headline numbers by machine, and their spread beside the band."""
+    rows = []
+    for name, band in BANDS.items():
+        values = {run["name"]: run["metrics"][name] for run in runs}
+        rows.append({"metric": name, **values, "spread": max(values.values()) - min(values.values()), "band": band})
     return rows
 
 
