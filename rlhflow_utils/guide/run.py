@@ -232,10 +232,10 @@ def fix_of(message: str) -> str | None:
     return FIXES.get(int(found[1] or found[2])) if found else None
 
 
-def stream_command(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+def stream_command(command: Sequence[str]) -> None:
     """Run a command, copying its output line by line; RuntimeError with the last line that names an error."""
     tail: list[str] = []
-    with Popen(command, stdout=PIPE, stderr=STDOUT, text=True, env=environment) as child:
+    with Popen(command, stdout=PIPE, stderr=STDOUT, text=True) as child:
         assert child.stdout is not None
         for line in child.stdout:
             print(line, end="", flush=True)
