@@ -317,8 +317,9 @@ def test_the_verdict_says_what_limits_it() -> None:
     assert text("not supported", **mixed) == "not supported (in other worlds supported in 1 of 2)"
 
 
-def test_no_results_are_no_error(tmp_path: Path) -> None:
-    assert claims_table(read_records(tmp_path)) == []
+def test_no_results_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhflow_utils.claims.tables.RESULTS", tmp_path)
+    assert claims_table(read_records()) == []
 
 
 def test_committed_records_follow_from_their_seeds() -> None:

@@ -202,7 +202,7 @@ claims.claim_sizes(records["sizes"], {"bt_share0_125": 0.125, "bt_share0_25": 0.
 # ## Every comparison
 
 # %%
-claims.show_claims(records, list(records))
+claims.show_claims(records)
 
 # %% [markdown]
 # ## Checks

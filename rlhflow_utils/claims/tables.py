@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,12 @@ UNITS = {
     "": ("percentage points", 100),
 }  # fmt: skip
 COLOURS = {"supported": GREEN, "not supported": RED, "inconclusive": ORANGE}
-SHOWN = "Thin lines: seeds; thick line: their mean.\n"
+SHOWN = "Thin lines: seeds; thick line: their mean."
 
 
-def read_records(folder: Path = RESULTS) -> dict[str, Record]:
+def read_records() -> dict[str, Record]:
     """The measured claims: first those with a letter. Empty where nothing has been measured."""
-    records = [read_json(file) for file in folder.glob("*.json")]
+    records = [read_json(file) for file in RESULTS.glob("*.json")]
     return {record["claim"]: record for record in sorted(records, key=lambda r: (len(r["claim"]) > 1, r["claim"]))}
 
 
@@ -73,18 +72,18 @@ def comparisons_table(record: Record) -> list[dict[str, Any]]:
     } for part in record["comparisons"]]  # fmt: skip
 
 
-def show_claims(records: Mapping[str, Record], names: Sequence[str], caption: str = "") -> None:
-    """Display hypothesis, design, control, verdict and all comparisons of some claims, with what measured them."""
+def show_claims(records: Mapping[str, Record]) -> None:
+    """Display hypothesis, design, control, verdict and all comparisons of the claims, with what measured them."""
     from IPython.display import Markdown, display
 
-    for record in [records[name] for name in names if name in records]:
+    for record in records.values():
         stated = f" The paper: {record['paper']}." if record["paper"] else ""
         display(Markdown(
             f"**{record['claim']} · {record['title']}** ({record['section']}): **{record['verdict']}**. "
             f"{record['hypothesis']}{stated} *Design:* {record['design']} *Control:* {record['control']}"
         ))  # fmt: skip
         measured = f"{record['seeds']} seeds, `{record['command']}`, commit {record['provenance']['commit'][:7]}"
-        show(comparisons_table(record), f"Interval: {record['interval']}. {measured}. {caption}")
+        show(comparisons_table(record), f"Interval: {record['interval']}. {measured}.")
 
 
 def worlds_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
@@ -146,7 +145,7 @@ def variants_table(designs: Designs, records: Mapping[str, Record]) -> list[dict
     return rows
 
 
-def claim_forest(records: Mapping[str, Record], caption: str = "") -> Figure:
+def claim_forest(records: Mapping[str, Record]) -> Figure:
     """The comparison that decides each claim: mean over seeds with its interval, a panel for each unit."""
     panels: dict[tuple[str, int], dict[str, Any]] = {}
     for name, record in records.items():
@@ -170,10 +169,10 @@ def claim_forest(records: Mapping[str, Record], caption: str = "") -> Figure:
         panel.grid(axis="x")
         panel.set_xlabel(label)
     legend = "Bars: 95 % intervals of the differences; ticks: seeds; ×: the margin of “no worse” and “near equal”."
-    return finish(figure, "Green: supported. Red: not supported. Orange: inconclusive.", f"{legend}\n{caption}")
+    return finish(figure, "Green: supported. Red: not supported. Orange: inconclusive.", legend)
 
 
-def claim_curves(record: Record, variants: Mapping[str, str], caption: str = "") -> Figure:
+def claim_curves(record: Record, variants: Mapping[str, str]) -> Figure:
     """Proxy and gold reward by KL from π₀, as changes since the first point; variant -> its name in the legend.
 
     An RM's zero is arbitrary, so the proxy starts from iteration 1; the gold reward starts from SFT, where KL is 0.
@@ -192,10 +191,10 @@ def claim_curves(record: Record, variants: Mapping[str, str], caption: str = "")
         axes.set(xlabel="KL from π₀ (nats)", ylabel=f"change of the {label}")
     panels[1].legend()
     note = "The zero of a reward model is arbitrary: compare directions, not heights, on the left. Points: iterations."
-    return finish(figure, "Proxy and gold reward of the iterations", f"{SHOWN}{note}\n{caption}")
+    return finish(figure, "Proxy and gold reward of the iterations", f"{SHOWN}\n{note}")
 
 
-def claim_sizes(record: Record, shares: Mapping[str, float], caption: str = "") -> Figure:
+def claim_sizes(record: Record, shares: Mapping[str, float]) -> Figure:
     """RM accuracy on clean held-out pairs against the share of the mixture that trained it (rising)."""
     figure, [axes] = new_figure(height=3.2)
     curves = [[100 * seed["accuracy"] for seed in record["variants"][variant].values()] for variant in shares]
@@ -204,7 +203,7 @@ def claim_sizes(record: Record, shares: Mapping[str, float], caption: str = "") 
     axes.set_xscale("log", base=2)
     axes.set_xticks(steps, [f"{value:g}" for value in steps])
     axes.set(xlabel="share of the mixture's pairs (%)", ylabel="accuracy, clean labels (%)")
-    return finish(figure, "RM accuracy and the number of its pairs", f"{SHOWN}{caption}")
+    return finish(figure, "RM accuracy and the number of its pairs", SHOWN)
 
 
 def _curves(axes: Any, places: Any, curves: Any, colour: str, name: str) -> None:
