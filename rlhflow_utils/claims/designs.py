@@ -155,7 +155,7 @@ Seeds = Mapping[str, Measures]
 
 
 def measure_effect(comparison: Comparison, seeds: Seeds, samples: int, confidence: float) -> Record:
-    """What one comparison has found, as JSON; a descriptive one has no verdict."""
+    """What one comparison has found, as JSON."""
     differences = [seed_difference(comparison, found, samples, confidence) for found in seeds.values()]
     values, detectable = [difference.value for difference in differences], None
     if len(seeds) >= ENOUGH_SEEDS:
@@ -170,8 +170,7 @@ def measure_effect(comparison: Comparison, seeds: Seeds, samples: int, confidenc
     return {
         "comparison": comparison.name, **stated, "effect": estimate.value, "ci_low": estimate.ci_low,
         "ci_high": estimate.ci_high, "smallest_detectable_effect": detectable,
-        "per_seed": dict(zip(seeds, values, strict=True)),
-        "verdict": None if comparison.kind == "descriptive" else verdict,
+        "per_seed": dict(zip(seeds, values, strict=True)), "verdict": verdict,
     }  # fmt: skip
 
 
@@ -201,11 +200,11 @@ def seed_difference(comparison: Comparison, found: Measures, samples: int, confi
     return Estimate(value, value - below, value + above, min(a.n, b.n))
 
 
-def comparison_verdict(comparison: Comparison, estimate: Estimate) -> str:
-    """What an effect's interval says about one comparison."""
+def comparison_verdict(comparison: Comparison, estimate: Estimate) -> str | None:
+    """What an effect's interval says about one comparison; a descriptive one has no verdict."""
     low, high, margin = estimate.ci_low, estimate.ci_high, comparison.margin
     if comparison.kind == "descriptive":
-        return INCONCLUSIVE
+        return None
     if comparison.kind == "near_equal":
         outside = high <= -margin or low >= margin
         return SUPPORTED if -margin < low and high < margin else NOT_SUPPORTED if outside else INCONCLUSIVE

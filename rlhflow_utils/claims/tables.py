@@ -19,8 +19,7 @@ RESULTS = PROJECT / "results" / "claims"
 # Start of a metric's name -> its unit, and how it is scaled; all other metrics are shares of prompts or pairs.
 UNITS = {
     "mean_pearson": ("correlation of length and reward", 1), "mean_length": ("characters", 1),
-    "proxy_reward": ("proxy reward", 1), "reward": ("gold reward", 1), "slack": ("KL below its bound (nats)", 1),
-    "kl": ("KL from π₀ (nats)", 1),
+    "proxy_reward": ("proxy reward", 1), "reward": ("gold reward", 1), "kl": ("KL from π₀ (nats)", 1),
     "": ("percentage points", 100),
 }  # fmt: skip
 COLOURS = {"supported": GREEN, "not supported": RED, "inconclusive": ORANGE}

@@ -32,7 +32,6 @@ PUBLISHED = {  # what stands in a chapter -> what it reads
     "tables.": tables.PAPER_FILE, "read_results": tables.RESULTS, "read_records": tables.RESULTS / "claims",
     "machines.json": tables.RESULTS / "tiny" / "machines.json",
 }  # fmt: skip
-WHERE = ("OVERRIDES", "RUN_DIR")  # parameters that a chapter's currency does not depend on: sections count by content
 
 
 class ChapterError(RuntimeError):
@@ -105,7 +104,7 @@ class Guide:
         """Hash of a chapter's code, of the modules it imports, and of the parameters, sections and results it reads."""
         code = code_of(notebook)
         modules = {name: stage.hash_code(name) for name in sorted(stage.package_imports(code))}
-        parameters = {name: value for name, value in self.values.items() if name not in WHERE}
+        parameters = [self.values["PROFILE"], self.values["SEED"]]  # overrides count by the sections' content
         sections = {name: stage.describe(getattr(self.profile, name)) for name in sections_read(ast.parse(code))}
         published = [stage.hash_path(path) for name, path in PUBLISHED.items() if name in code and path.exists()]
         return stage.hash_value([stage.hash_source(code), modules, parameters, sections, published])
