@@ -120,7 +120,7 @@ class Run:
         made = [each.manifest for name, each in stages.items() if name in self._made]
         saved = sum(each["wall_seconds"] for each in made if each["started"] < self._started)  # of skipped stages
         keys = {name: each.key for name, each in stages.items()}
-        record = {"chapter": self.chapter, "stages": keys, "made": sorted(self._made), "saved_seconds": round(saved, 1)}
+        record = {"chapter": self.chapter, "stages": keys, "saved_seconds": round(saved, 1)}
         write_json(self.folder / "chapters" / f"{self.chapter}.json", record)
         print(f"chapter {self.chapter} finished: {len(stages)} stages, {time.time() - self._started:.0f} s")
 
