@@ -59,7 +59,7 @@ CASES: list[dict[str, Any]] = [
 
 def model_of(case: dict[str, Any], **ids: int) -> Any:
     """The config of a case's Llama; its output matrix is one of its own."""
-    from rlhflow_utils.training.base_model import llama_config
+    from rlhflow_utils.training.pretraining import llama_config
 
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     *sizes, words = SIZES[case["size"]]
@@ -91,7 +91,7 @@ def prepare(case: dict[str, Any], folder: Path) -> None:
     from datasets import Dataset
     from transformers import LlamaForCausalLM
 
-    from rlhflow_utils.training.base_model import train_tokenizer
+    from rlhflow_utils.training.pretraining import train_tokenizer
 
     draw, length, words = random.Random(0), case["length"], SIZES[case["size"]][-1]
     tokenizer = train_tokenizer(["a b c"], 280)

@@ -16,8 +16,8 @@ import sysconfig
 from itertools import product
 from typing import Any
 
-from rlhflow_utils.guide.headlines import BANDS, machine_rows
 from rlhflow_utils.guide.stage import PROJECT, provenance, read_json, write_json
+from rlhflow_utils.guide.tables import BANDS, machine_rows
 
 TARGET = PROJECT / "results" / "tiny" / "machines.json"
 CHAPTERS = ["00", "01", "02", "03", "04", "05", "07", "08", "09", "10"]

@@ -57,7 +57,7 @@ def against_the_package(reference: Any, python: Path, rows: list[Any], repeats: 
 def against_single_pairs(rows: list[Any], repeats: int) -> float:
     """Seconds of a loop that asks the PM pair by pair over those of one batched call."""
     from rlhflow_utils.models.preference_model import load_compare
-    from rlhflow_utils.training.base_model import build_model, train_tokenizer
+    from rlhflow_utils.training.pretraining import build_model, train_tokenizer
 
     texts = [text for row in rows for text in (row["prompt"][0]["content"], row["chosen"], row["rejected"])]
     tokenizer = train_tokenizer(texts, vocab_size=1000)

@@ -47,7 +47,7 @@ def make_model(folder: Path, seed: int = 0) -> None:
     import torch
     from transformers import LlamaForSequenceClassification
 
-    from rlhflow_utils.training.base_model import build_model, train_tokenizer
+    from rlhflow_utils.training.pretraining import build_model, train_tokenizer
 
     tokenizer = train_tokenizer([CORPUS], vocab_size=512)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2}

@@ -51,8 +51,7 @@ def _prepare_hub(profile: Profile) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    overrides, parameters = _overrides(options), _pairs(options.parameter)
-    guide = Guide(options.profile, _run_dir(options), options.seed, overrides, options.chapters, parameters)
+    guide = Guide(options.profile, _run_dir(options), options.seed, _overrides(options), options.chapters)
     if guide.stale():  # a field that TRL or vLLM does not know fails here, before any chapter has run
         _prepare_hub(guide.profile)
         from rlhflow_utils.training.check import check_configs
@@ -185,7 +184,6 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, Options]] =
     "run": (_run, "execute the chapters of the guide", TINY | ROOT | {
         "--run-dir": {"help": "run folder relative to the project (default: runs/<profile>)"},
         "--seed": {"type": int, "help": "replaces the profile's seed"},
-        "--parameter": {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "a notebook parameter"},
         "--chapters": {"nargs": "+", "metavar": "NN", "help": "only these chapters"},
     }),
     "claims": (_claims, "measure the paper's claims over seeds; writes results/claims/", TINY | {

@@ -15,7 +15,7 @@ from tiny_models import WORDS
 from rlhflow_utils.__main__ import main
 from rlhflow_utils.data.reading import SourceError
 from rlhflow_utils.evaluation import academic
-from rlhflow_utils.training.base_model import build_model, train_tokenizer
+from rlhflow_utils.training.pretraining import build_model, train_tokenizer
 
 pytest.importorskip("lm_eval")
 

@@ -21,7 +21,7 @@ from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import relative
 from rlhflow_utils.training import pretraining
-from rlhflow_utils.training.base_model import build_model, train_tokenizer
+from rlhflow_utils.training.pretraining import build_model, train_tokenizer
 
 TEXTS = ["What is 37+45?\n37+45=82, so 82.", "The pet of Zorn is cat. The pet of Mira is dog."] * 20
 

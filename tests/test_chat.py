@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rlhflow_utils.models import chat
-from rlhflow_utils.training.base_model import train_tokenizer
+from rlhflow_utils.training.pretraining import train_tokenizer
 
 PROMPT = [{"role": "user", "content": "Add 83 and 10."}]
 LLAMA3 = (

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhflow_utils.models import chat
 from rlhflow_utils.models.preference_model import answer_ids
-from rlhflow_utils.training.base_model import train_tokenizer
+from rlhflow_utils.training.pretraining import train_tokenizer
 from rlhflow_utils.training.stages import sft_tokens
 
 TRL = importlib.util.find_spec("trl")

@@ -13,26 +13,31 @@ import numpy as np
 import pytest
 import yaml
 
-from rlhflow_utils.claims.designs import DESIGNS, Claim, Comparison, Designs, load_designs, seed_profile
+from rlhflow_utils.claims.designs import (
+    DESIGNS,
+    OVER_PROMPTS,
+    OVER_SEEDS,
+    Claim,
+    Comparison,
+    Designs,
+    Measure,
+    claim_record,
+    comparison_verdict,
+    load_designs,
+    measure_effect,
+    seed_difference,
+    seed_profile,
+    smallest_detectable_effect,
+)
 from rlhflow_utils.claims.run import plan, profile_arguments
 from rlhflow_utils.claims.tables import (
+    RESULTS,
     claim_curves,
     claim_forest,
     claim_sizes,
-    variants_table,
-)
-from rlhflow_utils.claims.verdicts import (
-    OVER_PROMPTS,
-    OVER_SEEDS,
-    RESULTS,
-    Measure,
-    claim_record,
     claims_table,
-    comparison_verdict,
-    measure_effect,
     read_records,
-    seed_difference,
-    smallest_detectable_effect,
+    variants_table,
     verdict_text,
 )
 from rlhflow_utils.evaluation.statistics import Estimate, t_interval
@@ -90,19 +95,20 @@ def test_three_seeds_are_paired_seed_by_seed() -> None:
     """The variants vary by 0.2 between seeds, their difference by nothing: the interval has no width."""
     seeds = {str(s): {"a": {"m": _measure(v + 0.1)}, "b": {"m": _measure(v)}} for s, v in enumerate((0.4, 0.5, 0.6))}
     effect = measure_effect(_compare(), seeds, 100, 0.95)
-    assert effect.estimate.value == pytest.approx(0.1)
-    assert effect.estimate.ci_high - effect.estimate.ci_low == pytest.approx(0, abs=1e-9)
-    assert (effect.interval, effect.verdict) == (OVER_SEEDS, "supported")
-    assert effect.per_seed == pytest.approx({"0": 0.1, "1": 0.1, "2": 0.1})
+    assert effect["effect"] == pytest.approx(0.1)
+    assert effect["ci_high"] - effect["ci_low"] == pytest.approx(0, abs=1e-9)
+    assert effect["verdict"] == "supported"
+    assert effect["smallest_detectable_effect"] == pytest.approx(0, abs=1e-9)
+    assert effect["per_seed"] == pytest.approx({"0": 0.1, "1": 0.1, "2": 0.1})
 
 
 def test_one_or_two_seeds_give_an_interval_over_prompts() -> None:
     """Two seeds with half-widths 0.03 and 0.04 in `a` alone: their mean has √(0.03² + 0.04²) / 2 = 0.025."""
     seeds = {"1": {"a": {"m": _measure(0.6, 0.03)}}, "2": {"a": {"m": _measure(0.8, 0.04)}}}
     effect = measure_effect(_compare(worse=None, against=0.5), seeds, 100, 0.95)
-    assert effect.interval == OVER_PROMPTS
-    assert effect.estimate.value == pytest.approx(0.2)
-    assert (effect.estimate.ci_low, effect.estimate.ci_high) == (pytest.approx(0.175), pytest.approx(0.225))
+    assert effect["smallest_detectable_effect"] is None
+    assert effect["effect"] == pytest.approx(0.2)
+    assert (effect["ci_low"], effect["ci_high"]) == (pytest.approx(0.175), pytest.approx(0.225))
 
 
 def test_two_seeds_must_agree_where_the_interval_covers_prompts_only() -> None:
@@ -111,8 +117,8 @@ def test_two_seeds_must_agree_where_the_interval_covers_prompts_only() -> None:
 
     agreeing = measure_effect(_compare(), {"10": measured(-0.3), "11": measured(-0.1)}, 10, 0.95)
     split = measure_effect(_compare(), {"10": measured(-0.4), "11": measured(0.05)}, 10, 0.95)
-    assert (agreeing.verdict, split.verdict) == ("not supported", "inconclusive")
-    assert split.estimate.ci_high < 0
+    assert (agreeing["verdict"], split["verdict"]) == ("not supported", "inconclusive")
+    assert split["ci_high"] < 0
 
 
 def test_prompts_are_resampled_in_pairs_where_both_variants_have_them() -> None:
@@ -178,7 +184,9 @@ def test_the_verdict_is_that_of_the_comparison_that_decides() -> None:
         if record["deciding"] == "a − half":
             assert record["ci_low"] == pytest.approx(0.2 - 0.2484, abs=1e-4)
             assert record["smallest_detectable_effect"] == pytest.approx(5.3634 * 0.1 / math.sqrt(3), abs=1e-4)
-            assert record["seeds"] == 3
+            assert (record["seeds"], record["interval"]) == (3, OVER_SEEDS)
+            two = claim_record(claim, {seed: seeds[seed] for seed in "01"}, {}, load_profile("tiny").evaluation)
+            assert (two["seeds"], two["interval"]) == (2, OVER_PROMPTS)
     assert verdicts == {"c − a": "not supported", "a − half": "inconclusive", "b − a": "supported"}
 
 
@@ -311,8 +319,9 @@ def test_the_verdict_says_what_limits_it() -> None:
     assert text("not supported", **mixed) == "not supported (in other worlds: supported, inconclusive)"
 
 
-def test_no_results_are_no_error(tmp_path: Path) -> None:
-    assert claims_table(read_records(tmp_path)) == []
+def test_no_results_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhflow_utils.claims.tables.RESULTS", tmp_path)
+    assert claims_table(read_records()) == []
 
 
 def test_committed_records_follow_from_their_seeds() -> None:
@@ -359,7 +368,7 @@ def test_tables_and_figures_take_the_committed_records(designs: Designs) -> None
     assert re.match(r"Mean accuracy of the RM: [\d.]+ % with 12.5 %, [\d.]+ % with 100 %", repr(axes.figure))
 
 
-def test_curves_are_drawn_by_kl_where_it_was_measured() -> None:
+def test_curves_are_drawn_by_kl() -> None:
     """Two seeds, two iterations: the mean line goes through the means of KL and of the changes."""
     metrics = ("reward@1", "reward@2", "proxy_reward@1", "proxy_reward@2", "kl@1", "kl@2")
     values = {"100": (0.2, 0.3, 1.0, 3.0, 2.0, 5.0), "101": (0.4, 0.1, 2.0, 3.0, 4.0, 7.0)}
@@ -373,6 +382,3 @@ def test_curves_are_drawn_by_kl_where_it_was_measured() -> None:
     assert gold.get_xlabel() == "KL from π₀ (nats)"
     assert gold.lines[-1].get_xydata() == pytest.approx(np.array([[0, 0], [3, 0.15], [6, 0.05]]))
     assert proxy.lines[-1].get_xydata() == pytest.approx(np.array([[3, 0], [6, 1.5]]))
-    for seed in seeds.values():
-        del seed["kl@1"], seed["kl@2"]
-    assert claim_curves(record, {"main": "the recipe"}).axes[1].get_xlabel() == "iteration"

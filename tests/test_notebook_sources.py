@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from rlhflow_utils.guide import publishing
-from rlhflow_utils.guide.chapters import NOTEBOOKS, code_of, notebook_parameters
+from rlhflow_utils.guide.chapters import NOTEBOOKS, code_of
 from rlhflow_utils.guide.publishing import SOURCES, cells_of, clean, small_picture
 from rlhflow_utils.guide.stage import PROJECT
 
@@ -56,9 +56,9 @@ def test_the_notebook_is_its_source(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_the_four_and_each_is_used(name: str) -> None:
-    assert notebook_parameters(NOTEBOOKS / f"{name}.ipynb") == PARAMETERS
-    tagged = [cell for cell in _code_cells(name) if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1
+    [tagged] = [cell for cell in _code_cells(name) if "parameters" in cell.metadata.get("tags", [])]
+    assigned = [node for node in ast.parse(tagged.source).body if isinstance(node, ast.Assign)]
+    assert {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in assigned} == PARAMETERS
     nodes = [node for node in ast.walk(_tree(name)) if isinstance(node, ast.Name) and node.id in PARAMETERS]
     for parameter in PARAMETERS:
         contexts = [type(node.ctx) for node in nodes if node.id == parameter]

@@ -22,7 +22,7 @@ from rlhflow_utils.guide.settings import DataSettings, PartitionSettings, Profil
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.chat import prompt_key
 from rlhflow_utils.simulator.world import build_world
-from rlhflow_utils.training.base_model import train_tokenizer
+from rlhflow_utils.training.pretraining import train_tokenizer
 
 SMALL_WORLD: dict[str, Any] = {
     "world.corpus": {"statements": 10, "questions": 10, "proofread": 10, "graded": 10, "comparisons": 10},

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from rlhflow_utils.claims.verdicts import read_records
+from rlhflow_utils.claims.tables import read_records
 from rlhflow_utils.guide.publishing import README, block_of, readme_block
 from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.guide.tables import (
+    BANDS,
     RESULTS,
     Formatted,
     cell,
     interval,
     iterations,
+    machine_rows,
     markdown_table,
     policy_rows,
     with_interval,
@@ -119,6 +121,17 @@ def test_bars_and_line_breaks_do_not_break_a_table() -> None:
 )
 def test_cells(value: object, shown: str) -> None:
     assert cell(value) == shown
+
+
+def test_the_spread_over_machines_stands_beside_the_band() -> None:
+    runs = [{"name": name, "metrics": dict.fromkeys(BANDS, value)} for name, value in (("a", 0.5), ("b", 0.75))]
+    first = machine_rows(runs)[0]
+    assert first == {"metric": next(iter(BANDS)), "a": 0.5, "b": 0.75, "spread": pytest.approx(0.25), "band": 0.02}
+
+
+def test_the_published_run_has_every_headline() -> None:
+    published = json.loads((PROJECT / "results" / "tiny" / "summary.json").read_text(encoding="utf-8"))["summary"]
+    assert set(BANDS) <= set(published)
 
 
 def test_interval() -> None:

@@ -22,7 +22,7 @@ from rlhflow_utils.guide.stage import read_json
 from rlhflow_utils.models import forward
 from rlhflow_utils.simulator.corpus import write_benchmark
 from rlhflow_utils.simulator.gold import World
-from rlhflow_utils.training.base_model import build_model, train_tokenizer
+from rlhflow_utils.training.pretraining import build_model, train_tokenizer
 
 
 def _estimate(value: float, n: int = 50) -> Estimate:

@@ -1,4 +1,4 @@
-"""Strict headless execution: parameters, failures, skipping, the summary. The notebooks here are small but real."""
+"""Headless execution: failures, skipping, the summary. The notebooks here are small but real."""
 
 from __future__ import annotations
 
@@ -16,15 +16,7 @@ import pytest
 
 from rlhflow_utils import __main__ as command_line
 from rlhflow_utils.guide import chapters as runner
-from rlhflow_utils.guide.chapters import (
-    ChapterError,
-    Guide,
-    check_parameters,
-    code_of,
-    find_chapters,
-    notebook_parameters,
-    sections_read,
-)
+from rlhflow_utils.guide.chapters import ChapterError, Guide, code_of, find_chapters, sections_read
 from rlhflow_utils.guide.profile import ConfigError, Profile
 from rlhflow_utils.guide.publishing import METADATA
 from rlhflow_utils.guide.stage import PROJECT, Artifact, hash_value, read_artifact, write_json
@@ -80,43 +72,7 @@ def _stale(guide: Path, overrides: dict[str, Any] | None = None) -> list[str]:
     return Guide("tiny", str(guide / "run"), overrides=overrides).stale()
 
 
-# --- parameters ---------------------------------------------------------------------------------------------------
-
-
-def test_parameters_are_read_from_the_tagged_cell(guide: Path) -> None:
-    notebook = _write(guide, "01_x", "print(SEED)")
-    assert notebook_parameters(notebook) == {"PROFILE": "tiny", "RUN_DIR": "runs/tiny", "SEED": 0, "OVERRIDES": {}}
-    check_parameters(notebook, {"PROFILE": "tiny", "SEED": 3, "OVERRIDES": {"dpo.trainer.beta": 0.2}})
-
-
-def test_an_unknown_parameter_is_an_error(guide: Path) -> None:
-    notebook = _write(guide, "01_x")
-    with pytest.raises(ChapterError) as caught:
-        check_parameters(notebook, {"SEDE": 3})
-    assert str(caught.value) == "01_x: unknown parameter 'SEDE'; it has OVERRIDES, PROFILE, RUN_DIR, SEED"
-
-
-@pytest.mark.parametrize("value", ["3", 3.0, True, None])
-def test_a_parameter_of_another_type_is_an_error(guide: Path, value: Any) -> None:
-    notebook = _write(guide, "01_x")
-    with pytest.raises(ChapterError) as caught:
-        check_parameters(notebook, {"SEED": value})
-    expected = f"01_x: parameter SEED must be int, got {type(value).__name__} {value!r}"
-    assert str(caught.value) == expected
-
-
-def test_wrong_parameters_stop_the_guide_before_a_kernel_starts(guide: Path) -> None:
-    _write(guide, "01_x")
-    with pytest.raises(ChapterError, match="01_x: unknown parameter 'ALPHA'"):
-        _run(guide, parameters={"ALPHA": 1})
-    assert not (guide / "run" / "notebooks").exists()
-
-
-def test_a_notebook_without_a_parameters_cell_is_an_error(guide: Path) -> None:
-    notebook = guide / "notebooks" / "01_x.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("SEED = 0")]), notebook)
-    with pytest.raises(ChapterError, match=r"01_x.ipynb: no cell is tagged `parameters`"):
-        notebook_parameters(notebook)
+# --- what runs, and mistakes --------------------------------------------------------------------------------------
 
 
 def test_chapters_are_chosen_by_number(guide: Path) -> None:
@@ -134,18 +90,16 @@ def test_code_is_read_without_magics(guide: Path) -> None:
 
 
 def test_a_wrong_override_stops_the_guide(guide: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'dpo.trainr.beta' in an override"):
+    with pytest.raises(ConfigError, match=r"unknown key 'dpo.trainr'; did you mean 'trainer'"):
         _run(guide, overrides={"dpo.trainr.beta": 1})
 
 
 def test_the_command_line_ends_in_one_line_and_status_1(guide: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _write(guide, "01_x")
-    arguments = ["run", "--run-dir", str(guide / "run"), "--parameter", "ALPHA=1"]
-    assert command_line.main(arguments) == 1
-    expected = "error: 01_x: unknown parameter 'ALPHA'; it has OVERRIDES, PROFILE, RUN_DIR, SEED\n"
-    assert capsys.readouterr().err == expected
+    assert command_line.main(["run", "--run-dir", str(guide / "run"), "--chapters", "02"]) == 1
+    assert capsys.readouterr().err == "error: no chapter 02; chapters are 01\n"
     assert command_line.main(["run", "--set", "dpo.trainr.beta=1"]) == 1
-    assert capsys.readouterr().err.startswith("error: tiny.yaml: unknown key 'dpo.trainr.beta'")
+    assert capsys.readouterr().err.startswith("error: tiny.yaml: unknown key 'dpo.trainr'")
 
 
 # --- execution ----------------------------------------------------------------------------------------------------
@@ -258,6 +212,17 @@ def test_a_chapter_depends_on_the_content_of_files(guide: Path, capsys: pytest.C
     file.write_text("one")
     assert _stale(guide) == ["01_x"], "without its executed notebook"
     capsys.readouterr()
+
+
+def test_a_chapter_depends_on_the_published_numbers_that_it_shows(guide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = guide / "paper.yaml"
+    monkeypatch.setattr(runner, "PUBLISHED", {"tables.": paper})
+    keys = {"tables.show(rows)": list[str](), "rows": []}
+    for number in ("1", "2"):
+        paper.write_text(number)
+        for code, found in keys.items():
+            found.append(Guide("tiny", str(guide / "run")).key_of(_write(guide, "01_x", code)))
+    assert {code: len(set(found)) for code, found in keys.items()} == {"tables.show(rows)": 2, "rows": 1}
 
 
 @pytest.mark.parametrize(

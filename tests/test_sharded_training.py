@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhflow_utils.guide.run import stream_command
 from rlhflow_utils.guide.stage import PROJECT, write_json
 from rlhflow_utils.models.chat import load_tokenizer
-from rlhflow_utils.training.base_model import build_model
 from rlhflow_utils.training.launch import launch_command, run_training
+from rlhflow_utils.training.pretraining import build_model
 from rlhflow_utils.training.trainers import TrainingJob, last_checkpoint, train
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -69,7 +68,9 @@ def assert_as_one_process(name: str, one: dict[str, Any], folders: tuple[Path, P
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_sharded_processes_train_and_resume_as_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_sharded_processes_train_and_resume_as_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first process alone reads weights. The last job loses a process half-way."""
     one = {name: train(job) for name, job in jobs(tmp_path / "one").items()}
     two, files = jobs(tmp_path / "two", fsdp=True, fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"}), []
@@ -77,9 +78,10 @@ def test_two_sharded_processes_train_and_resume_as_one(tmp_path: Path, capfd: py
         files.append(tmp_path / "two" / name / "job.json")
         write_json(files[-1], job.model_dump(mode="json"))
     command = launch_command(files[0], FSDP)[:-3]
-    script, here = Path(__file__).with_name("killed_training.py"), {**os.environ, "PYTHONPATH": str(PROJECT)}
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))  # a script has its own folder in its path alone
+    script = Path(__file__).with_name("killed_training.py")
     with pytest.raises(RuntimeError, match="ended with exit code 1"):
-        stream_command([*command, str(script), *map(str, files)], here)
+        stream_command([*command, str(script), *map(str, files)])
     found = re.findall(r"new models: (\d+)", capfd.readouterr().out)
     assert found == ["1", "1"], "the reference is gone before the training begins"
     rounded = losses(json.loads((tmp_path / "two" / "bfloat16" / "log.json").read_text(encoding="utf-8")))

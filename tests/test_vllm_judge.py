@@ -22,7 +22,7 @@ from rlhflow_utils.evaluation import arena_hard, mt_bench
 from rlhflow_utils.evaluation import chat_benchmarks as alpaca_eval_2
 from rlhflow_utils.evaluation.judges import comparison_prompt, outcomes, parse_verdict
 from rlhflow_utils.models.chat import encode_prompt, encode_response
-from rlhflow_utils.training.base_model import build_model, train_tokenizer
+from rlhflow_utils.training.pretraining import build_model, train_tokenizer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 POSITIONS = 2048

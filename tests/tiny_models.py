@@ -12,7 +12,7 @@ from rlhflow_utils.guide.settings import GenerationSettings, ModelSettings
 from rlhflow_utils.guide.stage import Artifact, read_json, seal, write_json
 from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.reward_model import Conversation, load_scorer
-from rlhflow_utils.training.base_model import train_tokenizer
+from rlhflow_utils.training.pretraining import train_tokenizer
 
 POSITIONS = 192
 WORDS = "what is the colour of the sky tell me about red green blue one two three and a short poem please"

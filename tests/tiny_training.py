@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from rlhflow_utils.guide.settings import ModelSettings, TrainingSettings
 from rlhflow_utils.models.chat import load_tokenizer
-from rlhflow_utils.training.base_model import build_model, train_tokenizer
+from rlhflow_utils.training.pretraining import build_model, train_tokenizer
 from rlhflow_utils.training.stages import dpo_tokens, length_order, reward_tokens, sft_tokens, tokenise
 from rlhflow_utils.training.trainers import TrainingJob
 

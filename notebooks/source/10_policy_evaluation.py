@@ -21,7 +21,7 @@ OVERRIDES = {}
 # %%
 from dataclasses import asdict
 
-from rlhflow_utils.claims.verdicts import read_records
+from rlhflow_utils.claims.tables import read_records, table_6
 from rlhflow_utils.data import cards
 from rlhflow_utils.evaluation import policies, statistics
 from rlhflow_utils.guide import figures, tables
@@ -359,7 +359,7 @@ tables.show(tables.table_5(published))
 # its place, without the penalty, for one iteration. Compare that row with claim k, not with the rows above it.
 
 # %%
-tables.show(tables.table_6(read_records()))
+tables.show(table_6(read_records()))
 
 # %% [markdown]
 # ## Publishing

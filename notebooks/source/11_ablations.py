@@ -21,14 +21,13 @@ OVERRIDES = {}
 from scipy import stats
 
 from rlhflow_utils.claims import tables as claims
-from rlhflow_utils.claims.designs import Comparison, load_designs
-from rlhflow_utils.claims.verdicts import claims_table, comparison_verdict, read_records, smallest_detectable_effect
+from rlhflow_utils.claims.designs import Comparison, comparison_verdict, load_designs, smallest_detectable_effect
 from rlhflow_utils.evaluation.statistics import Estimate
 from rlhflow_utils.guide import tables
 from rlhflow_utils.guide.run import open_run
 
 run = open_run("11_ablations", PROFILE, RUN_DIR, SEED, OVERRIDES)
-designs, records = load_designs(), read_records()
+designs, records = load_designs(), claims.read_records()
 
 # %% [markdown]
 # ## The picture to remember
@@ -128,7 +127,7 @@ for kind, start, end, margin in (
 
 # %%
 tables.show(
-    claims_table(records),
+    claims.claims_table(records),
     "Win rates and accuracies are shares. Simulated worlds: evidence about the method, not about LLaMA-3.",
 )
 
@@ -224,7 +223,7 @@ claims.claim_sizes(records["sizes"], {"bt_share0_125": 0.125, "bt_share0_25": 0.
 # ## Every comparison
 
 # %%
-claims.show_claims(records, list(records))
+claims.show_claims(records)
 
 # %% [markdown]
 # ## Checks

@@ -18,9 +18,8 @@ OVERRIDES = {}
 # %%
 from IPython.display import Markdown, display
 
-from rlhflow_utils.claims.verdicts import claims_table, read_records
+from rlhflow_utils.claims.tables import claims_table, read_records
 from rlhflow_utils.guide import figures, tables
-from rlhflow_utils.guide.headlines import machine_rows
 from rlhflow_utils.guide.run import open_run
 from rlhflow_utils.guide.stage import read_json
 
@@ -144,7 +143,7 @@ if (published := tables.RESULTS / "smollm2" / "summary.json").is_file():
 # %%
 machines = tables.RESULTS / run.profile.name / "machines.json"
 if machines.is_file():
-    tables.show(machine_rows(read_json(machines)["runs"]), run.caption)
+    tables.show(tables.machine_rows(read_json(machines)["runs"]), run.caption)
 
 # %% [markdown]
 # ## The rows

@@ -14,9 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from rlhflow_utils.claims.designs import ClaimsSettings, Variant
+from rlhflow_utils.claims.designs import ClaimsSettings, Measure, Variant
 from rlhflow_utils.claims.steps import balance_skills, pick_answers, take_share, verify
-from rlhflow_utils.claims.verdicts import Measure
 from rlhflow_utils.data.mixtures import build_preference_data
 from rlhflow_utils.evaluation import policies, reward_models, rewardbench
 from rlhflow_utils.evaluation.statistics import Estimate, bon_kl, bootstrap_mean, weighted_mean
@@ -24,7 +23,6 @@ from rlhflow_utils.guide.profile import variant
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import BY_KEY, Artifact, seed_for
-from rlhflow_utils.models.forward import Model
 from rlhflow_utils.models.reward_model import score_responses
 from rlhflow_utils.online.generation import Prompts, generate_responses, prompts_of_iteration
 from rlhflow_utils.online.pair_building import build_preference_pairs, rank
@@ -44,7 +42,6 @@ class Seed:
     run: Run
     settings: ClaimsSettings
     world: Artifact
-    base: Model
     data: Artifact
     sft: Artifact
 
@@ -72,7 +69,7 @@ def prepare(run: Run, settings: ClaimsSettings) -> Seed:
     training = (profile.model, run.seed, profile.launch)
     data = build_preference_data(profile.data, world, base, profile.model, run.seed, into=run / "preference_data")
     sft = stages.train_sft(data, base, profile.sft, *training, into=run / "sft")
-    return Seed(run, settings, world, base, data, sft)
+    return Seed(run, settings, world, data, sft)
 
 
 def base_of_world(profile: Profile, folder: Path) -> Artifact:
@@ -204,13 +201,15 @@ def measure_best_of_n(seed: Seed, design: Variant) -> Found:
     They have random numbers of their own: π₀'s answers that they are compared with are not among them.
     """
     proxy, count = reward_model(seed, design), seed.profile.generation.sampling["n"]
-    answers = answer_held_out(seed, seed.sft, proxy, count, seed_for(seed.run.seed, "best_of_n"))
+    draws = seed_for(seed.run.seed, "best_of_n")
+    answers = policies.answer_held_out(seed.run, "best_of_n", seed.sft, seed.data, proxy, count, draws)
     return {**compare_with_sft(seed, answers, proxy, count), "kl": constant(bon_kl(count))}
 
 
 def measure_policy(seed: Seed, policy: Artifact, proxy: Artifact) -> Found:
     """A policy's answers to the held-out prompts against π₀'s, always with the profile's own sampling."""
-    profile, answers = seed.profile, answer_held_out(seed, policy, proxy, seed.settings.samples_per_prompt)
+    profile, count = seed.profile, seed.settings.samples_per_prompt
+    answers = policies.answer_held_out(seed.run, "policy", policy, seed.data, proxy, count)
     batch_tokens, into = profile.reward_model.batch_tokens, seed.run / "kl"
     kl = policies.measure_kl(policy, seed.sft, answers, batch_tokens, profile.model, profile.actors, into=into)
     found = {
@@ -220,19 +219,6 @@ def measure_policy(seed: Seed, policy: Artifact, proxy: Artifact) -> Found:
     return {**found, "exact_match": exact_match(seed, policy)}
 
 
-def answer_held_out(seed: Seed, policy: Artifact, proxy: Artifact, count: int, draws: int | None = None) -> Artifact:
-    """`count` answers of a policy to each held-out prompt, with the proxy's reward of each.
-
-    `draws` seeds the random numbers; by default all policies meet those of the run's seed.
-    """
-    run, profile, draws = seed.run, seed.profile, seed.run.seed if draws is None else draws
-    prompts = Prompts(seed.data, "evaluation_prompts")
-    many = profile.generation.variant(count, [profile.evaluation.temperature])
-    answers = generate_responses(policy, prompts, many, profile.model, draws, profile.actors, into=run / "answers")
-    options, into = (profile.reward_model, profile.model, profile.actors), run / "answers_scored"
-    return score_responses(proxy, answers, *options, into=into)
-
-
 def compare_with_sft(seed: Seed, answers: Artifact, proxy: Artifact, best_of: int = 1) -> Found:
     """The answers against π₀'s: every sample of the policy against one of π₀, then the mean over a prompt's samples.
 
@@ -240,7 +226,7 @@ def compare_with_sft(seed: Seed, answers: Artifact, proxy: Artifact, best_of: in
     prompt, its interval is as wide as that of one sample.
     """
     run, profile, penalty = seed.run, seed.profile, seed.profile.pair_building.length_penalty
-    reference = answer_held_out(seed, seed.sft, proxy, seed.settings.samples_per_prompt)
+    reference = policies.answer_held_out(run, "sft", seed.sft, seed.data, proxy, seed.settings.samples_per_prompt)
     results = []
     for sample in range(len(answers.dataset()[0]["responses"]) // best_of):
         ours = pick_answers(answers, sample, best_of, penalty, into=run / "sample")

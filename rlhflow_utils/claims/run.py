@@ -13,10 +13,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rlhflow_utils.claims.designs import DESIGNS, Designs, load_designs, seed_profile
+from rlhflow_utils.claims.designs import DESIGNS, Designs, Measure, claim_record, load_designs, seed_profile
 from rlhflow_utils.claims.pipeline import measure, prepare
-from rlhflow_utils.claims.tables import policies_table
-from rlhflow_utils.claims.verdicts import RESULTS, Measure, claim_record, claims_table, read_records
+from rlhflow_utils.claims.tables import RESULTS, claims_table, policies_table, read_records
 from rlhflow_utils.guide.profile import variant
 from rlhflow_utils.guide.publishing import replace_block
 from rlhflow_utils.guide.run import Run, locked, quiet_libraries

@@ -1,26 +1,26 @@
-"""Tables and figures of the claims (chapter 11), drawn from `results/claims/*.json`."""
+"""The records of the claims in `results/claims/`: their tables and figures (chapters 10 to 12)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from rlhflow_utils.claims.designs import Designs
-from rlhflow_utils.claims.verdicts import Record, signed_interval
+from rlhflow_utils.claims.designs import OVER_SEEDS, SUPPORTED, Designs, Record
 from rlhflow_utils.evaluation.statistics import ENOUGH_SEEDS, t_interval
 from rlhflow_utils.guide.figures import style
 from rlhflow_utils.guide.figures.style import BLUE, DARK, GREEN, GREY, ORANGE, RED, finish, new_figure
-from rlhflow_utils.guide.tables import Formatted, paper_lc, show, signed, with_interval
+from rlhflow_utils.guide.stage import PROJECT, read_json
+from rlhflow_utils.guide.tables import ABLATIONS, OURS, Formatted, beside, paper_lc, show, signed, with_interval
 
+RESULTS = PROJECT / "results" / "claims"
 # Start of a metric's name -> its unit, and how it is scaled; all other metrics are shares of prompts or pairs.
 UNITS = {
     "mean_pearson": ("correlation of length and reward", 1), "mean_length": ("characters", 1),
-    "proxy_reward": ("proxy reward", 1), "reward": ("gold reward", 1), "slack": ("KL below its bound (nats)", 1),
-    "kl": ("KL from π₀ (nats)", 1),
+    "proxy_reward": ("proxy reward", 1), "reward": ("gold reward", 1), "kl": ("KL from π₀ (nats)", 1),
     "": ("percentage points", 100),
 }  # fmt: skip
 LOOKS: dict[str, dict[str, Any]] = {
@@ -28,6 +28,42 @@ LOOKS: dict[str, dict[str, Any]] = {
     "inconclusive": {"color": ORANGE, "marker": "D", "mfc": "white"},
 }  # fmt: skip
 SHOWN = "Thin lines: seeds; thick line: their mean."
+
+
+def read_records() -> dict[str, Record]:
+    """The measured claims: first those with a letter. Empty where nothing has been measured."""
+    records = [read_json(file) for file in RESULTS.glob("*.json")]
+    return {record["claim"]: record for record in sorted(records, key=lambda r: (len(r["claim"]) > 1, r["claim"]))}
+
+
+def signed_interval(record: Mapping[str, Any]) -> str:
+    """The interval of a difference: of a record, or of one of its comparisons."""
+    return f"{signed(record['ci_low'])} … {signed(record['ci_high'])}"
+
+
+def verdict_text(record: Record) -> str:
+    """The verdict, with what limits it: other worlds, or an interval over prompts alone."""
+    text, others = str(record["verdict"]), [other["verdict"] for other in record["worlds"].values()]
+    if set(others) - {text}:
+        text += f" (in other worlds: {', '.join(dict.fromkeys(others))})"
+    return text + ("" if record["interval"] == OVER_SEEDS else ", prompts only")
+
+
+def others_supported(record: Record) -> str | None:
+    """How many of a claim's other comparisons are supported, of those that have a verdict."""
+    others = [part["verdict"] for part in record["comparisons"] if part["comparison"] != record["deciding"]]
+    judged = [verdict for verdict in others if verdict]
+    return f"{judged.count(SUPPORTED)} of {len(judged)}" if judged else None
+
+
+def claims_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """One row for each claim; the effect is that of the comparison that decides."""
+    return [{
+        "claim": Formatted(f"**{name}** {record['title']}"), "paper": record["paper"],
+        "ours (the comparison that decides)": f"{record['deciding']}: {signed(record['effect'])}",
+        "95 % interval": signed_interval(record), "detectable effect": record["smallest_detectable_effect"],
+        "seeds": record["seeds"], "verdict": verdict_text(record), "others supported": others_supported(record),
+    } for name, record in records.items()]  # fmt: skip
 
 
 def comparisons_table(record: Record) -> list[dict[str, Any]]:
@@ -41,18 +77,18 @@ def comparisons_table(record: Record) -> list[dict[str, Any]]:
     } for part in record["comparisons"]]  # fmt: skip
 
 
-def show_claims(records: Mapping[str, Record], names: Sequence[str], caption: str = "") -> None:
-    """Display hypothesis, design, control, verdict and all comparisons of some claims, with what measured them."""
+def show_claims(records: Mapping[str, Record]) -> None:
+    """Display hypothesis, design, control, verdict and all comparisons of the claims, with what measured them."""
     from IPython.display import Markdown, display
 
-    for record in [records[name] for name in names if name in records]:
+    for record in records.values():
         stated = f" The paper: {record['paper']}." if record["paper"] else ""
         display(Markdown(
             f"**{record['claim']} · {record['title']}** ({record['section']}): **{record['verdict']}**. "
             f"{record['hypothesis']}{stated} *Design:* {record['design']} *Control:* {record['control']}"
         ))  # fmt: skip
         measured = f"{record['seeds']} seeds, `{record['command']}`, commit {record['provenance']['commit'][:7]}"
-        show(comparisons_table(record), f"Interval: {record['interval']}. {measured}. {caption}")
+        show(comparisons_table(record), f"Interval: {record['interval']}. {measured}.")
 
 
 def worlds_table(records: Mapping[str, Record]) -> list[dict[str, Any]]:
@@ -87,6 +123,22 @@ def policies_table(record: Record) -> list[dict[str, Any]]:
         "plain win rate vs SFT": over_seeds(variant, f"win_rate{step}"),
         "paper: LC AlpacaEval-2 (%)": papers.get(kind),
     } for label, (variant, step, kind) in rows.items()]  # fmt: skip
+
+
+def table_6(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """The paper's ablations: length penalty, and an RM that prefers length (mix1's for UltraRM). Means over seeds."""
+
+    def measured(row: str, column: str) -> dict[str, dict[str, float]]:
+        claim, variant, words = OURS["variants"][row]
+        metric, unit = OURS["measures"].get(column, ("", ""))
+        seeds = records.get(claim, {}).get("variants", {}).get(variant, {})
+        steps = [int(key.partition("@")[2]) for row in seeds.values() for key in row if key.startswith(f"{metric}@")]
+        if not steps:
+            return {}
+        found = t_interval([row[f"{metric}@{max(steps)}"] for row in seeds.values()], records[claim]["confidence"])
+        return {f"tiny, iteration {max(steps)}, {len(seeds)} seed(s): {words}; {unit}": asdict(found)}
+
+    return beside("row", "column", ABLATIONS, measured)
 
 
 def variants_table(designs: Designs, records: Mapping[str, Record]) -> list[dict[str, Any]]:
@@ -136,7 +188,6 @@ def claim_curves(record: Record, variants: Mapping[str, str]) -> Figure:
     """Proxy and gold reward by KL from π₀, as changes since the first point; variant -> its name in the legend.
 
     An RM's zero is arbitrary, so the proxy starts from iteration 1; the gold reward starts from SFT, where KL is 0.
-    Records without KL are drawn by iteration.
     """
     figure, panels = new_figure(columns=2, height=3.9)
     rising = {}
@@ -146,14 +197,13 @@ def claim_curves(record: Record, variants: Mapping[str, str]) -> Figure:
             found = record["variants"][variant]
             steps = sorted(int(key.split("@")[1]) for key in next(iter(found.values())) if key.startswith(f"{metric}@"))
             curves = np.array([[seed[f"{metric}@{step}"] for step in steps] for seed in found.values()])
-            places = np.array([[seed.get(f"kl@{step}", step) for step in steps] for seed in found.values()])
+            places = np.array([[seed[f"kl@{step}"] for step in steps] for seed in found.values()])
             rising[label] += bool(curves[:, -1].mean() > curves[:, 0].mean())
             if metric == "reward":
                 curves = np.column_stack([[record["variants"]["sft"][seed][metric] for seed in found], curves])
                 places = np.column_stack([np.zeros(len(found)), places])
             _curves(axes, places, curves - curves[:, :1], name, style.look_of(name, index))
-        by_kl = any(key.startswith("kl@") for key in next(iter(found.values())))
-        axes.set(xlabel="KL from π₀ (nats)" if by_kl else "iteration", ylabel=f"change of the {label}")
+        axes.set(xlabel="KL from π₀ (nats)", ylabel=f"change of the {label}")
     style.legend_above(panels[0], ncols=2)
     note = "The zero of a reward model is arbitrary: compare directions, not heights, on the left. Points: iterations."
     counts = " and ".join(f"the mean {label} rises in {count}" for label, count in rising.items())

@@ -30,12 +30,17 @@ from rlhflow_utils.simulator.gold import World
 Row = Mapping[str, Any]
 
 
-def answer_held_out(run: Run, name: str, policy: Model, data: Artifact, reward_model: Model) -> Artifact:
-    """One answer of a policy to each held-out prompt, and the reward of the RM that trains (null: too long for it)."""
-    profile = run.profile
-    one = profile.generation.variant(1, [profile.evaluation.temperature])
+def answer_held_out(
+    run: Run, name: str, policy: Model, data: Artifact, reward_model: Model, count: int = 1, draws: int | None = None
+) -> Artifact:
+    """A policy's answers to each held-out prompt, and the rewards of the RM that trains (null: too long for it).
+
+    `draws` seeds the random numbers; by default all policies meet those of the run's seed.
+    """
+    profile, draws = run.profile, run.seed if draws is None else draws
+    many = profile.generation.variant(count, [profile.evaluation.temperature])
     prompts, into, scored = Prompts(data, "evaluation_prompts"), run / f"{name}_answers", run / f"{name}_answers_scored"
-    answers = generate_responses(policy, prompts, one, profile.model, run.seed, profile.actors, into=into)
+    answers = generate_responses(policy, prompts, many, profile.model, draws, profile.actors, into=into)
     options = (profile.reward_model, profile.model, profile.actors)
     return score_responses(reward_model, answers, *options, keep=True, into=scored)
 

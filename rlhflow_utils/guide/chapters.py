@@ -1,7 +1,6 @@
 """Runs the chapters headless, in order, and skips what is current.
 
-Papermill executes, but only warns about a parameter that a notebook does not have, and checks no types: here both are
-errors. Nothing heavy is imported before a chapter has to run.
+Nothing heavy is imported before a chapter has to run.
 """
 
 from __future__ import annotations
@@ -26,15 +25,13 @@ from rlhflow_utils.guide.run import Run, fix_of, locked, quiet_libraries, shorte
 from rlhflow_utils.guide.settings import Profile
 from rlhflow_utils.guide.stage import PROJECT, STAGE_LINE, read_artifact, read_json, write_json
 
-Options = Mapping[str, Any] | None
 NOTEBOOKS = PROJECT / "notebooks"
 PROGRESS = (STAGE_LINE, "  step ", "generation: ")  # output lines that the terminal shows too
 KERNEL_SECONDS = 300  # a kernel may take so long to start: on a loaded machine, 60 (the default) is too short
 PUBLISHED = {  # what stands in a chapter -> what it reads
-    "read_results": tables.RESULTS, "read_records": tables.RESULTS / "claims",
+    "tables.": tables.PAPER_FILE, "read_results": tables.RESULTS, "read_records": tables.RESULTS / "claims",
     "machines.json": tables.RESULTS / "tiny" / "machines.json",
 }  # fmt: skip
-WHERE = ("OVERRIDES", "RUN_DIR")  # parameters that a chapter's currency does not depend on: sections count by content
 
 
 class ChapterError(RuntimeError):
@@ -55,20 +52,17 @@ class Guide:
     """The chapters of one run: which of them are current, and executing the others.
 
     `run_dir` is relative to the project, `overrides` are dotted profile keys, `only` are numbers of chapters in two
-    digits (None: all), `parameters` are further notebook parameters.
+    digits (None: all). All chapters have the same four parameters, `values`.
     """
 
     def __init__(
-        self, profile: str, run_dir: str, seed: int | None = None, overrides: Options = None,
-        only: Sequence[str] | None = None, parameters: Options = None,
+        self, profile: str, run_dir: str, seed: int | None = None, overrides: Mapping[str, Any] | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
-        self.profile = load_profile(profile, overrides, seed)
-        given = {"PROFILE": profile, "RUN_DIR": run_dir, "SEED": self.profile.seed, "OVERRIDES": dict(overrides or {})}
-        self.values: dict[str, Any] = {**given, **(parameters or {})}
+        self.profile, overrides = load_profile(profile, overrides, seed), dict(overrides or {})
+        self.values = {"PROFILE": profile, "RUN_DIR": run_dir, "SEED": self.profile.seed, "OVERRIDES": overrides}
         self.folder, self.chapters = PROJECT / run_dir, find_chapters(only)
         self.hash_of = cache(stage.hash_path)
-        for chapter in self.chapters:
-            check_parameters(chapter, self.values)
 
     def run(self) -> None:
         """Execute what is not current and write `summary.json` and `report.html` into the run folder.
@@ -113,7 +107,7 @@ class Guide:
         """Hash of a chapter's code, of the modules it imports, and of the parameters, sections and results it reads."""
         code = code_of(notebook)
         modules = {name: stage.hash_code(name) for name in sorted(stage.package_imports(code))}
-        parameters = {name: value for name, value in self.values.items() if name not in WHERE}
+        parameters = [self.values["PROFILE"], self.values["SEED"]]  # overrides count by the sections' content
         sections = {name: stage.describe(getattr(self.profile, name)) for name in sections_read(ast.parse(code))}
         published = [stage.hash_path(path) for name, path in PUBLISHED.items() if name in code and path.exists()]
         return stage.hash_value([stage.hash_source(code), modules, parameters, sections, published])
@@ -197,27 +191,6 @@ def find_chapters(only: Sequence[str] | None = None) -> list[Path]:
     if unknown := sorted(set(only or []) - set(chapters)):
         raise ChapterError(f"no chapter {', '.join(unknown)}; chapters are {', '.join(chapters)}")
     return [path for number, path in chapters.items() if not only or number in only]
-
-
-def notebook_parameters(notebook: Path) -> dict[str, Any]:
-    """Names and default values of the cell tagged `parameters`."""
-    cells = read_json(notebook)["cells"]
-    tagged = [cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
-    if not tagged:
-        raise ChapterError(f"{notebook.name}: no cell is tagged `parameters`")
-    assigns = [node for node in ast.parse("".join(tagged[0])).body if isinstance(node, ast.Assign)]
-    return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in assigns}
-
-
-def check_parameters(notebook: Path, values: Mapping[str, Any]) -> None:
-    """Raise ChapterError where a parameter does not exist in the notebook or has another type than its default."""
-    known = notebook_parameters(notebook)
-    for name, value in values.items():
-        if name not in known:
-            raise ChapterError(f"{notebook.stem}: unknown parameter {name!r}; it has {', '.join(sorted(known))}")
-        if type(value) is not type(known[name]):
-            expected, found = type(known[name]).__name__, type(value).__name__
-            raise ChapterError(f"{notebook.stem}: parameter {name} must be {expected}, got {found} {value!r}")
 
 
 def write_summary(folder: Path) -> None:

@@ -101,20 +101,16 @@ def hub_ids(profile: Profile) -> set[str]:
     return {source["hub_id"] for source in hub_sources(profile.model_dump(by_alias=True))}
 
 
-def set_dotted(raw: Raw, key: str, value: Any, origin: str = "profile") -> None:
-    """Set ``raw["a"]["b"]`` for key ``a.b``. Whether the last name exists is for the validation to say."""
-    node: Any = raw
+def set_dotted(raw: Raw, key: str, value: Any, origin: str) -> None:
+    """Set ``raw["a"]["b"]`` for key ``a.b``. Whether the names exist is for the validation to say."""
     *parents, last = key.split(".")
-    for depth, part in enumerate(parents):
-        known = [*node, *_known_keys(tuple(parents[:depth]))] if isinstance(node, dict) else []
-        if part not in known:
-            raise ConfigError(f"{origin}: unknown key {key!r} in an override{nearest(part, known)}")
-        if node.get(part) is None:
-            node[part] = {}
-        node = node[part]
-    if not isinstance(node, dict):
-        raise ConfigError(f"{origin}: {key!r} in an override: {'.'.join(parents)} is no section")
-    node[last] = value
+    for depth, part in enumerate(parents, 1):
+        if raw.get(part) is None:
+            raw[part] = {}
+        raw = raw[part]
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{origin}: {key!r} in an override: {'.'.join(parents[:depth])} is no section")
+    raw[last] = value
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -38,7 +38,7 @@ td,th{border-bottom:1px solid #8886;padding:.25rem .7rem} pre{white-space:pre-wr
 
 def write_report(folder: Path) -> bool:
     """Export the last chapter as one page that loads nothing and runs no script, unless it is newer; False: not run."""
-    executed, page = folder / "notebooks" / "12_reproduction_report.ipynb", folder / "report.html"
+    executed, page = folder / "notebooks" / f"{LAST_CHAPTER}.ipynb", folder / "report.html"
     if not executed.is_file():
         return False
     if page.is_file() and page.stat().st_mtime > executed.stat().st_mtime:
@@ -142,34 +142,30 @@ def publish_results(run_dir: str) -> None:
     facts = {key: run["sft"].manifest[key] for key in ("python", "versions", "commit", "dirty", "device")}
     facts |= {"profile": profile.name, "judge": judge, "mixture": profile.data.main_mixture}
     summary, target = read_json(run.folder / "summary.json"), tables.RESULTS / profile.name
-    longer = run[f"bt_{profile.data.main_mixture}_test"].read_json("results.json")["longer_wins"]
-    record: dict[str, Any] = {"provenance": facts, "seed": run.seed, "summary": summary, "longer_wins": longer}
+    record: dict[str, Any] = {"provenance": facts, "seed": run.seed, "summary": summary}
     if judge == "gold":
         from rlhflow_utils.guide.figures import policies
 
         iterations = [f"iter{k}" for k in tables.iterations(summary)]
         without = iterations[-1].replace("iter", "unpenalised")
-        others = {"offline DPO": "offline_dpo"}
-        others |= {"no length penalty": without} if f"{without}_evaluation" in run else {}
-        names = ("sft", *iterations, *others.values())
+        penalised = {"no length penalty": without} if f"{without}_evaluation" in run else {}
+        names = ("sft", "offline_dpo", *iterations, *penalised.values())
         results = {name: run[f"{name}_evaluation"].read_json("results.json") for name in names}
         estimates = {name: result["estimates"] for name, result in results.items()}
-        marks = {label: estimates[name] for label, name in others.items()}
+        marks = {label: estimates[name] for label, name in {"offline DPO": "offline_dpo", **penalised}.items()}
         progress = [estimates[name] for name in iterations]
         figure = policies.progress_over_iterations(estimates["sft"], progress, judge, marks, run.caption)
         target.mkdir(parents=True, exist_ok=True)
         figure.savefig(target / "progress.png", dpi=110)
-        shown = {"SFT": "sft", f"iteration {len(iterations)}": iterations[-1], **others}
-        del shown["offline DPO"]
+        shown = {"SFT": "sft", f"iteration {len(iterations)}": iterations[-1], **penalised}
         answered = {label: run[f"{name}_answers_scored"].dataset() for label, name in shown.items()}
         texts = zip(*(rows["responses"][:] for rows in answered.values()), strict=True)
         changed = [place for place, (before, after, *_) in enumerate(texts) if before != after]
-        record["changed_answers"] = len(changed)
-        gold = {
-            label: [results[name]["prompts"]["reward"][place] for place in changed] for label, name in shown.items()
-        }
+        rewards = {label: results[name]["prompts"]["reward"] for label, name in shown.items()}
+        gold = {label: [values[place] for place in changed] for label, values in rewards.items()}
         answered = {label: rows.select(changed) for label, rows in answered.items()}
-        record["answers"] = tables.answers_beside(answered, gold, count=6)
+        answers = tables.answers_beside(answered, gold, count=6)
+        record |= {"changed_answers": len(changed), "answers": answers}
         replace_block("results", readme_block(record))
     write_json(target / "summary.json", record)
 

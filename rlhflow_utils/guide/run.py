@@ -121,7 +121,7 @@ class Run:
         made = [each.manifest for name, each in stages.items() if name in self._made]
         saved = sum(each["wall_seconds"] for each in made if each["started"] < self._started)  # of skipped stages
         keys = {name: each.key for name, each in stages.items()}
-        record = {"chapter": self.chapter, "stages": keys, "made": sorted(self._made), "saved_seconds": round(saved, 1)}
+        record = {"chapter": self.chapter, "stages": keys, "saved_seconds": round(saved, 1)}
         write_json(self.folder / "chapters" / f"{self.chapter}.json", record)
         print(f"chapter {self.chapter} finished: {len(stages)} stages, {time.time() - self._started:.0f} s")
 
@@ -235,10 +235,10 @@ def fix_of(message: str) -> str | None:
     return FIXES.get(int(found[1] or found[2])) if found else None
 
 
-def stream_command(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+def stream_command(command: Sequence[str]) -> None:
     """Run the command of a job's file, copying its output; RuntimeError with the last line that names an error."""
     tail: list[str] = []
-    with Popen(command, stdout=PIPE, stderr=STDOUT, text=True, env=environment) as child:
+    with Popen(command, stdout=PIPE, stderr=STDOUT, text=True) as child:
         assert child.stdout is not None
         for line in child.stdout:
             print(line, end="", flush=True)

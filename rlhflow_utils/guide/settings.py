@@ -61,10 +61,6 @@ class BaseModelSettings(Section):
     weight_decay: float = Field(ge=0)
 
 
-class SftSettings(TrainingSettings):
-    """Chapter 02 (paper 3.1); `trainer` holds SFTConfig fields."""
-
-
 class RewardModelSettings(TrainingSettings):
     """Chapter 03 (paper 2.2, eq. 4); `trainer` holds RewardConfig fields."""
 
@@ -299,7 +295,7 @@ class Profile(Section):
     model: ModelSettings
     base_model: BaseModelSettings | None
     data: DataSettings
-    sft: SftSettings
+    sft: TrainingSettings = Field(description="chapter 02 (paper 3.1); `trainer` holds SFTConfig fields")
     reward_model: RewardModelSettings
     preference_model: PreferenceModelSettings
     rewardbench: RewardBenchSettings

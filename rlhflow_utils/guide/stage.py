@@ -285,7 +285,7 @@ def hash_source(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [each for each in node.body if not _is_text(each)]
+            node.body = node.body[1:] if ast.get_docstring(node) else node.body
     return hash_value(ast.dump(tree))
 
 
@@ -310,10 +310,6 @@ def _module_path(name: str) -> Path | None:
     path = PACKAGE_FOLDER.joinpath(*rest)
     files = (path.with_suffix(".py"), path / "__init__.py") if rest else (path / "__init__.py",)
     return next((file for file in files if file.is_file()), None) if first == PACKAGE else None
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def provenance() -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import yaml
@@ -24,13 +23,15 @@ Estimates = Mapping[str, Mapping[str, float]]  # setting -> value, ci_low, ci_hi
 Printed = Mapping[str, Mapping[str, float | None]]  # row -> column -> what the paper states
 
 # The paper: its results and its recipe (paper.yaml says where each number stands).
-PAPER = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text(encoding="utf-8"))
+PAPER_FILE = Path(__file__).with_name("paper.yaml")
+PAPER = yaml.safe_load(PAPER_FILE.read_text(encoding="utf-8"))
 REWARDBENCH: Printed = PAPER["rewardbench"]  # method -> section -> per cent
 LENGTH_BIAS: dict[str, float] = PAPER["length_bias"]
 CHAT_BENCHMARKS: dict[str, list[float]] = PAPER["chat_benchmarks"]  # policy -> LC AlpacaEval-2, MT-Bench, Arena-Hard
 ACADEMIC: Printed = PAPER["academic"]  # policy -> task -> per cent
 ABLATIONS: Printed = PAPER["ablations"]  # row of Table 6 -> column -> value
 OURS = PAPER["ours"]  # where our numbers beside these stand
+BANDS: dict[str, float] = {name: group["band"] for group in PAPER["headlines"] for name in group["metrics"]}
 
 
 def paper_settings(section: str, model: str | None) -> dict[str, Any]:
@@ -243,6 +244,15 @@ def judge_rows(summary: Summary, main_mixture: str) -> list[Row]:
     return rows
 
 
+def machine_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The table of `results/tiny/machines.json`: headline numbers by machine, and their spread beside the band."""
+    rows = []
+    for name, band in BANDS.items():
+        values = {run["name"]: run["metrics"][name] for run in runs}
+        rows.append({"metric": name, **values, "spread": max(values.values()) - min(values.values()), "band": band})
+    return rows
+
+
 def provenance_rows(artifacts: Sequence[Artifact]) -> list[Row]:
     """Commit, device and versions of finished stages; more than one value means a mixed run."""
     facts: dict[str, set[str]] = {}
@@ -297,7 +307,7 @@ def table_2(results: Mapping[str, Summary]) -> list[Row]:
     def measured(judge: str, section: str) -> Estimates:
         return {name: estimate(summary, f"rewardbench_{judge}.{section}") for name, summary in results.items()}
 
-    return _beside("judge", "section", REWARDBENCH, measured)
+    return beside("judge", "section", REWARDBENCH, measured)
 
 
 def table_4(results: Mapping[str, Summary]) -> list[Row]:
@@ -316,7 +326,7 @@ def table_4(results: Mapping[str, Summary]) -> list[Row]:
         return found
 
     printed = {name: dict(zip(OURS["chat"], CHAT_BENCHMARKS[name], strict=True)) for name in POLICIES}
-    return _beside("policy", "benchmark", printed, measured)
+    return beside("policy", "benchmark", printed, measured)
 
 
 def table_5(results: Mapping[str, Summary]) -> list[Row]:
@@ -332,21 +342,10 @@ def table_5(results: Mapping[str, Summary]) -> list[Row]:
                 found[f"{profile}: lm-eval, {one['shots']} shots, n = {one['n']}"] = one
         return found
 
-    return _beside("policy", "task", {name: {**ACADEMIC[name], UNTOUCHED: None} for name in POLICIES}, measured)
+    return beside("policy", "task", {name: {**ACADEMIC[name], UNTOUCHED: None} for name in POLICIES}, measured)
 
 
-def table_6(records: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """The ablations, from the claims' records: length penalty, and an RM that prefers length (mix1's for UltraRM)."""
-
-    def measured(row: str, column: str) -> Estimates:
-        claim, variant, words = OURS["variants"][row]
-        metric, unit = OURS["measures"].get(column, ("", ""))
-        return _over_seeds(records.get(claim, {}), variant, metric, f"{words}; {unit}")
-
-    return _beside("row", "column", ABLATIONS, measured)
-
-
-def _beside(rows: str, columns: str, paper: Printed, measured: Callable[[str, str], Estimates]) -> list[Row]:
+def beside(rows: str, columns: str, paper: Printed, measured: Callable[[str, str], Estimates]) -> list[Row]:
     """A table of the paper with ours: for each cell, a line per setting in which it was measured, or "not run here"."""
     lines = []
     for row, column, printed in ((row, *each) for row, cells in paper.items() for each in cells.items()):
@@ -359,19 +358,3 @@ def _beside(rows: str, columns: str, paper: Printed, measured: Callable[[str, st
                 "95 % interval": interval(ours) if "ci_low" in ours else None,
             })  # fmt: skip
     return lines
-
-
-def _over_seeds(record: Mapping[str, Any], variant: str, metric: str, setting: str) -> Estimates:
-    """A variant's measure after its last iteration: mean over seeds, from three seeds on with Student's t interval."""
-    seeds: Mapping[str, Mapping[str, float]] = record.get("variants", {}).get(variant, {})
-    steps = [int(key.partition("@")[2]) for row in seeds.values() for key in row if key.startswith(f"{metric}@")]
-    if not steps:
-        return {}
-    values = [row[f"{metric}@{max(steps)}"] for row in seeds.values()]
-    found = {"value": fmean(values)}
-    if len(values) >= 3:
-        from scipy.stats import sem, t
-
-        low, high = t.interval(record["confidence"], len(values) - 1, loc=found["value"], scale=sem(values))
-        found |= {"ci_low": float(low), "ci_high": float(high)}
-    return {f"tiny, iteration {max(steps)}, {len(values)} seed(s): {setting}": found}

@@ -19,7 +19,7 @@ from rlhflow_utils.guide.profile import ConfigError, Profile, nearest, variant
 from rlhflow_utils.guide.settings import TrainingSettings
 from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.guide.tables import markdown_table
-from rlhflow_utils.training.base_model import llama_config
+from rlhflow_utils.training.pretraining import llama_config
 from rlhflow_utils.training.trainers import KINDS, section_job, trainer_config
 
 TABLE = yaml.safe_load((Path(__file__).parent / "machines.yaml").read_text(encoding="utf-8"))

@@ -17,9 +17,9 @@ from rlhflow_utils.guide.run import quiet_libraries
 from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.guide.tables import comparison_table, paper_settings
 from rlhflow_utils.models.chat import load_tokenizer
-from rlhflow_utils.training.base_model import llama_config
 from rlhflow_utils.training.capacity import capacity_plan, machine_of
 from rlhflow_utils.training.launch import launch_config
+from rlhflow_utils.training.pretraining import llama_config
 from rlhflow_utils.training.trainers import CONFIGS, KINDS, lora_config, section_job, trainer_config
 
 

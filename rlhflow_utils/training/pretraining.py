@@ -1,4 +1,7 @@
-"""Pretraining of the tiny base model: one lean loop over packed blocks, resumable, bfloat16 where the CPU has it.
+"""The tiny base model: a byte-level BPE tokenizer and a Llama of about one million parameters, from nothing.
+
+It is pretrained in one lean loop over packed blocks, resumable, in bfloat16 where the CPU has it. From chapter 00 on it
+is just a Hugging Face folder, like any other model.
 
 The rest of the guide trains with TRL. This loop is our own, since a model of under one million parameters spends more
 time in a trainer's bookkeeping than in its matrices, and since it reads documents that are written while it trains.
@@ -10,7 +13,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
@@ -20,21 +23,64 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhflow_utils.guide.settings import BaseModelSettings, WorldSettings
 from rlhflow_utils.guide.stage import seal, sealed
 from rlhflow_utils.simulator.corpus import write_documents
 from rlhflow_utils.simulator.gold import World
-from rlhflow_utils.training.base_model import build_model, train_tokenizer
 
+PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 Documents = Callable[[random.Random], Iterator[str]]  # endless, drawn by these random numbers
 TOKENIZER_DOCUMENTS = 20_000
 MOMENTUM = 0.95  # of Muon
 WARMUP = 0.02  # share of all steps; over the second half the learning rate falls to zero
 STEPS_PER_CHECKPOINT = 500  # a multiple of the next
 STEPS_PER_LOG = 20
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with a chat template; `vocab_size` includes special tokens and bytes.
+
+    Nothing is ever unknown (all 256 bytes are in the vocabulary), every digit is a token of its own, and a word may
+    merge with the space before it. The end-of-turn token is EOS; padding is a token of its own.
+    """
+    special = [PAD, BOS, END, *ROLES]
+    if vocab_size < 256 + len(special):
+        raise ValueError(f"base_model: vocab_size {vocab_size} is below 256 bytes + {len(special)} special tokens")
+    tokenizer = Tokenizer(models.BPE())
+    pieces = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(pieces)
+    tokenizer.decoder = decoders.ByteLevel()
+    more: Any = {"initial_alphabet": sorted(pre_tokenizers.ByteLevel.alphabet()), "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, **more)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=END, chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=list(ROLES), clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def llama_config(architecture: Mapping[str, Any], vocab_size: int, **special_ids: int | None) -> LlamaConfig:
+    """The model's configuration: input and output embeddings are one matrix, and `architecture` says the rest."""
+    ours = {"vocab_size": vocab_size, "tie_word_embeddings": True, "dtype": "float32", **special_ids}
+    return LlamaConfig(**{**ours, **architecture})
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, **architecture: Any) -> LlamaForCausalLM:
+    """A Llama with random float32 weights drawn by `seed`, without touching torch's global random numbers."""
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(llama_config(architecture, len(tokenizer), **ids))
 
 
 def pretrain(documents: Documents, settings: BaseModelSettings, seed: int, into: Path) -> dict[str, Any]:

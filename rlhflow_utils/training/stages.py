@@ -41,7 +41,7 @@ def train_base_model(
 
 @stage
 def train_sft(
-    data: Artifact, base: Model, settings: sections.SftSettings,
+    data: Artifact, base: Model, settings: sections.TrainingSettings,
     model: sections.ModelSettings, seed: int, launch: Launch, *, into: Path,
 ) -> Summary:  # fmt: skip
     """Chapter 02: the SFT model π₀ (paper 3.1)."""
