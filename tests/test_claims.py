@@ -98,7 +98,7 @@ def test_three_seeds_are_paired_seed_by_seed() -> None:
     assert effect["effect"] == pytest.approx(0.1)
     assert effect["ci_high"] - effect["ci_low"] == pytest.approx(0, abs=1e-9)
     assert effect["verdict"] == "supported"
-    assert effect["smallest_detectable_effect"] == pytest.approx(0, abs=1e-9)
+    assert effect["smallest_detectable_effect"] is None, "no spread to go by"
     assert effect["per_seed"] == pytest.approx({"0": 0.1, "1": 0.1, "2": 0.1})
 
 

@@ -180,7 +180,8 @@ def smallest_detectable_effect(values: Sequence[float], confidence: float) -> fl
     ``(t_{1 - alpha/2, n - 1} + t_{0.8, n - 1}) s / sqrt(n)``; None where all seeds are equal.
     """
     quantiles = stats.t.ppf([0.5 + confidence / 2, POWER], len(values) - 1)
-    return float(quantiles.sum() * stats.sem(values)) or None
+    found = float(quantiles.sum() * stats.sem(values))
+    return found if found > 1e-9 else None
 
 
 def seed_difference(comparison: Comparison, found: Measures, samples: int, confidence: float) -> Estimate:
