@@ -66,7 +66,7 @@ print(f"a model that knows nothing: P = 0.5, loss = ln 2 = {ln2:.4f}")
 # %%
 tokenizer = chat.load_tokenizer(start, profile.model)
 pairs = data.dataset(profile.data.main_mixture)
-short = sorted(range(20), key=lambda place: len(str(pairs[place])))[:4]  # quick on any model
+short = sorted(range(len(pairs))[:20], key=lambda place: len(str(pairs[place])))[:4]  # quick on any model
 four = pairs.select_columns(["prompt", "chosen", "rejected"]).select(short)
 folder = forward.model_path(start)  # such as runs/tiny/sft/model; a hub id will do, too
 trainer = RewardTrainer(

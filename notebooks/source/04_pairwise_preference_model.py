@@ -76,7 +76,8 @@ def as_question(row):
 
 
 pairs = data.dataset(main)
-four = pairs.select(sorted(range(20), key=lambda place: len(str(pairs[place])))[:4])  # short ones: quick on any model
+short = sorted(range(len(pairs))[:20], key=lambda place: len(str(pairs[place])))[:4]  # quick on any model
+four = pairs.select(short)
 questions = four.map(as_question, remove_columns=four.column_names)
 for row in questions if profile.world else []:
     print(row["prompt"][0]["content"], "→", row["completion"][0]["content"], "\n")

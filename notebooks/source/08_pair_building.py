@@ -95,7 +95,7 @@ def best_and_worst(texts: list[str], rewards: list[float], length_penalty: float
 # only the simulated world's are printed.)
 
 # %%
-row = next(row for row in rows if len(set(row["responses"])) > 2)
+row = next((row for row in rows if len(set(row["responses"])) > 2), rows[0])
 picked = best_and_worst(row["responses"], row["rewards"], settings.length_penalty)
 print("chosen: index {}, rejected: index {}".format(*picked) if picked else "no pair")
 if profile.world:
