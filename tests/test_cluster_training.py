@@ -33,8 +33,8 @@ def cluster() -> Iterator[Any]:
 
 
 def kill_one(checkpoints: Path, killed: list[psutil.Process]) -> None:
-    """Kill one of the processes that train once there is a checkpoint."""
-    while not (checkpoints / "checkpoint-5" / "trainer_state.json").exists():
+    """Kill one of the processes that train once there is a checkpoint, of which the manifest is written last."""
+    while not (checkpoints / "checkpoint-5" / "manifest.json").exists():
         time.sleep(0.02)
     killed.extend(actors(name="RayTrainWorker")[-1:])
     killed[0].kill()
