@@ -1,7 +1,7 @@
-"""Write the measured tables of choosing.md, from the committed results::
+"""Write the measured tables of choosing.md, from the committed results. ::
 
-python docs/choosing.py           # all but the table of λ
-python docs/choosing.py runs/tiny # and that, from the scores of a finished run
+    python docs/choosing.py            # all but the table of λ
+    python docs/choosing.py runs/tiny  # and that, from the scores of a finished run
 """
 
 from __future__ import annotations
@@ -75,13 +75,10 @@ def beta_table() -> str:
         found = {b: rates[b] for b in betas if b in rates}
         cells = {
             b: f"{percent(e['value'])} ({percent(e['ci_low'])} to {percent(e['ci_high'])})" for b, e in found.items()
-        }
+        }  # fmt: skip
         rows.append({"loss": loss, **{f"β = {beta}": cells.get(beta, "–") for beta in betas}})
-    low = next(
-        each
-        for each in read_json(RESULTS / "claims" / "l.json")["comparisons"]
-        if "low_beta" in (each["better"], each["worse"]) and each["kind"] == "greater"
-    )
+    parts = read_json(RESULTS / "claims" / "l.json")["comparisons"]
+    low = next(part for part in parts if part["worse"] == "low_beta" and part["kind"] == "greater")
     effect, *bounds = (f"{low[name]:+.2f}" for name in ("effect", "ci_low", "ci_high"))
     text = (
         "Claim l: true reward after three iterations without the penalty, β = 0.1 minus β = 0.03: "
@@ -114,7 +111,7 @@ def iterations_table() -> str:
 def pairs_table() -> str:
     """What pair building counted in the published run, seed 0."""
     summary, rows = read_json(RESULTS / "tiny" / "summary.json")["summary"], []
-    prompts = round(summary["iter1_responses.responses"] / 8)
+    prompts = load_profile("tiny").iterative.prompts_per_iteration
     for k in (1, 2, 3):
         row: dict[str, Any] = {"iteration": k}
         for folder, label in ((f"iter{k}", "with the penalty"), (f"unpenalised{k}", "without it")):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from rlhflow_utils.claims.tables import read_records
 from rlhflow_utils.guide.publishing import README, block_of, readme_block
-from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.guide.stage import PROJECT, read_json
 from rlhflow_utils.guide.tables import (
     BANDS,
     RESULTS,
@@ -170,3 +171,36 @@ def test_the_prose_of_readme_and_chapter_11_agrees_with_the_records() -> None:
     taxed = [value for value in parts["h", "without λ: iterative DPO − SFT"]["per_seed"].values() if value < 0]
     assert (len(taxed), round(-100 * max(taxed)), round(-100 * min(taxed))) == (5, 10, 90)
     assert "five of eight seeds lose 10 to 90 points" in chapter
+    assert (
+        f"the policy loses {points('f', f'without λ: {rate}iteration 3 − iteration 1').removeprefix('−')} points"
+        in chapter
+    )
+    bounds = [points("p", "iterative − best-of-n", key) for key in ("ci_low", "ci_high")]
+    assert f"{bounds[0]} to +{bounds[1]} points at equal lengths, and 0 to " in chapter
+    most = points("p", "right answers, iterative − best-of-n", "ci_low").removeprefix("−")
+    assert f"and 0 to {most} points of right answers in favour of best-of-8" in chapter
+    assert 100 * parts["sizes", "all pairs − 0.125 of them"]["ci_high"] < 1.55
+    assert "within 1.5 points of the full one" in chapter
+    assert (
+        max(
+            abs(100 * parts["o", f"sigmoid − {loss}"][key])
+            for loss in ("ipo", "hinge")
+            for key in ("ci_low", "ci_high")
+        )
+        < 0.5
+    )
+    fixed, restart = parts["reference", "fixed − moving"], parts["i", "last iterate − restart"]
+    assert f"costs {100 * fixed['ci_low']:.1f} to +{100 * fixed['ci_high']:.1f} points".replace("-", "−") in chapter
+    assert f"gains {-100 * restart['ci_high']:.1f} to +{-100 * restart['ci_low']:.1f} (i)".replace("-", "−") in chapter
+    assert f"offline DPO loses {-100 * parts['h', 'offline DPO − SFT']['effect']:.0f} on average" in chapter
+
+
+def test_the_readme_s_minutes_and_cool_shares_are_the_published_run_s() -> None:
+    readme = " ".join(README.read_text(encoding="utf-8").split())
+    minutes = read_json(RESULTS / "tiny" / "summary.json")["summary"]["wall_seconds.total"] / 60
+    assert f"then runs the guide: {minutes:.0f} minutes on two CPU cores" in readme
+    [shown] = re.findall(
+        r"At T = 0\.3:\* ([^*]*)\.", (PROJECT / "notebooks" / "10_policy_evaluation.ipynb").read_text()
+    )
+    shares = dict(re.findall(r"(\w[\w ]*?) (\d+)%", shown))
+    assert f"SFT is right on {shares['SFT']} %, iterative DPO on {shares['iterative DPO']} %" in readme

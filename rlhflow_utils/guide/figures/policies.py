@@ -87,7 +87,7 @@ def progress_over_iterations(
         half = "y" if metric == "length_adjusted_win_rate" else ""
         style.dress(axes, "y", half, xlabel="iteration; band and bars: 95 %", ylabel=label)
     ends = [f"{100 * row['value']:.0f} %" for metric in metrics for row in (sft[metric], iterations[-1][metric])]
-    title = f"Length-controlled, iteration {last} wins {ends[-1]} against SFT"
+    title = f"Length-adjusted, iteration {last} wins {ends[-1]} against SFT"
     if "accuracy" in metrics:
         title = f"Right answers: {ends[0]} after SFT, {ends[1]} after iteration {last}"
     n = iterations[-1]["length_adjusted_win_rate"]["n"]
