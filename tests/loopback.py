@@ -28,11 +28,15 @@ def endpoint(
 
 
 class ChatServer:
-    """Answers with ``answer(request number, last message's text)``; `prompts` and `requests` hold what was asked."""
+    """Answers with ``answer(request number, last message's text)``; `prompts` and `requests` hold what was asked.
+
+    `patience`: how many seconds the client said it waits.
+    """
 
     def __init__(self, answer: Callable[[int, str], Reply], silence: float = 1.5) -> None:
         self.prompts: list[str] = []
         self.requests: list[dict[str, Any]] = []
+        self.patience: list[float] = []
         self.most_at_once = self._now = 0
         lock = threading.Lock()
 
@@ -45,6 +49,7 @@ class ChatServer:
                     number = len(self.prompts)
                     self.prompts.append(prompt)
                     self.requests.append(request)
+                    self.patience.append(float(handler.headers["X-Stainless-Read-Timeout"]))
                     self._now += 1
                     self.most_at_once = max(self.most_at_once, self._now)
                 reply = answer(number, prompt)

@@ -33,7 +33,7 @@ Verdict = TypeVar("Verdict")
 PROMPTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 CHARACTERS_PER_TOKEN = 4  # of English text, about; an estimate before the start needs no tokenizer of the judge
 MAX_TOKENS = 512  # of a verdict with its explanation
-THINKING_TOKENS_PER_SECOND = 20  # at least: a judge that thinks is waited for that much longer
+TOKENS_PER_SECOND = 20  # of a slow judge: it is waited for as long as all its tokens take, and 60 seconds more
 LIKE_VERDICT = r"(?i)\[(?=\[)|\](?=\])|rating[^\w\[]*\[(?=\d)|<(?=/?think)"  # what a space is put behind
 
 
@@ -56,23 +56,22 @@ class ChatEndpoint:
     """A model behind an OpenAI-compatible endpoint (its base URL ends in ``/v1``): concurrent requests and a cache.
 
     URL, model, prices and the share of failures that is accepted are the profile's; the key is the environment variable
-    OPENAI_API_KEY; `timeout` is in seconds for one attempt. Only verdicts are cached, under the endpoint and the whole
-    question: a second run asks again for what failed. `counts` holds `asked` (requests that came to an end), `cached`,
-    and failures by status.
+    OPENAI_API_KEY; `timeout` is in seconds for one attempt (None: what a slow judge needs). Only verdicts are cached,
+    under the endpoint and the whole question: a second run asks again for what failed. `counts` holds `asked` (requests
+    that came to an end), `cached`, and failures by status.
     `evaluation.endpoint_thinking_tokens` come on top of a verdict's; a judge that has them is asked for so many
     `max_completion_tokens`, at the server's own temperature: OpenAI's refuse `max_tokens` and temperature 0.
     """
 
     def __init__(
-        self, evaluation: EvaluationSettings, cache_file: Path | None, timeout: float = 60.0, max_retries: int = 5,
-        workers: int = 8,
+        self, evaluation: EvaluationSettings, cache_file: Path | None, timeout: float | None = None,
+        max_retries: int = 5, workers: int = 8,
     ) -> None:  # fmt: skip
         from openai import OpenAI
 
-        self.settings, self.cache_file, self.workers = evaluation, cache_file, workers
-        timeout += evaluation.endpoint_thinking_tokens / THINKING_TOKENS_PER_SECOND
+        self.settings, self.cache_file, self.timeout, self.workers = evaluation, cache_file, timeout, workers
         key = os.environ.get("OPENAI_API_KEY", "none")  # local servers want no key, but the client does
-        self.client = OpenAI(base_url=evaluation.endpoint_url, api_key=key, timeout=timeout, max_retries=max_retries)
+        self.client = OpenAI(base_url=evaluation.endpoint_url, api_key=key, max_retries=max_retries)
         self.counts = Counter(dict.fromkeys(("asked", "cached", "refused", "timed_out", "unparsable"), 0))
         self._cache = _read_cache(cache_file)
         self._lock = Lock()
@@ -173,9 +172,10 @@ class ChatEndpoint:
 
         thinks = self.settings.endpoint_thinking_tokens > 0
         limits = {"max_completion_tokens": max_tokens} if thinks else {"max_tokens": max_tokens, "temperature": 0.0}
+        seconds = self.timeout or 60 + max_tokens / TOKENS_PER_SECOND
         arguments: Any = {"model": self.settings.judge_model, "messages": list(conversation), **limits}
         try:
-            completion = self.client.chat.completions.create(**arguments)
+            completion = self.client.chat.completions.create(**arguments, timeout=seconds)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             return Failure("refused", str(error))
         except openai.APITimeoutError as error:
