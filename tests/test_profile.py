@@ -94,6 +94,10 @@ def test_a_mixture_of_unknown_sources_is_an_error(tmp_path: Path) -> None:
         ({"world": None}, "evaluation.judge: gold needs the simulated world"),
         ({"evaluation.judge": "endpoint"}, "evaluation.judge: endpoint needs evaluation.endpoint_url"),
         ({"evaluation.judge": "reward_model"}, "evaluation.judge: reward_model needs a judge: name one in"),
+        ({"generation.sampling.n": 3}, "sampling.n is 3: make it a multiple of 2, the number of generation.t"),
+        ({"generation.sampling.n": 0}, "sampling.n is 0: make it a multiple of 2"),
+        ({"generation.sampling.n": "four"}, "sampling.n is 'four': make it a multiple of 2"),
+        ({"generation.sampling.n": 1, "generation.temperatures": [1.0]}, "at least 2, since a pair needs two"),
         ({**PM_RANKS, "pair_building.tournament": "knock_out"}, "a knock-out finds no worst response"),
         ({**PM_RANKS, "preference_model.mixtures": ["mix1"]}, "preference_model needs a PM of data.main_mixture"),
     ],
@@ -182,12 +186,14 @@ def test_an_override_opens_an_empty_section() -> None:
         ("nothing.beta", "unknown key 'nothing'"),
         ("dpo.trainer.beta.x", "'dpo.trainer.beta.x' in an override: dpo.trainer.beta is no section"),
         ("dpo.betta", "unknown key 'dpo.betta'; TRL's own arguments stand under dpo.trainer"),
+        ("generation.n", "unknown key 'generation.n'; vLLM's n, top_p and max_tokens stand under generation.sampling"),
     ],
 )
 def test_an_override_of_an_unknown_key_is_an_error(key: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_profile("tiny", {key: 1})
-    assert str(caught.value) == f"tiny.yaml: {expected}"
+    where = "tiny.yaml" if "in an override" in expected else f"tiny.yaml with the override of {key}"
+    assert str(caught.value) == f"{where}: {expected}"
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_table_4_shows_measurements_only(results: dict[str, Any]) -> None:
     assert len(lines) == 3 * 3
     [gold] = _find(lines, policy="iterative DPO", benchmark="LC AlpacaEval-2 (%)")
     assert (gold["paper"], gold["ours"]) == (37.2, pytest.approx(70.0))
-    assert gold["setting"] == "tiny: iterative_dpo, gold judge, length-adjusted win rate against SFT"
+    assert gold["setting"] == "tiny: iteration 3, gold judge, length-adjusted win rate against SFT"
     [graded] = _find(lines, policy="SFT", benchmark="MT-Bench (1-10)")
     assert (graded["paper"], graded["ours"], graded["95 % interval"]) == (7.69, 8.1, "7.80 … 8.40")
     assert graded["setting"] == "gemma-2b: mt_bench, judge gpt-4, n = 80"
@@ -86,7 +86,22 @@ def test_table_5_takes_any_profile(results: dict[str, Any]) -> None:
     assert line["setting"] == "gemma-2b: lm-eval, 8 shots, n = 1319"
     [skill] = _find(lines, policy="SFT", task="untouched skill")
     assert (skill["paper"], skill["ours"]) == (None, 75.0)
+    assert skill["setting"] == "tiny: SFT, a skill absent from preferences and prompts"
     assert _find(lines, policy="SFT", task="arc")[0]["ours"] == "not run here"
+
+
+def test_iterative_dpo_has_no_length_penalty_where_both_were_run(results: dict[str, Any]) -> None:
+    """As in the paper, and the same policy in both tables."""
+    rate = "gold_length_adjusted_win_rate_vs_sft"
+    results["tiny"] |= {
+        **_with_interval(f"unpenalised3_evaluation.{rate}", 0.6),
+        "unpenalised3_evaluation.mean_length": 80.0,
+    }
+    results["tiny"] |= {"iterative_dpo_exact_match.exact_match": 0.9, "unpenalised_exact_match.exact_match": 0.8}
+    [lc] = _find(tables.table_4(results), policy="iterative DPO", benchmark="LC AlpacaEval-2 (%)")
+    assert (lc["ours"], lc["setting"][:37]) == (pytest.approx(60.0), "tiny: iteration 3, no length penalty,")
+    [skill] = _find(tables.table_5(results), policy="iterative DPO", task="untouched skill")
+    assert (skill["ours"], skill["setting"][:24]) == (pytest.approx(80.0), "tiny: no length penalty,")
 
 
 def test_table_6() -> None:

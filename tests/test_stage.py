@@ -264,6 +264,26 @@ def test_a_change_runs_what_depends_on_it(run: Run, dpo: DpoSettings) -> None:
     assert copy_number(Part(number), into=run / "copy").key != copy_number(Part(number, 5), into=run / "copy").key
 
 
+def test_what_made_a_stage_run_again_is_said(
+    run: Run, dpo: DpoSettings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for settings, count in ((dpo, 1), (_beta(dpo, 0.2), 1), (dpo, 3)):
+        copy_number(write_number(settings, count, into=run / "number"), into=run / "copy")
+    monkeypatch.setattr(core, "hash_code", lambda module: "other")
+    write_number(dpo, 3, into=run / "number")
+    said = [line for line in capsys.readouterr().out.splitlines() if "running" in line]
+    before = dpo.trainer["beta"]
+    assert said == [
+        "▸ number: running",
+        "▸ copy: running",
+        f"▸ number: running (settings.trainer.beta {before} → 0.2)",
+        "▸ copy: running (another number)",
+        f"▸ number: running (settings.trainer.beta 0.2 → {before}, number 1 → 3)",
+        "▸ copy: running (another number)",
+        "▸ number: running (its code has changed)",
+    ]
+
+
 def test_files_from_outside_count_by_content(run: Run, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -440,7 +440,7 @@ words = {"accuracy": "right answers", "length_adjusted_win_rate": "length-adjust
 for label, names in runs.items():
     own_names = ["sft", *names]
     tables.say(
-        f"*{label.capitalize()}*, from SFT to iteration {last}: {words} {by_iteration(own_names, quality, '.0%')}; characters "
+        f"*{label.capitalize()}*, from SFT to iteration {last}: {words} {by_iteration(own_names, quality, '.2f')}; characters "
         f"{by_iteration(own_names, 'mean_length', '.0f')}; RM's reward {by_iteration(own_names, 'proxy_reward', '.2f')}."
     )
 tables.say(f"Prompts that gave a pair, by iteration: {left}. Claims e and f in chapter 11 have several seeds.")

@@ -75,7 +75,11 @@ def validate(raw: Raw, origin: str, overrides: Mapping[str, Any] | None = None) 
     try:
         return Profile.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(_explain(item) for item in error.errors())) from error
+        errors = error.errors()
+        sections = {item["loc"][0] for item in errors if item["loc"]}
+        near = [key for key in overrides or () if key.split(".")[0] in sections]
+        where = f"{origin} with the override of {', '.join(near)}" if near else origin
+        raise ConfigError(f"{where}: {'; '.join(map(_explain, errors))}") from error
 
 
 def variant(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
@@ -150,8 +154,9 @@ def _explain(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         *section, name = item["loc"]
         known = _known_keys(tuple(section))
-        trl = f"; TRL's own arguments stand under {'.'.join(map(str, section))}.trainer" if "trainer" in known else ""
-        return f"unknown key {where!r}{nearest(str(name), known) or trl}"
+        stand = {"trainer": "TRL's own arguments stand", "sampling": "vLLM's n, top_p and max_tokens stand"}
+        hints = [f"; {said} under {'.'.join(map(str, section))}.{key}" for key, said in stand.items() if key in known]
+        return f"unknown key {where!r}{nearest(str(name), known) or ''.join(hints)}"
     if item["type"] == "missing":
         return f"missing key {where!r}"
     if item["type"] == "value_error":  # our own checks: they say what was found

@@ -186,6 +186,14 @@ class GenerationSettings(Section):
     batch_size: PositiveInt = Field(description="sequences decoded together (transformers backend)")
     shard_size: PositiveInt = Field(description="prompts per shard: the unit of resuming")
 
+    @model_validator(mode="after")
+    def _responses_are_shared_evenly(self) -> GenerationSettings:
+        n, parts = self.sampling.get("n"), len(self.temperatures)
+        if not isinstance(n, int) or n < 2 or n % parts:
+            fix = f"a multiple of {parts}, the number of generation.temperatures" if parts > 1 else "a whole number"
+            raise ValueError(f"sampling.n is {n!r}: make it {fix}, and at least 2, since a pair needs two responses")
+        return self
+
     def variant(self, n: int, temperatures: list[float]) -> GenerationSettings:
         """The same settings with another number of responses per prompt and other temperatures."""
         return self.model_copy(update={"sampling": {**self.sampling, "n": n}, "temperatures": temperatures})

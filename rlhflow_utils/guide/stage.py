@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, lru_cache, wraps
@@ -125,7 +125,8 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
         if not read_artifact(partial):  # killed between finishing and publishing: only the publishing is left
             for each in (value for value in chain(*named.values()) if isinstance(value, Artifact)):
                 check_contents(each.path, tuple(each.manifest["contents"].items()))
-            print(f"{STAGE_LINE}{target.name}: running{' (resuming)' if partial.exists() else ''}", flush=True)
+            why = "resuming" if partial.exists() and files_below(partial) else changes(finished, arguments)
+            print(f"{STAGE_LINE}{target.name}: running{why and f' ({why})'}", flush=True)
             partial.mkdir(parents=True, exist_ok=True)
             started = time.time()
             bound.arguments["into"] = partial
@@ -146,6 +147,25 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
         return cast(Artifact, read_artifact(target))
 
     return call
+
+
+def changes(finished: Artifact | None, arguments: Mapping[str, Any]) -> str:
+    """Why a finished stage runs again, for people: ``settings.sampling.n 8 → 4``; nothing where it has not run."""
+    if not finished:
+        return ""
+    found = list(_changed(finished.manifest["arguments"], arguments))
+    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more if found else "its code has changed"
+
+
+def _changed(before: Any, now: Any, where: str = "") -> Iterator[str]:
+    """What differs: plain values as they were and are, anything else by its name."""
+    if not all(isinstance(each, dict) and not each.keys() & {"artifact", "content"} for each in (before, now)):
+        plain = not any(isinstance(each, dict | list) for each in (before, now))
+        yield from [f"{where} {before} → {now}" if plain else f"another {where}"] if before != now else []
+        return
+    for name in {**before, **now}:
+        yield from _changed(before.get(name), now.get(name), f"{where}.{name}" if where else name)
 
 
 def read_artifact(folder: Path) -> Artifact | None:

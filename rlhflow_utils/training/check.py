@@ -98,8 +98,10 @@ def check_configs(profile: Profile) -> dict[str, Any]:
             ClusterConfig(**ClusterConfig.process_config(launch_config(profile.launch)))
     generation = profile.generation
     if generation.backend == "transformers":
-        for name in set(generation.sampling) - {"n", "top_p", "max_tokens"}:
-            raise ConfigError(f"generation.sampling: the transformers backend has no field {name!r}")
+        known = ("n", "top_p", "max_tokens")
+        for name in set(generation.sampling) - {*known}:
+            hint = nearest(name.lower(), known) or f"; it has {', '.join(known)}"
+            raise ConfigError(f"generation.sampling: the transformers backend has no field {name!r}{hint}")
     elif importlib.util.find_spec("vllm"):
         from vllm import EngineArgs, SamplingParams
 
