@@ -80,6 +80,18 @@ def test_tokenizers_that_would_break_a_stage_are_refused(tokenizer: PreTrainedTo
         chat.check_tokenizer(tokenizer, "m")
 
 
+def test_a_template_that_writes_no_end_of_turn_is_named(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat.check_tokenizer(tokenizer, "m")
+    assert "no end of turn" not in caplog.text
+    tokenizer.chat_template = "{% for m in messages %}### {{ m['role'] }}\n{{ m['content'] }}\n\n{% endfor %}" \
+                              "{% if add_generation_prompt %}### assistant\n{% endif %}"  # fmt: skip
+    chat.check_tokenizer(tokenizer, "m")
+    assert f"m: the chat template writes no end of turn; {tokenizer.eos_token} is put behind each answer" in caplog.text
+    assert chat.encode_response(PROMPT, "Yes.", tokenizer)[-1] == tokenizer.eos_token_id
+
+
 def test_prompt_key_is_blind_to_case_and_spacing_and_nothing_else() -> None:
     one = chat.prompt_key([{"role": "user", "content": "Add  83\nand 10."}])
     assert one == chat.prompt_key([{"role": "user", "content": "add 83 and 10."}])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from tiny_training import build_tiny_model
+from transformers import AutoTokenizer
 
 from rlhflow_utils import __main__ as command_line
 from rlhflow_utils.data.sources import CONVERTERS
@@ -186,6 +188,32 @@ def test_the_check_opens_the_folder_of_a_base_model(tmp_path: Path, capsys: pyte
         check_profile("tiny", {"model.base": str(tmp_path)})
 
 
+def test_the_check_finds_what_would_break_a_stage_of_a_base_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A padding token without an embedding, no weights, no tokenizer: as folders of one's own are found."""
+    folder = tmp_path / "mine"
+    shutil.copytree(PROJECT / "models" / "tiny-base", folder)
+    mine = {"model.base": str(folder)}
+    check_profile("tiny", mine)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    size = len(tokenizer) - 1
+    said = f"its padding token has id {size}, but the model has {size} embeddings: resize them, or set model.pad_token"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        check_profile("tiny", mine)
+    shutil.copytree(PROJECT / "models" / "tiny-base", folder, dirs_exist_ok=True)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="the folder has no weights"):
+        check_profile("tiny", mine)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"no tokenizer in this folder; tokenizer\.save_pretrained puts it there"):
+        check_profile("tiny", mine)
+    capsys.readouterr()
+
+
 def test_the_check_compares_with_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
     check_profile("llama3-8b", {"dpo.trainer.beta": 0.2})
     output = capsys.readouterr().out
@@ -204,6 +232,8 @@ def test_the_check_compares_with_the_paper(capsys: pytest.CaptureFixture[str]) -
         ("sft.quantization.load_in_4_bit=true", "sft.quantization: BitsAndBytesConfig has no field 'load_in_4_bit'"),
         ("launch.num_proceses=4", "launch: ClusterConfig has no field 'num_proceses'; did you mean 'num_processes'?"),
         ("launch.distributed_type=FSPD", "launch.distributed_type: ClusterConfig does not take 'FSPD'"),
+        ("reward_model.mixtures=[mix3]", "reward_model.mixtures: ['mix3'] is not among data.mixtures ['mix1', 'mix2']"),
+        ("reward_model.mixtures=[mix1]", "reward_model.mixtures: add data.main_mixture 'mix2', whose RM ranks"),
         ("dpo.trainer.per_device_train_batch_size=3", "dpo: global_batch_size 128 is not divisible by"),
     ],
 )  # fmt: skip

@@ -156,7 +156,8 @@ def test_the_prose_of_readme_and_chapter_11_agrees_with_the_records() -> None:
     readme, chapter = (" ".join(file.read_text(encoding="utf-8").replace("\n# ", "\n").split())
                        for file in (README, PROJECT / "notebooks" / "source" / "11_ablations.py"))  # fmt: skip
     assert f"beat SFT by {points('e', online)} points of length-adjusted win rate" in readme
-    assert f"offline DPO by {points('e', offline)}." in readme
+    least, most = (points("e", offline, key) for key in ("ci_low", "ci_high"))
+    assert f"offline DPO by {points('e', offline)} ({least} to {most})." in readme
     assert f"they end {worse} points below offline DPO ({low} to {high})" in readme
     assert f"beat SFT by {points('e', online)} points of length-adjusted win rate and " \
            f"{points('e', f'{right}iterative DPO − SFT')} points of right answers, and offline DPO by " \
@@ -202,5 +203,5 @@ def test_the_readme_s_minutes_and_cool_shares_are_the_published_run_s() -> None:
     [shown] = re.findall(
         r"At T = 0\.3:\* ([^*]*)\.", (PROJECT / "notebooks" / "10_policy_evaluation.ipynb").read_text()
     )
-    shares = dict(re.findall(r"(\w[\w ]*?) (\d+)%", shown))
+    shares = dict(re.findall(r"(\w[\w ]*?) (\d+) %", shown))
     assert f"SFT is right on {shares['SFT']} %, iterative DPO on {shares['iterative DPO']} %" in readme

@@ -103,7 +103,8 @@ def get(row: Row, path: str, kind: type = object) -> Any:
             node = {str(place): item for place, item in enumerate(node)}
         if not isinstance(node, dict) or part not in node:
             there = sorted(node) if isinstance(node, dict) else type(node).__name__
-            raise FieldError(f"field {path!r} is missing (found: {there}); it was renamed, or the schema is another")
+            fix = "rename it, or change `schema` (docs/own_data.md)"
+            raise FieldError(f"field {path!r} is missing (found: {there}); {fix}")
         node = node[part]
     if kind is list and node is None:
         return []

@@ -84,7 +84,8 @@ class Guide:
             write_summary(self.folder)
             from rlhflow_utils.guide.publishing import write_report
 
-            page = f"Open {where}/report.html" if write_report(self.folder) else "Chapter 12 makes the report."
+            reported = write_report(self.folder)
+            page = f"Open {where}/report.html" if reported else f"Read {where}/notebooks; chapter 12 makes the report."
             print(f"Finished in {time.time() - started:.0f} s. {page}", flush=True)
             ran = [each for each in find_chapters() if self._record_file(each).is_file()]
             if outdated := [each.stem[:2] for each in ran if each not in self.chapters and not self.is_current(each)]:

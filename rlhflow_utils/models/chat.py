@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -46,7 +47,12 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     path = model_path(model)
-    tokenizer = AutoTokenizer.from_pretrained(path, **hub_arguments(model, settings))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **hub_arguments(model, settings))
+    except (OSError, ValueError) as error:
+        if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "tokenizer_config.json")):
+            raise ValueError(f"{path}: no tokenizer in this folder; tokenizer.save_pretrained puts it there") from error
+        raise
     if settings and settings.chat_template and not (own_template and tokenizer.chat_template):
         tokenizer.chat_template = settings.chat_template
     pad_token, known = settings.pad_token if settings else None, tokenizer.get_vocab()
@@ -84,7 +90,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
     if encode_prompt(PROBE, tokenizer)[:2] == [tokenizer.bos_token_id] * 2:
         raise ValueError(f"{name}: the chat template writes BOS twice at the start; set model.chat_template to another")
-    encode_turn(PROBE, "Hello.", tokenizer)
+    end = encode_response(PROBE, "Hello.", tokenizer)[-1]
+    if end not in encode_rendered(PROBE, "Hello.", tokenizer)[-2:]:  # a line break may follow
+        _say_once(f"{name}: the chat template writes no end of turn; {tokenizer.decode(end)} is put behind each answer")
     if not _takes_system_turn(tokenizer, str(tokenizer.chat_template)):
         _say_once(f"{name}: model.chat_template takes no system turn; its text opens the first user turn")
 

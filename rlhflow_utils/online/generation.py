@@ -47,7 +47,7 @@ class Prompts:
         if not self.start < end <= len(rows):
             raise ValueError(
                 f"prompts {self.start} to {end} are wanted, {self.split} has {len(rows)}; "
-                "lower iterative.prompts_per_iteration or add prompt sources"
+                "add prompt sources, or ask for fewer (iterative.prompts_per_iteration, length_bias.prompts)"
             )
         return rows.select(range(self.start, end))
 

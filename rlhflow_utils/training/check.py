@@ -16,7 +16,7 @@ from rlhflow_utils.guide.profile import ConfigError, Profile, load_profile, near
 from rlhflow_utils.guide.run import quiet_libraries
 from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.guide.tables import comparison_table, paper_settings
-from rlhflow_utils.models.chat import load_tokenizer
+from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
 from rlhflow_utils.training.capacity import capacity_plan, machine_of
 from rlhflow_utils.training.launch import launch_config
 from rlhflow_utils.training.pretraining import llama_config
@@ -65,9 +65,15 @@ def check_models(profile: Profile) -> Iterator[str]:
             yield f"model {name}: no folder here; a run looks for it on the hub"
             continue
         with _one_line(f"model {name}"):
-            load_tokenizer(folder, profile.model)
-            classes = AutoConfig.from_pretrained(folder).architectures
-        yield f"model {name}: {', '.join(classes or [])}; its tokenizer and chat template will do"
+            tokenizer, config = load_tokenizer(folder, profile.model), AutoConfig.from_pretrained(folder)
+            size = config.get_text_config().vocab_size
+            for role, token in (("padding", tokenizer.pad_token_id), ("end of turn", stop_token_ids(tokenizer)[0])):
+                if token >= size:
+                    raise ValueError(f"its {role} token has id {token}, but the model has {size} embeddings: "
+                                     "resize them, or set model.pad_token to another token")  # fmt: skip
+            if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+                raise ValueError("the folder has no weights (*.safetensors)")
+        yield f"model {name}: {', '.join(config.architectures or [])}; its tokenizer and chat template will do"
 
 
 def check_configs(profile: Profile) -> dict[str, Any]:
@@ -76,7 +82,13 @@ def check_configs(profile: Profile) -> dict[str, Any]:
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig, LlamaConfig
 
-    built = {}
+    built, main, known = {}, profile.data.main_mixture, sorted(profile.data.mixtures)
+    for section in ("reward_model", "preference_model"):
+        named = getattr(profile, section).mixtures
+        if unknown := sorted({*named} - {*known}):
+            raise ConfigError(f"{section}.mixtures: {unknown} is not among data.mixtures {known}; name some of these")
+        if section == "reward_model" and main not in named:
+            raise ConfigError(f"{section}.mixtures: add data.main_mixture {main!r}, whose RM ranks in the loop")
     for section, kind in KINDS.items():
         settings = getattr(profile, section)
         if section == "offline_dpo" and profile.data.offline_source is None:
@@ -98,10 +110,9 @@ def check_configs(profile: Profile) -> dict[str, Any]:
             ClusterConfig(**ClusterConfig.process_config(launch_config(profile.launch)))
     generation = profile.generation
     if generation.backend == "transformers":
-        known = ("n", "top_p", "max_tokens")
-        for name in set(generation.sampling) - {*known}:
-            hint = nearest(name.lower(), known) or f"; it has {', '.join(known)}"
-            raise ConfigError(f"generation.sampling: the transformers backend has no field {name!r}{hint}")
+        for name in generation.sampling.keys() - {"n", "top_p", "max_tokens"}:
+            fix = "it has n, top_p and max_tokens"
+            raise ConfigError(f"generation.sampling: the transformers backend has no field {name!r}; {fix}")
     elif importlib.util.find_spec("vllm"):
         from vllm import EngineArgs, SamplingParams
 
