@@ -203,5 +203,5 @@ def test_the_readme_s_minutes_and_cool_shares_are_the_published_run_s() -> None:
     [shown] = re.findall(
         r"At T = 0\.3:\* ([^*]*)\.", (PROJECT / "notebooks" / "10_policy_evaluation.ipynb").read_text()
     )
-    shares = dict(re.findall(r"(\w[\w ]*?) (\d+) %", shown))
+    shares = dict(re.findall(r"(\w[\w ]*?) (\d+)%", shown))
     assert f"SFT is right on {shares['SFT']} %, iterative DPO on {shares['iterative DPO']} %" in readme
