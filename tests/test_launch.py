@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from tiny_training import build_tiny_model, losses, make_job, weights
@@ -13,7 +14,7 @@ from tiny_training import build_tiny_model, losses, make_job, weights
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import stream_command
 from rlhflow_utils.guide.stage import write_json
-from rlhflow_utils.training.launch import launch_command, run_training
+from rlhflow_utils.training.launch import launch_command, release_memory, run_training
 
 KINDS = ("sft", "reward", "dpo")
 TWO = {"num_processes": 2, "use_cpu": True}
@@ -45,6 +46,16 @@ def test_processes_that_do_not_start_are_an_error(tmp_path: Path) -> None:
         ValueError, match=r"1 processes trained, launch.num_processes is 2: set launch.distributed_type"
     ):
         run_training(job, {**TWO, "distributed_type": "MULTI_CPU"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own habit")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    process = psutil.Process()
+    held = [torch.ones(16_384) for _ in range(6_000)]  # 64 KiB each: glibc has no mapping of its own for so little
+    full = process.memory_info().rss
+    del held[:-1]  # the last one stands in the way of giving back the rest
+    release_memory()
+    assert full - process.memory_info().rss > 200 * 2**20
 
 
 def test_a_killed_process_is_named_with_the_way_on() -> None:

@@ -216,7 +216,7 @@ class PairBuildingSettings(Section):
 
 class IterativeSettings(Section):
     iterations: PositiveInt
-    prompts_per_iteration: PositiveInt
+    prompts_per_iteration: int = Field(ge=2, description="chapters show two")
     replay: bool = Field(description="train on the pairs of all iterations so far, not the new ones only")
 
 
