@@ -276,7 +276,7 @@ def _write_prompts(
     advice = "raise data.partition.prompts, add prompt_sources, or lower data.evaluation_prompts"
     for name, (rows, positions) in written.items():
         if not len(positions):
-            raise ValueError(f"{name} is empty: {len(table)} prompts were read; {advice}")
+            raise ValueError(f"{name} is empty: {len(rows)} prompts were read; {advice}")
         rows.select_columns(["prompt_id", "prompt", "source"]).select(positions).save_to_disk(into / name)
     return prompts, evaluation, held_out
 

@@ -1,7 +1,7 @@
 """Converters from each source's native schema to records; what is kept is decided by `filters`.
 
 To add a preference source, write one function, add it to `CONVERTERS` below, and name the source in a profile. For
-example, one answer a row pair with ratings from 1 to 5 (the higher rating is chosen, equal ratings are dropped as
+example, rows with two answers and a rating of each, from 1 to 5 (the higher one is chosen, equal ones are dropped as
 ``tie``)::
 
     def my_ratings(row_id: str, row: Row) -> ScoredResponses:

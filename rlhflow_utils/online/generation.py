@@ -169,7 +169,7 @@ def response_temperatures(temperatures: Sequence[float], n: int) -> list[float]:
     if rest or not share:
         raise ValueError(
             f"generation: {n} responses cannot be shared evenly among the temperatures {list(temperatures)}; "
-            f"make generation.sampling.n a multiple of {len(temperatures)}"
+            f"make it a multiple of {len(temperatures)} (generation.sampling.n; in chapter 06 length_bias.responses)"
         )
     return [temperature for temperature in temperatures for _ in range(share)]
 

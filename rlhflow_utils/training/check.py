@@ -22,6 +22,8 @@ from rlhflow_utils.training.launch import launch_config
 from rlhflow_utils.training.pretraining import llama_config
 from rlhflow_utils.training.trainers import CONFIGS, KINDS, lora_config, section_job, trainer_config
 
+SMOOTHED = {"aot", "aot_unpaired", "exo_pair", "robust"}  # the losses in which TRL 1.16 reads label_smoothing
+
 
 def check_profile(
     name: str, overrides: Mapping[str, Any] | None = None, machine: str | None = None, nodes: int = 1
@@ -100,6 +102,10 @@ def check_configs(profile: Profile) -> dict[str, Any]:
         with _one_line(section):
             built[section] = trainer_config(job, profile.launch)
             lora_config(job)
+        losses = getattr(built[section], "loss_type", ())
+        if getattr(built[section], "label_smoothing", 0) and not SMOOTHED.intersection(losses):
+            fix = f"set loss_type to one of {sorted(SMOOTHED)}"
+            raise ConfigError(f"{section}.trainer.label_smoothing: TRL's loss {losses} does not read it; {fix}")
     if profile.base_model:
         check_fields("base_model.architecture", LlamaConfig, profile.base_model.architecture, names_only=True)
         with _one_line("base_model.architecture"):

@@ -218,7 +218,7 @@ def _accuracies(results: Scores, parts: Mapping[str, str], paper: Printed) -> Fi
     return figure
 
 
-def length_bias(studies: Mapping[str, Mapping[str, Any]], unit: str = "characters") -> Figure:
+def length_bias(studies: Mapping[str, Mapping[str, Any]]) -> Figure:
     """How far reward follows length, in the form of the paper's Fig. 5, one column per reward model.
 
     Above: the distribution over prompts of the Pearson correlation between length and reward. Below: one row per
@@ -236,7 +236,7 @@ def length_bias(studies: Mapping[str, Mapping[str, Any]], unit: str = "character
         top.axvline(0, color=GREY, lw=1)
         top.axvline(mean["value"], color=DARK, lw=1.4, ls="--")
         top.set(title=f"{name}: mean {signed(mean['value'])}, {len(defined)} prompts", xlim=(-1, 1))
-        top.set(xlabel=f"Pearson r (length in {unit}, reward)", ylabel="" if column else "prompts")
+        top.set(xlabel="Pearson r (length in characters, reward)", ylabel="" if column else "prompts")
         by_length = np.argsort(np.asarray(study["lengths"]), axis=1, kind="stable")
         rewards = np.take_along_axis(np.asarray(study["rewards"], dtype=float), by_length, axis=1)
         rewards = rewards[~np.isnan(correlation)][np.argsort(-defined)]

@@ -18,13 +18,13 @@ from rlhflow_utils.guide.tables import signed
 Numbers = Sequence[Sequence[float]]  # one list per prompt, one number per response
 
 
-def response_lengths(lengths: Numbers, temperatures: Numbers, unit: str = "characters") -> Figure:
+def response_lengths(lengths: Numbers, temperatures: Numbers) -> Figure:
     """Lengths of sampled responses, by sampling temperature."""
     values, drawn_at = np.concatenate(lengths).astype(float), np.concatenate(temperatures)
     groups = {f"T = {t:g}": values[drawn_at == t] for t in np.unique(drawn_at)}
-    figure = style.cumulative(groups, xlabel=f"length ({unit})", ylabel="responses up to this length (%)")
+    figure = style.cumulative(groups, xlabel="length (characters)", ylabel="responses up to this length (%)")
     medians = ", ".join(f"{np.median(part):.0f} at {name}" for name, part in groups.items())
-    return finish(figure, f"Median length in {unit}: {medians} ({len(values)} responses)")
+    return finish(figure, f"Median length in characters: {medians} ({len(values)} responses)")
 
 
 def reward_gaps(gaps: Mapping[str, ArrayLike]) -> Figure:
@@ -36,7 +36,7 @@ def reward_gaps(gaps: Mapping[str, ArrayLike]) -> Figure:
     return finish(figure, f"Median gap in raw reward: {medians}")
 
 
-def pair_length_change(changes: Mapping[str, ArrayLike], unit: str = "characters") -> Figure:
+def pair_length_change(changes: Mapping[str, ArrayLike]) -> Figure:
     """Length of chosen minus length of rejected: right of zero, DPO is shown that longer is better. One panel each."""
     arrays = {name.replace("_", " "): np.asarray(values, dtype=float) for name, values in changes.items()}
     figure, panels = new_figure(len(arrays), height=0.8 + 1.3 * len(arrays), sharey=True, sharex=True)
@@ -49,7 +49,7 @@ def pair_length_change(changes: Mapping[str, ArrayLike], unit: str = "characters
         axes.axvline(values.mean(), color=DARK, lw=1.4, ls="--")
         axes.set_title(f"{name}: {', '.join(shares)}; mean {signed(values.mean())} (dashed)", loc="left")
         axes.set(ylabel="pairs")
-    panels[-1].set_xlabel(f"length(chosen) − length(rejected) ({unit})")
+    panels[-1].set_xlabel("length(chosen) − length(rejected) (characters)")
     first, values = next(iter(arrays.items()))
     shorter, longer = (f"in {100 * np.mean(part):.0f} %" for part in (values < 0, values > 0))
     return finish(figure, f"{first}: the chosen answer is shorter {shorter} of the pairs, longer {longer}")

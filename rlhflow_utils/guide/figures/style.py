@@ -22,7 +22,8 @@ CHOSEN, REJECTED = BLUE, ORANGE
 # The same judge or policy has the same colour in every figure; any other name takes the next colour of the cycle.
 METHOD_COLOURS = {
     "BT": BLUE, "PM": ORANGE, "PM, mix2": ORANGE, "prompting": GREY, "BT, mix1": PINK, "PM, mix1": BROWN, "mix2": BLUE,
-    "mix1": PINK, "SFT": GREY, "offline DPO": ORANGE, "iterative DPO": BLUE, "no length penalty": RED,
+    "mix1": PINK, "BT, public": SKY, "public": SKY, "SFT": GREY, "offline DPO": ORANGE, "iterative DPO": BLUE,
+    "no length penalty": RED,
 }  # fmt: skip
 WIDTH = 8.0  # inches; a notebook's column
 STYLE = {
