@@ -197,7 +197,7 @@ def test_templates_of_well_known_models(name: str, tmp_path: Path, caplog: pytes
     family = FAMILIES[name]
     tokenizer = chat.load_tokenizer(save_tokenizer(family, tmp_path))
     assert tokenizer.pad_token == family.expected_pad
-    said = [record.getMessage() for record in caplog.records if " pads, since" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if " padding is " in record.getMessage()]
     assert len(said) == (family.pad != family.expected_pad)
     for prompt, expected in (([SYSTEM, *DIALOGUE], family.with_system), (DIALOGUE, family.without_system)):
         before, response = chat.encode_turn(prompt, "Ok", tokenizer)

@@ -45,6 +45,15 @@ def test_kl_of_smollm2_is_what_the_page_says() -> None:
     assert max(summary[f"iter{k}_kl.kl"] for k in (1, 2, 3)) < 0.2
 
 
+def test_the_row_on_reward_models_has_the_numbers_of_claim_k() -> None:
+    parts = {part["comparison"]: part for part in read_json(PROJECT / "results" / "claims" / "k.json")["comparisons"]}
+    for name in ("the RMs' RewardBench, mix2 − mix1", "RM of mix2 − of mix1"):
+        part = parts[name]
+        assert f"{part['effect']:+.3f} ({part['ci_low']:.3f} to {part['ci_high']:.3f}" in PAGE.read_text(
+            encoding="utf-8"
+        )
+
+
 def test_the_example_prints_ratio_and_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"responses": ["a" * 4, "b" * 8], "rewards": [1.0, 3.0]},

@@ -95,7 +95,6 @@ def test_a_mixture_of_unknown_sources_is_an_error(tmp_path: Path) -> None:
         ({"evaluation.judge": "endpoint"}, "evaluation.judge: endpoint needs evaluation.endpoint_url"),
         ({"evaluation.judge": "reward_model"}, "evaluation.judge: reward_model needs a judge: name one in"),
         ({"generation.sampling.n": 3}, "sampling.n is 3: make it a multiple of 2, the number of generation.t"),
-        ({"rewardbench.sources": []}, "rewardbench.sources: List should have at least 1 item"),
         ({"generation.sampling.n": 0}, "sampling.n is 0: make it a multiple of 2"),
         ({"generation.sampling.n": "four"}, "sampling.n is 'four': make it a multiple of 2"),
         ({"generation.sampling.n": 1, "generation.temperatures": [1.0]}, "at least 2, since a pair needs two"),

@@ -162,7 +162,7 @@ def test_the_prose_of_readme_and_chapter_11_agrees_with_the_records() -> None:
     assert f"beat SFT by {points('e', online)} points of length-adjusted win rate and " \
            f"{points('e', f'{right}iterative DPO − SFT')} points of right answers, and offline DPO by " \
            f"{points('e', offline)} and {points('e', f'{right}iterative − offline DPO')}." in chapter  # fmt: skip
-    assert f"end {worse} points below it at equal lengths ({low[1:]} to {high[1:]})" in chapter
+    assert f"end {worse} points below it at equal lengths ({low} to {high})" in chapter
     assert f"by {points('g', f'{rate}with − without')} points of length-adjusted win rate" in chapter
     assert f"A knock-out loses {points('m', 'tournament − BT')[1:]} points" in chapter
     assert f"ordered by the same RM, by {points('j', 'best-worst − random')} points" in chapter
@@ -203,5 +203,5 @@ def test_the_readme_s_minutes_and_cool_shares_are_the_published_run_s() -> None:
     [shown] = re.findall(
         r"At T = 0\.3:\* ([^*]*)\.", (PROJECT / "notebooks" / "10_policy_evaluation.ipynb").read_text()
     )
-    shares = dict(re.findall(r"(\w[\w ]*?) (\d+)%", shown))
+    shares = dict(re.findall(r"(\w[\w ]*?) (\d+) %", shown))
     assert f"SFT is right on {shares['SFT']} %, iterative DPO on {shares['iterative DPO']} %" in readme

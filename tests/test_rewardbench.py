@@ -246,3 +246,8 @@ def test_a_section_without_rows_has_no_score() -> None:
     assert summary["sections"]["safety"]["value"] == summary["sections"]["overall"]["value"] == 0.75
     assert summary["sections"]["chat"] is None
     assert summary["sections"]["reasoning"] is None
+
+
+def test_no_benchmark_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"rewardbench\.sources is empty: name a benchmark, or leave chapter 05 out"):
+        rb.load_benchmark(RewardBenchSettings(sources=[]), None)

@@ -197,7 +197,7 @@ def test_chapters_run_once_and_again_only_when_they_must(guide: Path, capsys: py
     assert summary["wall_seconds.02_y"] < 100, "and counts once, for the chapter that made it"
 
     _run(guide, overrides={"dpo.trainer.beta": 0.3}, only=["01"])
-    assert "Outdated now: 02. `make guide` runs them again." in capsys.readouterr().out
+    assert "Outdated now: 02. The same command without --chapters runs them again." in capsys.readouterr().out
     _rewrite(made, key="x")
     assert _stale(guide, overrides={"dpo.trainer.beta": 0.2}) == ["01_x", "02_y"], "its stages are others now"
 

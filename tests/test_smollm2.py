@@ -14,7 +14,7 @@ import pytest
 from benchmark_scripts import benchmark_script
 
 from rlhflow_utils.guide.profile import load_profile
-from rlhflow_utils.guide.stage import PROJECT
+from rlhflow_utils.guide.stage import PROJECT, read_json
 from rlhflow_utils.models.chat import encode_prompt, load_tokenizer, stop_token_ids
 from rlhflow_utils.models.forward import load_model
 from rlhflow_utils.online.engines import Request, start_vllm, vllm_outputs
@@ -24,6 +24,7 @@ QUESTIONS = ["What is the capital of France?", "Write one sentence about the sea
 SHORT = {
     "data.filters.max_tokens": 64, "data.max_pairs_per_mixture": 8, "data.evaluation_prompts": 4,
     "data.partition.test": 0.03, "data.partition.judge": 0.02, "sft.trainer.num_train_epochs": 0.05,
+    "sft.global_batch_size": 2, "reward_model.global_batch_size": 2, "dpo.global_batch_size": 2,
     "reward_model.mixtures": "[mix2]", "generation.sampling.n": 2, "generation.sampling.max_tokens": 8,
     "iterative.iterations": 1, "iterative.prompts_per_iteration": 4, "evaluation.bootstrap_samples": 100,
 }  # fmt: skip
@@ -108,3 +109,4 @@ def test_chapters_run_on_a_pretrained_model(model: Path, data_root: Path, tmp_pa
     finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     assert sorted(file.stem[:2] for file in (tmp_path / "run" / "chapters").glob("*.json")) == list(CHAPTERS)
+    assert read_json(tmp_path / "run" / "summary.json")["summary"]["iter1_kl.kl"] > 0, "the policy has learnt"

@@ -277,9 +277,9 @@ def test_what_made_a_stage_run_again_is_said(
         "▸ number: running",
         "▸ copy: running",
         f"▸ number: running (settings.trainer.beta {before} → 0.2)",
-        "▸ copy: running (another number)",
+        "▸ copy: running (number has changed)",
         f"▸ number: running (settings.trainer.beta 0.2 → {before}, number 1 → 3)",
-        "▸ copy: running (another number)",
+        "▸ copy: running (number has changed)",
         "▸ number: running (its code has changed)",
     ]
 
@@ -438,7 +438,7 @@ def test_a_killed_stage_goes_on_where_it_was_and_is_then_skipped_without_torch(t
     assert list(tmp_path.glob(".partial/shards@*/shard-2"))
     resumed = _child(tmp_path, killed_at=-1)
     assert resumed.returncode == 0, resumed.stderr
-    assert "▸ shards: running (resuming)" in resumed.stdout
+    assert "▸ shards: running (begun before)" in resumed.stdout
     assert (tmp_path / "shards" / "log.txt").read_text() == "0 1 2 3 4 ", "nothing was made twice"
     assert [(tmp_path / "shards" / f"shard-{i}").read_text() for i in range(5)] == list("01234")
     assert not list((tmp_path / ".partial").iterdir())

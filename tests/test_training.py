@@ -559,3 +559,12 @@ def _assert_same_weights(one: Path, other: Path) -> None:
     assert a.keys() == b.keys()
     for name, tensor in a.items():
         assert torch.equal(tensor, b[name]), name
+
+
+def test_a_training_of_warm_up_alone_is_refused(model: Path, tmp_path: Path) -> None:
+    """Eight rows are one step, 0.1 of it rounds up to one, and its learning rate is 0."""
+    with pytest.raises(ValueError, match=r"all of 1 optimiser steps would be warm-up.*set trainer\.warmup_steps to 0"):
+        train(make_job("sft", model, tmp_path / "out", count=8, warmup_steps=0.1))
+    train(make_job("sft", model, tmp_path / "fixed", count=8))
+    before, after = weights(model), weights(tmp_path / "fixed" / "model")
+    assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -20,7 +20,7 @@ MODEL_SETTINGS = ModelSettings(
 )
 TRAINER = {
     "learning_rate": 5e-3, "num_train_epochs": 1, "per_device_train_batch_size": 8, "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1, "max_length": 128, "train_sampling_strategy": "sequential", "gradient_checkpointing": False,
+    "warmup_steps": 0, "max_length": 128, "train_sampling_strategy": "sequential", "gradient_checkpointing": False,
     "save_steps": 100,
 }  # fmt: skip
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2}

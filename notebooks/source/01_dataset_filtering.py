@@ -338,7 +338,10 @@ held_out = set(data.dataset("evaluation_prompts")["prompt_id"])
 assert not held_out & set(pairs[pairs.fate.isin(["train", "judge", "sft", "offline"])].prompt_id), "trained on"
 assert not held_out & set(data.dataset("prompts")["prompt_id"]), "generated on"
 assert len(pairs) == funnel.to_numpy().sum() + pairs.offline.sum(), "no pair is lost"
-print("all checks hold")
+left, loop = len(data.dataset("prompts")), run.profile.iterative
+wanted = loop.iterations * loop.prompts_per_iteration
+print(f"all checks hold; the loop takes {wanted:,} of the {left:,} prompts",
+      "" if wanted <= left else "- too few: lower iterative.prompts_per_iteration before chapter 07")  # fmt: skip
 
 # %% [markdown]
 # In the simulated world, dirt was planted row by row and written down. The filters must find exactly that dirt. (One dirty

@@ -147,7 +147,7 @@ rows = responses.dataset()
 distinct = [len(set(row["responses"])) for row in rows]
 measured = {
     "mean length (characters)": f"{responses.metrics['mean_length']:.1f}",
-    "cut off by the token limit": f"{responses.metrics['truncation_rate']:.1%}",
+    "cut off by the token limit": f"{100 * responses.metrics['truncation_rate']:.1f} %",
     "different answers per prompt": f"{sum(distinct) / len(distinct):.2f}",
 }
 base = profile.model.base
@@ -214,7 +214,7 @@ summary = f"The {profile.generation.sampling['n']} answers to a prompt have {sum
 summary += f"Their median length in characters is {medians}. "
 if profile.world:
     mixed = shares["some right, some wrong"]
-    summary += f"{sum(mixed) / len(mixed):.0%} of the prompts have right and wrong answers, so a ranking can teach which is which. "
+    summary += f"{100 * sum(mixed) / len(mixed):.0f} % of the prompts have right and wrong answers: there a ranking can teach. "
 tables.say(f"{summary}Over seeds: claim p in chapter 11 measures what best-of-n gains, and how far it moves.")
 
 # %% [markdown]

@@ -242,7 +242,7 @@ gaps = ", ".join(f"{name.replace('_', ' ')} {made.metrics['mean_margin']:.1f}" f
 changes = [len(pair["chosen"][0]["content"]) - len(pair["rejected"][0]["content"]) for pair in pairs.dataset()]
 shorter, longer = (sum(sign * change > 0 for change in changes) / len(changes) for sign in (-1, 1))
 summary = f"Mean gap of the raw reward: {gaps}. With λ = {settings.length_penalty:g} the chosen answer is shorter in "
-summary += f"{shorter:.0%} of the pairs and longer in {longer:.0%}. "
+summary += f"{100 * shorter:.0f} % of the pairs and longer in {100 * longer:.0f} %. "
 if profile.world:
     summary += f"True reward: chosen {means['chosen']['value']:.2f}, all answers {means['all answers']['value']:.2f}. "
 tables.say(f"{summary}Over seeds: claim j in chapter 11 compares best-versus-worst with the two baselines.")

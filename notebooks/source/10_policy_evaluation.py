@@ -208,11 +208,11 @@ if matches:
              asdict(statistics.paired_difference(marks, correct["sft"], *options)))}
         for name, marks in correct.items() if name != "sft"
     ]  # fmt: skip
-    tables.show(table, f"{matches['sft']['n']} items, SFT {matches['sft']['value']:.1%}. {run.caption}")
+    tables.show(table, f"{matches['sft']['n']} items, SFT {100 * matches['sft']['value']:.1f} %. {run.caption}")
 
 # %% [markdown]
 # On `tiny`, seed 0, alignment has a cost: the skill suffers with and without the penalty. Claim h in chapter 11 has other
-# seeds, on which the loss with the penalty is smaller or none.
+# seeds, none of which loses an item with the penalty.
 #
 # Read some answers. The same prompts for all policies:
 
@@ -405,7 +405,7 @@ print("all checks hold")
 
 # %%
 def told(found) -> str:
-    return ", ".join(f"{tables.policy_name(name)} {each['value']:.0%}" for name, each in found.items() if each)
+    return ", ".join(f"{tables.policy_name(name)} {100 * each['value']:.0f} %" for name, each in found.items() if each)
 
 
 summary = {

@@ -141,7 +141,7 @@ claims.claim_forest(records)
 #
 # * **With a length penalty, three online iterations beat offline DPO and SFT (e).** They beat SFT by 18 points of
 #   length-adjusted win rate and 29 points of right answers, and offline DPO by 6 and 16.
-# * **Without the penalty they do not beat offline DPO (e).** They end 4 points below it at equal lengths (8 to 1),
+# * **Without the penalty they do not beat offline DPO (e).** They end 4 points below it at equal lengths (−8 to −1),
 #   while right answers cannot be told apart (−13 to +15). The paper's main setting has no penalty. Our offline DPO has
 #   none either, so the first finding compares two changes at once: online answers and the penalty.
 # * **Iterating helps; the third iteration adds nothing that we can see (f).** Iterations 1 and 2 each help, with the
@@ -158,7 +158,7 @@ claims.claim_forest(records)
 #   (below).
 # * **The PM ranks as well as the BT model if it compares all pairs (m).** A knock-out loses 3 points.
 # * **mix2 helps through its sources, not its size (c, d).** At equal size its RM is better in safety and reasoning, and
-#   follows length far less. A policy trained with it is better, too (k).
+#   follows length far less. A policy trained with it is better, too (k, second comparison).
 # * **An RM of an eighth of the pairs is within 1.5 points of the full one (sizes).** So the deciding comparisons of
 #   claims k and l, which need a weak RM, could not come out clear.
 # * **The untouched skill stays complete near π₀ (h).** With the penalty no item is lost on any of the eight seeds; on

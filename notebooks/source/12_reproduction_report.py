@@ -62,7 +62,8 @@ display(Markdown(
 # The paper's column uses another judge (GPT-4) and another opponent. Compare the order of its rows, not the values.
 
 # %%
-skills = [f"{name}_exact_match" for name in ("sft", "offline_dpo", "iterative_dpo") if f"{name}_exact_match" in run]
+skills = [f"{name}_exact_match" for name in ("sft", "offline_dpo", "iterative_dpo", "unpenalised")]
+skills = [name for name in skills if name in run]
 shown = [*results, *([f"unpenalised{last}"] if f"unpenalised{last}_evaluation" in run else [])]
 policies = [run[f"{name}_evaluation"] for name in shown] + [run[name] for name in skills]
 policies += [run[f"{name}_kl"] for name in shown if f"{name}_kl" in run]
@@ -127,15 +128,16 @@ if (published := tables.RESULTS / "smollm2" / "summary.json").is_file():
     real = read_json(published)
     facts, measured = real["provenance"], real["summary"]
     baseline = {"judge": "the longer answer", "held-out pairs": tables.with_interval(real["longer_wins"])}
-    changed = " ".join(f"{key}={value}" for key, value in real["overrides"].items())
+    given = " ".join(f"{key}={value}" for key, value in real["overrides"].items())
     ran = ", ".join(chapter[:2] for chapter in real["chapters"])
-    said = f"Profile smollm2 (SET=\"{changed}\"), commit {facts['commit'][:7]}; chapters {ran}."
+    said = f"Profile smollm2 (SET=\"{given}\"), commit {facts['commit'][:7]}; chapters {ran}."
     tables.show([*tables.judge_rows(measured, facts["mixture"]), baseline], said)
     tables.show(tables.policy_rows(measured, facts["judge"]), said)
-    rates = [measured[f"iter{k}_evaluation.proxy_win_rate_vs_sft"] for k in range(1, 4)]
+    rates = [tables.estimate(measured, f"iter{k}_evaluation.proxy_win_rate_vs_sft") for k in range(1, 4)]
+    rates = [tables.with_interval(rate) for rate in rates]
     tables.say(
-        f"By the RM that trained it the policy wins {rates[0]:.2f}, {rates[1]:.2f} and {rates[2]:.2f} of "
-        f"{measured['iter1_answers.responses']} held-out prompts after the three iterations. The chapters took "
+        f"By the RM that trained it the policy's win rate against SFT is {rates[0]}, {rates[1]} and {rates[2]} after the three "
+        f"iterations, on {measured['iter1_answers.responses']} held-out prompts. The chapters took "
         f"{measured['wall_seconds.total'] / 60:.0f} minutes on one core, beside other work."
     )
     tables.show(real["answers"], "Greedy answers to prompts of our own; in brackets the reward of the RM.")
@@ -158,13 +160,7 @@ if machines.is_file():
 
 # %%
 counted = ["preference_data", "test_pairs", *[f"{name}_{step}" for name in iterations for step in ("responses", "pairs")]]
-tables.show(
-    [
-        {"stage": name, "table": table, "in": rows["rows_in"], "out": rows["rows_out"],
-         "dropped": ", ".join(f"{reason} {n:,}" for reason, n in rows["dropped"].items() if n) or None}
-        for name in counted for table, rows in run[name].rows.items()
-    ]
-)  # fmt: skip
+tables.show(tables.row_counts(run[name] for name in counted))
 
 # %% [markdown]
 # ## Time and provenance
@@ -175,7 +171,8 @@ device = run["sft"].manifest["device"]
 tables.show([{"chapter": name, "seconds": round(value)} for name, value in seconds.items()], f"On {device}.")
 
 # %%
-tables.show(tables.provenance_rows([*policies, *judges]))
+changed = ", ".join(f"{key} = {value}" for key, value in OVERRIDES.items()) or "none"
+tables.show(tables.provenance_rows([*policies, *judges]), f"Profile {PROFILE}, seed {SEED}; settings changed by SET: {changed}.")
 
 # %% [markdown]
 # ## What a number here means

@@ -113,8 +113,9 @@ def evaluate_judge(
     # Every pair enters once as (chosen, rejected) and once the other way round: the table is symmetric.
     bins = calibration([*probabilities, *(1 - probabilities)], [1] * len(table) + [0] * len(table))
     gaps = np.abs(np.subtract(bins["predicted"], bins["observed"]))
+    longer_wins = accuracy(table["longer"], confidence)
     results = {
-        "accuracy": asdict(overall), "longer_wins": asdict(accuracy(table["longer"], confidence)),
+        "accuracy": asdict(overall), "longer_wins": asdict(longer_wins),
         "ties": int((table["outcome"] == 0.5).sum()), "skills": {name: asdict(each) for name, each in skills.items()},
         "calibration": bins, "calibration_error": float(np.average(gaps, weights=bins["count"])),
     }  # fmt: skip
@@ -122,7 +123,7 @@ def evaluate_judge(
         results |= {"chosen_rewards": chosen.tolist(), "rejected_rewards": rejected.tolist()}
     write_json(into / "results.json", results)
     by_name = {f"accuracy_{skill}": estimate.value for skill, estimate in skills.items()}
-    return Summary({"pairs": counts}, {**overall.metrics("accuracy"), **by_name})
+    return Summary({"pairs": counts}, {**overall.metrics("accuracy"), **longer_wins.metrics("longer_wins"), **by_name})
 
 
 @stage

@@ -96,6 +96,8 @@ def load_benchmark(settings: RewardBenchSettings, root: Root) -> tuple[list[Row]
 
     SourceError where something else than a text stands for an answer (RewardBench 2 has lists of answers).
     """
+    if not settings.sources:
+        raise ValueError("rewardbench.sources is empty: name a benchmark, or leave chapter 05 out (--chapters)")
     rows: list[Row] = []
     without_pair = 0
     for source in settings.sources:

@@ -89,7 +89,8 @@ class Guide:
             print(f"Finished in {time.time() - started:.0f} s. {page}", flush=True)
             ran = [each for each in find_chapters() if self._record_file(each).is_file()]
             if outdated := [each.stem[:2] for each in ran if each not in self.chapters and not self.is_current(each)]:
-                print(f"Outdated now: {', '.join(outdated)}. `make guide` runs them again.", flush=True)
+                again = "The same command without --chapters runs them again."
+                print(f"Outdated now: {', '.join(outdated)}. {again}", flush=True)
 
     def stale(self) -> list[str]:
         """Names of the chapters that are not current; running them may make later ones stale, too."""

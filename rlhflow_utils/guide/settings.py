@@ -167,7 +167,7 @@ class DataSettings(Section):
 
 
 class RewardBenchSettings(Section):
-    sources: list[SourceSettings] = Field(min_length=1, description="what chapter 05 reads")
+    sources: list[SourceSettings] = Field(description="what chapter 05 reads")
     rewardbench_2: list[SourceSettings] = Field(default=[], description="for the command `rewardbench`")
     rm_bench: list[SourceSettings] = Field(default=[], description="for the command `rewardbench`")
 

@@ -125,7 +125,7 @@ def stage(function: Callable[P, Summary]) -> Callable[P, Artifact]:
         if not read_artifact(partial):  # killed between finishing and publishing: only the publishing is left
             for each in (value for value in chain(*named.values()) if isinstance(value, Artifact)):
                 check_contents(each.path, tuple(each.manifest["contents"].items()))
-            why = "resuming" if partial.exists() and files_below(partial) else changes(finished, arguments)
+            why = "begun before" if partial.exists() and files_below(partial) else changes(finished, arguments)
             print(f"{STAGE_LINE}{target.name}: running{why and f' ({why})'}", flush=True)
             partial.mkdir(parents=True, exist_ok=True)
             started = time.time()
@@ -162,7 +162,7 @@ def _changed(before: Any, now: Any, where: str = "") -> Iterator[str]:
     """What differs: plain values as they were and are, anything else by its name."""
     if not all(isinstance(each, dict) and not each.keys() & {"artifact", "content"} for each in (before, now)):
         plain = not any(isinstance(each, dict | list) for each in (before, now))
-        yield from [f"{where} {before} → {now}" if plain else f"another {where}"] if before != now else []
+        yield from [f"{where} {before} → {now}" if plain else f"{where} has changed"] if before != now else []
         return
     for name in {**before, **now}:
         yield from _changed(before.get(name), now.get(name), f"{where}.{name}" if where else name)

@@ -63,7 +63,7 @@ def load_tokenizer(
     elif tokenizer.chat_template and tokenizer.pad_token_id in (None, *stop_token_ids(tokenizer)):
         tokenizer.pad_token = unused_token(tokenizer)
         if tokenizer.pad_token:
-            _say_once(f"{path}: {tokenizer.pad_token} pads, since no token is set apart for it (model.pad_token)")
+            _say_once(f"{path}: padding is {tokenizer.pad_token}, since no token is set apart for it (model.pad_token)")
     check_tokenizer(tokenizer, path)
     return tokenizer
 

@@ -113,7 +113,8 @@ def train(job: TrainingJob) -> dict[str, Any]:
         shutil.rmtree(checkpoints, ignore_errors=True)  # what a kill has left of them
         return dict(json.loads(log_file.read_text(encoding="utf-8")))
     trainer, started = build_trainer(job), time.time()
-    newest = last_checkpoint(checkpoints)
+    if newest := last_checkpoint(checkpoints):
+        print(f"  goes on from step {newest.path.name.rpartition('-')[2]}", flush=True)
     trainer.train(resume_from_checkpoint=str(newest.path) if newest else None)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]  # one entry a step, as TRL logged it
     log = {
@@ -223,6 +224,11 @@ class StepLines(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         self.started = time.time()
+        if 0 < state.max_steps <= args.get_warmup_steps(state.max_steps):  # 0.03 of one step is one
+            raise ValueError(
+                f"all of {state.max_steps} optimiser steps would be warm-up, from learning rate 0: lower "
+                "global_batch_size, raise trainer.num_train_epochs, or set trainer.warmup_steps to 0"
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **keywords: Any) -> None:
         step, last = state.global_step, state.max_steps
