@@ -22,6 +22,7 @@ SMALL = {
     "generation.sampling.n": 4,
     "iterative.prompts_per_iteration": 4,
     "dpo.trainer.num_train_epochs": 1,
+    "dpo.trainer.warmup_steps": 0,
     "pair_building.length_penalty": 0.0,
 }
 
