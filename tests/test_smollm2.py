@@ -109,4 +109,4 @@ def test_chapters_run_on_a_pretrained_model(model: Path, data_root: Path, tmp_pa
     finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     assert sorted(file.stem[:2] for file in (tmp_path / "run" / "chapters").glob("*.json")) == list(CHAPTERS)
-    assert read_json(tmp_path / "run" / "summary.json")["summary"]["iter1_kl.kl"] > 0, "the policy has learnt"
+    assert read_json(tmp_path / "run" / "summary.json")["iter1_kl.kl"] != 0, "DPO has changed the weights"
