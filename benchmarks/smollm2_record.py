@@ -2,18 +2,23 @@
 
     python benchmarks/smollm2_record.py runs/smollm2 model.dtype=bfloat16   # with the run's own overrides
 
-Beside the summary: the baseline that picks the longer answer, and greedy answers before and after DPO to six prompts of
-our own (real prompts can be harmful text), with the reward of the run's RM.
+Beside the summary: the baseline that picks the longer answer, how the policies do against the model as it came (the
+summary compares them with SFT), and greedy answers before and after DPO to six prompts of our own (real prompts can be
+harmful text), with the reward of the run's RM.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from rlhflow_utils.evaluation.policies import judge_answers
+from rlhflow_utils.evaluation.statistics import bootstrap_mean, length_adjusted_win_rate
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.run import Run, quiet_libraries
 from rlhflow_utils.guide.stage import PROJECT, read_json, write_json
@@ -37,18 +42,44 @@ def main(folder: str, overrides: dict[str, str]) -> None:
     asked = [[{"role": "user", "content": text}] for text in PROMPTS]
     rows = [{"prompt_id": str(place), "prompt": prompt} for place, prompt in enumerate(asked)]
     answers = [{"prompt": text} for text in PROMPTS]
-    greedy = profile.generation.variant(1, [0.0])
-    for name, stage in {"sft": "sft", "iter3": "iter3_dpo"}.items():
-        with tempfile.TemporaryDirectory() as place:
-            data, _ = generate(run[stage], rows, greedy, profile.model, Path(place), run.seed)
-            texts = [row["responses"][0] for row in data]
+    for name, stage in {"start": None, "sft": "sft", "iter3": "iter3_dpo"}.items():
+        texts = _answers(run, stage, rows, 0.0)
         rewards = score(run.reward_model(), list(zip(asked, texts, strict=True)), profile.reward_model.batch_tokens)
         for row, text, reward in zip(answers, texts, rewards, strict=True):
-            row[policy_name(name)] = f"{text} ({cell(reward)})"
+            row[policy_name(name) if stage else "as it came"] = f"{text} ({cell(reward)})"
     summary = read_json(run.folder / "summary.json")
     longer = run[f"bt_{main_mixture}_test"].read_json("results.json")["longer_wins"]
     record = {"provenance": facts, "chapters": chapters, "overrides": overrides, "summary": summary}
-    write_json(RESULTS / "smollm2" / "summary.json", {**record, "longer_wins": longer, "answers": answers})
+    record |= {"longer_wins": longer, "against_start": against_start(run), "answers": answers}
+    write_json(RESULTS / "smollm2" / "summary.json", record)
+
+
+def against_start(run: Run) -> dict[str, dict[str, Any]]:
+    """Estimates of each policy's win rate against the model as it came, on the held-out prompts, by the run's judge."""
+    evaluation, found = run.profile.evaluation, {}
+    rows = [{key: row[key] for key in ("prompt_id", "prompt")} for row in run["sft_answers"].dataset()]
+    theirs = _answers(run, None, rows, evaluation.temperature)
+    options = (evaluation, run.profile.world, run.judge_model(), run.profile.reward_model.batch_tokens, None)
+    for name in ("sft", "offline_dpo", *(f"iter{k}" for k in range(1, run.profile.iterative.iterations + 1))):
+        given = {row["prompt_id"]: row["responses"][0] for row in run[f"{name}_answers"].dataset()}
+        ours = [given[row["prompt_id"]] for row in rows]
+        verdicts, _ = judge_answers([row["prompt"] for row in rows], ours, theirs, *options)
+        judged = [place for place, outcome in enumerate(verdicts["outcome"]) if outcome is not None]
+        outcomes = [verdicts["outcome"][place] for place in judged]
+        lengths = [len(ours[place]) for place in judged], [len(theirs[place]) for place in judged]
+        plain = bootstrap_mean(outcomes, evaluation.bootstrap_samples, evaluation.confidence, run.seed)
+        adjusted = length_adjusted_win_rate(outcomes, *lengths, evaluation.confidence).win_rate
+        found[name] = {"win_rate": asdict(plain), "length_adjusted_win_rate": asdict(adjusted)}
+    return found
+
+
+def _answers(run: Run, stage: str | None, rows: list[dict[str, Any]], temperature: float) -> list[str]:
+    """One answer to each prompt, of a stage's policy or (None) of the model as it came."""
+    model = run[stage] if stage else run.base_model()
+    settings = run.profile.generation.variant(1, [temperature])
+    with tempfile.TemporaryDirectory() as place:
+        data, _ = generate(model, rows, settings, run.profile.model, Path(place), run.seed)
+        return [row["responses"][0] for row in data]
 
 
 if __name__ == "__main__":
