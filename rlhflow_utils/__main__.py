@@ -16,6 +16,8 @@ from rlhflow_utils.guide.profile import Profile, load_profile, parse_override, p
 from rlhflow_utils.guide.run import Run, fix_of, prepare_hub, quiet_libraries, shortened
 from rlhflow_utils.guide.stage import PACKAGE_FOLDER, PROJECT, relative, write_json
 
+FIRST_ANSWERS = "06"  # the chapter that first generates answers
+
 
 def _pairs(texts: Sequence[str]) -> dict[str, Any]:
     """Key -> value of texts that hold KEY=VALUE once or more: a pair goes up to a space before the next `key=`.
@@ -57,6 +59,10 @@ def _run(options: argparse.Namespace) -> None:
         from rlhflow_utils.training.check import check_configs
 
         check_configs(guide.profile)
+        if any(name >= FIRST_ANSWERS for name in guide.stale()):
+            from rlhflow_utils.online.engines import check_backend
+
+            check_backend(guide.profile.generation)
     guide.run()
 
 

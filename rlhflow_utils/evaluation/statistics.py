@@ -178,7 +178,7 @@ def _fit_logistic(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def bon_kl(n: int) -> float:
-    """Upper bound on KL(best-of-n policy || policy): ``log n - (n - 1) / n``, in nats (paper 3.2)."""
+    """Upper bound on KL(best-of-n policy || policy): ``log n - (n - 1) / n``, in nats (paper 3.3)."""
     return math.log(n) - (n - 1) / n
 
 

