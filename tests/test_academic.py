@@ -197,6 +197,8 @@ def test_local_rows_have_the_sets_sizes_and_the_papers_shots(data_root: Path) ->
     others = {name: size for name, size in sizes.items() if name not in mmlu}
     assert others == {"gsm8k": 1319, "humaneval": 164, "truthfulqa": 817, "mbpp": 500}
     assert list(absent) == ["arc"]
+    [mbpp] = [config for config in configs if config["task"] == "mbpp"]
+    assert mbpp["custom_dataset"]()["test"]["task_id"][:] == list(range(11, 511))
     shots = {c["task"]: c["num_fewshot"] for c in configs if c["task"] not in mmlu or c["task"] == "mmlu_anatomy"}
     assert shots == {"gsm8k": 8, "mmlu_anatomy": 5, "humaneval": 0, "truthfulqa": 0, "mbpp": 0}
 

@@ -128,6 +128,7 @@ def test_the_package_s_model_finds_a_planted_win_rate(tmp_path: Path, name: str)
     assert (summary["lc_win_rate"]["n"], summary["unjudged"], summary["lc_model"]) == (589, 1, name)
     assert abs(summary["win_rate"]["value"] - truth) > 0.03
     assert abs(summary["length_adjusted_win_rate"]["value"] - truth) > 0.02
+    assert abs(summary["length_adjusted_win_rate"]["value"] - summary["win_rate"]["value"]) > 0.02
     assert "lc_win_rate" not in ae.summarise(wins, outputs, REFERENCE, 20, 0.95, 0)
 
 

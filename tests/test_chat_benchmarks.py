@@ -39,6 +39,10 @@ def test_mt_bench_questions_have_two_turns_and_references_where_needed(data_root
     # Reasoning 101-110, math 111-120, coding 121-130; question 95 carries a hint for people, not a reference.
     assert [q.question_id for q in questions if q.references] == list(range(101, 131))
     assert {q.category for q in questions} == set(mt.TEMPERATURES)
+    assert mt.TEMPERATURES == {  # FastChat, llm_judge/common.py: temperature_config
+        "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1,
+        "humanities": 0.1,
+    }  # fmt: skip
 
 
 def test_mt_bench_prompts_are_filled_completely(data_root: Path) -> None:

@@ -132,6 +132,10 @@ def test_independent_intervals_are_squared_and_added() -> None:
     difference = seed_difference(_compare(other_metric="y"), found, 10, 0.95)
     assert difference.value == pytest.approx(0.4)
     assert (difference.ci_low, difference.ci_high) == (pytest.approx(0.35), pytest.approx(0.45))
+    skewed = {"a": {"m": Measure(0.9, 0.87, 0.95, 100)}, "b": {"y": Measure(0.5, 0.46, 0.62, 100)}}
+    difference = seed_difference(_compare(other_metric="y"), skewed, 10, 0.95)
+    assert difference.ci_low == pytest.approx(0.4 - math.hypot(0.03, 0.12))
+    assert difference.ci_high == pytest.approx(0.4 + math.hypot(0.05, 0.04))
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------------

@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from scipy import special
 from tiny_models import MODEL, WORDS, prompts, save_policy, save_reward_model, score
 
 from rlhflow_utils.evaluation import reward_models as rm
 from rlhflow_utils.evaluation import rewardbench
-from rlhflow_utils.evaluation.statistics import wilson_interval
+from rlhflow_utils.evaluation.statistics import calibration, wilson_interval
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.stage import Artifact, seal, write_json
 from rlhflow_utils.models.chat import load_tokenizer
@@ -62,7 +64,8 @@ def test_accuracy_is_the_share_of_pairs_in_the_right_order(
     else:
         section = profile.preference_model
         done = rm.evaluate_judge(models[0], "pm", pairs, section, MODEL, 0.9, into=tmp_path / "test")
-        right = [p > 0.5 for p in preference_probability(models[0], triples, 100, MODEL)]
+        probabilities = preference_probability(models[0], triples, 100, MODEL)
+        right = [p > 0.5 for p in probabilities]
     results = done.read_json("results.json")
     assert 0 < sum(right) < 12, "the test needs both outcomes"
     assert done.metrics["accuracy"] == results["accuracy"]["value"] == sum(right) / 12
@@ -72,6 +75,9 @@ def test_accuracy_is_the_share_of_pairs_in_the_right_order(
         results["longer_wins"]["value"] == sum((len(a) > len(b)) + (len(a) == len(b)) / 2 for _, a, b in triples) / 12
     )
     table = results["calibration"]
+    p = special.expit(np.subtract(chosen, rejected)) if kind == "reward" else np.array(probabilities)
+    for name, column in calibration([*p, *(1 - p)], [1] * 12 + [0] * 12).items():
+        assert table[name] == pytest.approx(column, abs=1e-4)
     gaps = [abs(p - seen) * n for p, seen, n in zip(table["predicted"], table["observed"], table["count"], strict=True)]
     assert results["calibration_error"] == pytest.approx(sum(gaps) / 24)
     assert sum(table["count"]) == 24  # every pair in both directions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def test_an_iteration_goes_on_from_the_last_policy_against_its_reference(
     inputs = policy.manifest["inputs"]
     assert (policy.path.name, inputs["policy"], inputs["pairs"]) == ("iter2_dpo", ["iter1_dpo"], ["iter2_pairs"])
     assert inputs["reference"] == ["sft" if reference == "sft" else "iter1_dpo"]
+    starts_at_ln2 = abs(policy.metrics["first_loss"] - math.log(2)) < 1e-3
+    assert starts_at_ln2 == (reference == "previous_iterate"), "only then is the start its own reference"
     assert iterate(run, 2, models["iter1_dpo"], models, data).key == policy.key, "found again"
 
 
@@ -111,3 +114,5 @@ def test_replay_trains_on_all_pairs_so_far(models: dict[str, Artifact], data: Ar
     run = open_small(tmp_path, iterative__replay=True)
     policy = iterate(run, 2, iterate(run, 1, models["sft"], models, data), models, data)
     assert policy.manifest["inputs"]["pairs"] == ["iter1_pairs", "iter2_pairs"]
+    pairs = sum(len(run[f"iter{k}_pairs"].dataset()) for k in (1, 2))
+    assert policy.rows["training_rows"]["rows_in"] == pairs > len(run["iter2_pairs"].dataset())

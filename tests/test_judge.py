@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from loopback import Reply, endpoint
+from tiny_models import artifact
 
 from rlhflow_utils.evaluation import judges as jd
 from rlhflow_utils.evaluation.judges import comparison_prompt, parse_verdict
 from rlhflow_utils.evaluation.policies import judge_answers
-from rlhflow_utils.evaluation.reward_models import relabel_by_gold
+from rlhflow_utils.evaluation.reward_models import relabel_by_gold, write_clean_test_pairs
 from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.tasks import FILLERS
@@ -82,6 +83,15 @@ def test_relabelling_turns_wrong_labels_round_and_drops_what_has_no_clear_truth(
     assert (kept[1]["chosen"], kept[1]["rejected"]) == (rows[1]["rejected"], rows[1]["chosen"])
     assert (kept[1]["chosen_score"], kept[1]["rejected_score"]) == (1.0, 4.0)
     assert relabel_by_gold(rows[2:3], world, margin=0.0)[1]["small_gold_gap"] == 1
+
+
+def test_held_out_pairs_are_relabelled_where_the_truth_is_known(tmp_path: Path) -> None:
+    (_, right, wrong), profile = _gold(), load_profile("tiny")
+    rows = [_pair(REASONING, wrong, right, "wrong"), _pair(REASONING, right, wrong, "right")]
+    data = artifact(tmp_path / "data", "test", [*rows, _pair("no question of this world", "a", "b", "unread")])
+    done = write_clean_test_pairs(data, profile.evaluation, profile.world, into=tmp_path / "pairs")
+    assert done.metrics == {"pairs": 2, "label_noise": 0.5}
+    assert [row["chosen"][0]["content"] for row in done.dataset()] == [right] * 2
 
 
 def test_gold_judge_knows_the_right_answer() -> None:

@@ -11,6 +11,7 @@ from datasets import Dataset, load_from_disk
 from tiny_models import save_policy, save_reward_model, score
 
 from rlhflow_utils.evaluation import policies as pe
+from rlhflow_utils.evaluation.statistics import length_adjusted_win_rate
 from rlhflow_utils.guide.profile import Profile, load_profile
 from rlhflow_utils.guide.run import Run
 from rlhflow_utils.guide.stage import Artifact
@@ -102,6 +103,20 @@ def test_compare_pairs_by_prompt_and_counts(questions: dict[str, str], profile: 
         "truncation_rate",
     } <= set(done.metrics)
     assert done.rows["prompts"] == {"rows_in": 4, "rows_out": 4, "dropped": {}}
+
+
+def test_the_length_adjusted_rate_compares_with_the_reference_s_lengths(
+    questions: dict[str, str], profile: Profile, tmp_path: Path
+) -> None:
+    ours, theirs = _rows(questions, [True, False, True, False]), _rows(questions, [False, True, False, False])
+    for row, times in zip(ours, (9, 0, 3, 0), strict=True):
+        row["responses"][0] += " Have a nice day." * times
+    results = _evaluate(tmp_path, profile, ours, theirs).read_json("results.json")
+    columns, estimates = results["prompts"], results["estimates"]
+    lengths = [[len(row["responses"][0]) for row in rows] for rows in (ours, theirs)]
+    wanted = length_adjusted_win_rate(columns["outcome"], *lengths, profile.evaluation.confidence).win_rate
+    assert estimates["length_adjusted_win_rate"]["value"] == pytest.approx(wanted.value)
+    assert abs(wanted.value - estimates["win_rate"]["value"]) > 0.02
 
 
 def test_the_proxy_has_an_outcome_of_its_own(questions: dict[str, str], profile: Profile, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rlhflow_utils.guide.profile import load_profile
 from rlhflow_utils.guide.settings import DataSettings, PartitionSettings, Profile, SourceSettings
 from rlhflow_utils.guide.stage import Artifact
 from rlhflow_utils.models.chat import prompt_key
+from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.world import build_world
 from rlhflow_utils.training.pretraining import train_tokenizer
 
@@ -116,6 +117,18 @@ def test_standard_rows(built: Artifact) -> None:
             assert [turn["role"] for turn in row["chosen"] + row["rejected"]] == ["assistant", "assistant"]
             assert row["chosen"] != row["rejected"]
     assert Counter(built.dataset("offline")["source"]) == {"Nectar": 60}  # one pair a prompt
+
+
+def test_labels_mostly_follow_the_truth_in_every_source(tiny: Profile, built: Artifact) -> None:
+    assert tiny.world is not None
+    truth, right_chosen = World(tiny.world), defaultdict[str, list[bool]](list)
+    for row in [row for name in ("mix1", "mix2", "offline") for row in built.dataset(name)]:
+        question = row["prompt"][-1]["content"].removesuffix("\nTL;DR:")
+        chosen, rejected = (truth.is_correct(question, row[side][0]["content"]) for side in ("chosen", "rejected"))
+        if chosen != rejected:
+            right_chosen[row["source"]].append(chosen)
+    assert right_chosen.keys() == {*stems(tiny.data), "Nectar"}
+    assert min(sum(found) / len(found) for found in right_chosen.values()) > 0.6
 
 
 def test_mixtures_hold_their_sources_and_nothing_else(tiny: Profile, built: Artifact) -> None:
@@ -273,14 +286,18 @@ def test_evaluation_prompts_leave_everything_that_trains(tmp_path: Path) -> None
     reply = {"role": "assistant", "content": "a"}
     sft = [{"messages": [{"role": "user", "content": text}, reply]} for text in ("held out", "free")]
     prompts = [{"instruction": text} for text in ("held out", "free", "free", "", "other")]
+    offline = [standard("held out", "an", "other"), standard("free", "an", "other")]
     profile = data_settings(
         tmp_path, pairs, sft_sources=[written(tmp_path, "sft", "sft_messages", sft)],
+        offline_source=written(tmp_path, "off", "rlhflow_standard", offline),
         prompt_sources=[written(tmp_path, "prompts", "instructions", prompts)],
         evaluation_prompt_sources=[written(tmp_path, "held", "instructions", [{"instruction": "held out"}])],
     )  # fmt: skip
     stage = run_stage(profile, tmp_path, tmp_path / "out")
     assert stage.dataset("mix")["row_id"] == ["pairs:2"]
     assert stage.dataset("sft")["row_id"] == ["sft:1"]
+    assert stage.dataset("offline")["row_id"] == ["off:1"]
+    assert stage.rows["offline off"]["dropped"] == {"evaluation_overlap": 1}
     assert [row["prompt"][0]["content"] for row in stage.dataset("prompts")] == ["free", "other"]
     assert stage.rows["pairs pairs"]["dropped"] == {"evaluation_overlap": 2}
     assert stage.rows["sft sft"]["dropped"] == {"evaluation_overlap": 1}

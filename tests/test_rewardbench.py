@@ -169,7 +169,6 @@ def test_stage_judges_every_row_that_fits(
     assert account["dropped"] == {"no_pair": 0, "too_long_for_model": 1}
     pairs = [json.loads(line) for line in (done.path / "pairs.jsonl").read_text().splitlines()]
     assert len(pairs) == account["rows_out"] == 24
-    assert all(pair["prompt_length"] > 0 for pair in pairs)
     results = done.read_json("results.json")
     assert results["method"] == method
     assert {name: score["n"] for name, score in results["sections"].items()} == {

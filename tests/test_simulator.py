@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections import Counter
 from itertools import combinations, islice
 from pathlib import Path
@@ -15,7 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhflow_utils.guide.settings import WorldSettings
-from rlhflow_utils.simulator.corpus import write_documents, write_prompts, write_translation_test
+from rlhflow_utils.simulator.corpus import (
+    _comparison,
+    _exam_sheet,
+    write_documents,
+    write_prompts,
+    write_sft,
+    write_translation_test,
+)
 from rlhflow_utils.simulator.dirt import DIRT_OF_SOURCE
 from rlhflow_utils.simulator.gold import World
 from rlhflow_utils.simulator.native_rows import rank_responses, utility
@@ -345,6 +353,39 @@ def test_broken_answers_are_wrong_and_as_many_as_set(world: World) -> None:
         broken += wrong not in whole
         assert any(text.startswith(wrong) or text.endswith(wrong) for text in whole)
     assert 250 <= broken <= 350
+
+
+def test_what_the_sft_set_teaches_is_true_as_often_as_set() -> None:
+    rows = write_sft(WORLD, 0)
+    texts = {kind: [[turn["content"] for turn in row["messages"]] for row in rows if row["source"] == kind]
+             for kind in ("demonstrations", "judgements")}  # fmt: skip
+    right = [WORLD.is_correct(question, answer) for question, answer in texts["demonstrations"]]
+    assert sum(right) / len(right) == pytest.approx(SETTINGS.sft.correct_rate, abs=0.1)
+    shape = r"\[CONTEXT\] <turn> user\n (.*) \[RESPONSE A\] (.*) \[RESPONSE B\] (.*)"
+    assert {letter for _, letter in texts["judgements"]} == {"A", "B"}
+    for asked, letter in texts["judgements"]:
+        found = re.fullmatch(shape, asked, re.DOTALL)
+        assert found
+        question, *answers = found.groups()
+        assert [WORLD.is_correct(question, answer.strip()) for answer in answers] == [letter == "A", letter == "B"]
+
+
+def test_marks_and_comparisons_of_the_base_corpus_are_true() -> None:
+    rng, seen = random.Random(0), set[str]()
+    for _ in range(30):
+        found = re.fullmatch(
+            r"(.*)\nOne: (.*)\nTwo: (.*)\nThe right one is (One|Two)\.", _comparison(WORLD, rng), re.DOTALL
+        )
+        assert found
+        question, one, two, verdict = found.groups()
+        right = [WORLD.is_correct(question, answer) for answer in (one, two)]
+        assert right == [verdict == "One", verdict == "Two"]
+        lines = iter(_exam_sheet(WORLD, rng).split("\n"))
+        for question in lines:
+            answer, _, mark = next(lines).rpartition(" ")
+            assert mark == ("Right" if WORLD.is_correct(question, answer) else "Wrong")
+            seen |= {verdict, mark}
+    assert seen == {"One", "Two", "Right", "Wrong"}
 
 
 def test_annotators_choose_by_bradley_terry(world: World) -> None:

@@ -532,8 +532,14 @@ def test_a_run_knows_where_its_models_and_files_are(run: Run, tmp_path: Path) ->
     real = Run("01_test", load_profile("slices", {"data.root": str(tmp_path)}), tmp_path / "run")
     assert real.data_root() == tmp_path
     assert real.caption == "Profile slices: real rows."
-    hub = Run("01_test", load_profile("gemma-2b"), tmp_path / "run")
+    hub = Run("01_test", load_profile("llama3-8b"), tmp_path / "run")
     assert hub.data_root() is None
     assert hub.base_model() == hub.profile.model.base
+    assert hub.preference_start() == hub.profile.model.reward_base != hub.base_model()
+    for name in ("sft", "bt_mix2", "bt_judge"):
+        write_number(run.profile.dpo, into=tmp_path / "run" / name)
+    assert real.reward_model() == real["bt_mix2"]
+    assert real.judge_model() == real["bt_judge"]
+    assert real.preference_start() == real["sft"]
     with pytest.raises(FileNotFoundError, match=r"data.root nowhere is no folder; set it with DATA_ROOT=folder"):
         Run("01_test", load_profile("slices", {"data.root": "nowhere"}), tmp_path / "run").data_root()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from safetensors.torch import save_file
 from tiny_models import artifact, flip_a_bit
 from tiny_training import (
@@ -48,6 +48,7 @@ from rlhflow_utils.training.stages import (
     sft_tokens,
     tokenise,
     train_reward_model,
+    train_sft,
 )
 from rlhflow_utils.training.trainers import (
     TrainingJob,
@@ -94,6 +95,18 @@ def test_every_row_has_exactly_one_bos(model: Path) -> None:
     for ids in (sft["input_ids"], reward["chosen_ids"], reward["rejected_ids"], dpo["prompt_ids"] + dpo["chosen_ids"]):
         assert ids.count(tokenizer.bos_token_id) == 1
         assert ids[0] == tokenizer.bos_token_id
+
+
+def test_each_side_of_a_pair_holds_its_own_answer(model: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    sides = {"chosen": "cat", "rejected": "dogs"}
+    answers = {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
+    pair = {"prompt": CONVERSATION[:1], **answers}
+    reward, dpo = reward_tokens(pair, tokenizer), dpo_tokens(pair, tokenizer)
+    for side, text in sides.items():
+        whole = f"<|bos|><|user|>the red cat<|end|><|assistant|>{text}<|end|>"
+        assert tokenizer.decode(reward[f"{side}_ids"]) == whole
+        assert tokenizer.decode(dpo[f"{side}_ids"]) == f"{text}<|end|>"
 
 
 def test_dpo_trains_on_the_token_ids_that_were_generated(model: Path, tmp_path: Path) -> None:
@@ -489,6 +502,20 @@ def test_rows_are_written_anew_without_what_a_kill_has_left(model: Path, tmp_pat
     train_reward_model.__wrapped__(data, "mix1", model, settings, MODEL_SETTINGS, 0, None, **into)  # type: ignore[attr-defined]
     files = sorted(file.name for file in (tmp_path / "tokenised").iterdir())
     assert files == ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
+
+
+@pytest.mark.parametrize("completion_only", [True, False])
+def test_the_sft_stage_masks_prompts_as_the_profile_says_and_has_the_run_s_seed(
+    completion_only: bool, model: Path, tmp_path: Path
+) -> None:
+    rows = [{"messages": row["prompt"] + row["chosen"]} for row in preference_rows(8)]
+    trainer = {**TRAINER, "completion_only_loss": completion_only}
+    settings = load_profile("tiny").sft.model_copy(update={"trainer": trainer, "global_batch_size": 8})
+    data = artifact(tmp_path / "data", "sft", rows)
+    train_sft.__wrapped__(data, model, settings, MODEL_SETTINGS, 7, None, into=tmp_path)  # type: ignore[attr-defined]
+    assert [IGNORED in row["labels"] for row in load_from_disk(tmp_path / "tokenised")] == [completion_only] * 8
+    arguments = torch.load(tmp_path / "model" / "training_args.bin", weights_only=False)
+    assert (arguments.seed, arguments.data_seed) == (7, 7)
 
 
 def test_a_finished_job_is_not_run_again(model: Path, tmp_path: Path) -> None:
