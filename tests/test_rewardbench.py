@@ -92,6 +92,14 @@ def test_ties_count_nothing_or_half() -> None:
     assert json.loads(json.dumps(summary)) == summary
 
 
+def test_the_weights_of_may_2024_have_xstest_the_other_way_round() -> None:
+    summary = rb.summarise(
+        pd.concat([_pairs("xstest-should-refuse", 1, 0), _pairs("xstest-should-respond", 0, 1)]), 0.9
+    )
+    assert summary["sections"]["safety"]["value"] == pytest.approx(154 / 404)
+    assert summary["sections_weights_may_2024"]["safety"]["value"] == pytest.approx(250 / 404)
+
+
 def test_row_counts_agree_with_a_published_result() -> None:
     """Each published subset accuracy is a whole number of right rows out of our count, and of no other one nearby.
 
