@@ -104,9 +104,10 @@ def _workflow() -> dict[str, Any]:
 def test_the_workflow_runs_commands_that_the_makefile_has() -> None:
     job = _workflow()
     commands = [step["run"] for step in job["steps"] if "run" in step]
-    assert commands == ["make test", "make guide", "make book"]
+    check = ".venv/bin/python -m pytest tests/guide_run --run-dir runs/tiny"
+    assert commands == ["make test", "make guide", check, "make book"]
     assert set(job["env"]["EXTRAS"].split(",")) <= set(EXTRAS)
-    for command in commands:
+    for command in (each for each in commands if each != check):
         words = ["make", "-n", *command.split()[1:]]
         planned = subprocess.run(words, cwd=PROJECT, env=os.environ | job["env"], capture_output=True, text=True)
         assert planned.returncode == 0, f"{command}: {planned.stderr}"
