@@ -4,7 +4,7 @@
 # **What this is.** A runnable guide to a paper. It reproduces *RLHF Workflow: From Reward Modeling to Online RLHF*
 # (arXiv 2405.07863) step by step. It begins with raw preference data and ends with a policy that three online
 # iterations have aligned. Chapters 01 to 10 each state a claim of the paper, show the code, and run it. Each ends with the
-# result of this run. Chapter 11 measures all claims over several seeds.
+# result of this run. Chapter 11 measures those that have a letter below over several seeds.
 #
 # **The words.** A language model that answers prompts is called a *policy*, π. *Supervised fine-tuning* (SFT) teaches
 # it to imitate written answers and gives π₀. *Reinforcement learning from human feedback* (RLHF) then *aligns* it. A

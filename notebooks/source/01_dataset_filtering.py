@@ -424,8 +424,9 @@ for name, rows in mixtures.items():
 # margin_last ['train', 'dropped: tie', 'dropped: empty_turn', 'dropped: meaningless']
 # ```
 #
-# The order of rules never changes which pairs are kept. It changes the counts by reason: a tie is also a small margin, and
-# so is the pair with "..." (4 and 2 points). Compare counts of two filters only if their rules run in the same order.
+# The order of rules that look at one pair alone never changes which pairs are kept. (Rules that compare pairs run last.) It
+# changes the counts by reason: a tie is also a small margin, and so is the pair with "..." (4 and 2 points). Compare counts
+# of two filters only if their rules run in the same order.
 #
 # </details>
 #

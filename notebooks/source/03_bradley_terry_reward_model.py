@@ -370,8 +370,9 @@ if other and skills:
 # ```
 #
 # Two kinds of pairs keep it up. Annotators reverse some labels, and a reversed label costs a confident model much. The test
-# also excludes pairs whose answers are both right or both wrong (`small_gold_gap`). There the annotators decide nearly by
-# chance, which costs up to ln 2 a pair.
+# also excludes pairs whose answers are both right or both wrong (`small_gold_gap`). There the
+# sources disagree about length (chapter 06), so that over all of them the label is nearly a coin flip: about ln 2 a pair
+# at best.
 #
 # </details>
 #

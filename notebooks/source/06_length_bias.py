@@ -183,7 +183,9 @@ if profile.world:
     tables.show(table, run.caption)
 
 # %% [markdown]
-# The sources disagree about length, and one RM is trained on all of them.
+# The sources disagree about length, and one RM is trained on all of them. Over all sources these labels are neutral, so they
+# do not explain a mean preference of the RM. Over all pairs the chosen answer is a little longer, mostly since right answers
+# are (chapter 01).
 #
 # ## Checks
 
@@ -201,7 +203,7 @@ print("all checks hold")
 # * The paper compares its model with UltraRM-13B, which has another base model. Here the two RMs differ only in their data:
 #   in its sources (the paper's explanation) and in its size. Claim d in chapter 11 holds the size equal, too.
 # * **Built in** to the tiny world: the annotators' preference for length, positive in mix1's sources, negative in four of
-#   mix2's. Over all pairs of a source, chapter 01 finds no lean to the shorter answer. In most pairs one answer is right,
+#   mix2's. Over all pairs of a source, chapter 01 finds no clear lean to the shorter answer. In most pairs one answer is right,
 #   which decides, and the right one is a little longer. The preference shows in pairs of two right answers (last table).
 #   **Measured**: how much of it the RMs learn.
 #

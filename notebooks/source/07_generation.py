@@ -57,7 +57,7 @@ for temperature in (1.0, 0.7, 0.1):
 # from. Closeness is measured by the Kullback-Leibler (KL) divergence
 # $\mathrm{KL}(\pi' \,\|\, \pi) = \mathbb E_{a \sim \pi'} \log \frac{\pi'(a \mid x)}{\pi(a \mid x)}$. It is the mean
 # log-ratio of the two probabilities over answers of $\pi'$, in *nats* (natural logarithm). For best-of-n it is at most
-# $\log n - \frac{n-1}{n}$ (paper 3.2):
+# $\log n - \frac{n-1}{n}$ (paper 3.3):
 
 # %%
 tables.show([{"n": n, "KL at most (nats)": bon_kl(n)} for n in (1, 2, 4, 8, 16)])

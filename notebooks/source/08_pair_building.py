@@ -196,8 +196,8 @@ figures.pair_length_change(
 
 # %% [markdown]
 # **Choosing λ.** Two bounds are easy to find. From below: λ has to outweigh what the RM itself pays for a character
-# (chapter 06, exercise 2). From above: λ times the range of lengths has to stay below the range of rewards. Beyond that the
-# shortest answer wins, whatever it says. For another model, measure both ranges first:
+# (chapter 06, exercise 2). From above: λ times the range of lengths should not be far above the range of rewards. Far
+# beyond it the shortest answer wins, whatever it says. For another model, measure both ranges first:
 
 # %%
 by_length = [max(map(len, row["responses"])) - min(map(len, row["responses"])) for row in rows]
@@ -228,8 +228,8 @@ print("all checks hold")
 # %% [markdown]
 # ## Where we differ
 #
-# * The released script selects with the penalised reward but then labels with the raw reward, which cancels the penalty.
-#   We keep the penalised order.
+# * The released script selects with the penalised reward but then labels with the raw reward. That turns round the pairs
+#   in which the penalty alone put the chosen answer first (exercise 1). We keep the penalised order.
 # * Its `random` strategies are not random. Here they are, with a seed per prompt.
 # * It drops ties and identical pairs without counting them. We count them by reason.
 # * An answer that ran into the token limit gets no end-of-turn token: the policy did not end it.
@@ -291,8 +291,9 @@ tables.say(f"{summary}Over seeds: claim j in chapter 11 compares best-versus-wor
 # those turned: chosen − rejected, ours -44.6 characters, released +44.6
 # ```
 #
-# They are exactly the pairs in which the penalty decided. Turned round, each teaches the policy to write longer. The
-# script looks for answers that are short for their reward, and then trains against them.
+# They are the pairs in which the penalty alone put the chosen answer first. Turned round, each teaches the policy to write
+# longer. In the others the penalty still decides which two answers are picked, so most of its effect remains: without it
+# chosen answers are longer, by 9.6 characters (exercise 3).
 #
 # </details>
 #
@@ -356,7 +357,8 @@ tables.say(f"{summary}Over seeds: claim j in chapter 11 compares best-versus-wor
 #
 # Without a penalty these pairs teach longer answers, although most chosen ones are right. At λ = 0.003 the lengths balance:
 # that is what this RM pays for a character. From 0.01 to 0.1 the choice is about equally good. At 0.3 the penalty decides
-# against right answers. The bound from above lies between: a range of 2.8 in reward over 36 characters is 0.08.
+# against right answers. The bound from above, a range of 2.8 in reward over 36 characters, is 0.08. It is cautious, since
+# short answers are often the right ones here: 0.1 does no harm yet.
 #
 # </details>
 #

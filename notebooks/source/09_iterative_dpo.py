@@ -60,7 +60,7 @@ ranker = reward_model if profile.pair_building.ranker == "reward_model" else run
 # > **for** t = 1, …, T: \
 # > &nbsp;&nbsp;&nbsp;&nbsp;1. *Generate:* sample n answers from π_{t−1} to each prompt of part t \
 # > &nbsp;&nbsp;&nbsp;&nbsp;2. *Rank:* score every answer with r \
-# > &nbsp;&nbsp;&nbsp;&nbsp;3. *Pair:* take the best and the worst answer to each prompt; drop the prompt if they are the same text or tie \
+# > &nbsp;&nbsp;&nbsp;&nbsp;3. *Pair:* take the best and the worst answer to each prompt; drop the prompt if they are the same text (here also if they tie) \
 # > &nbsp;&nbsp;&nbsp;&nbsp;4. *Train:* DPO on these pairs, starting from π_{t−1}, with reference π₀, gives π_t \
 # > **Output:** π_T
 #
@@ -192,7 +192,7 @@ from IPython.display import Code
 Code(getsource(stages.dpo_tokens), language="python")
 
 # %% [markdown]
-# TRL would tokenise such rows again. A subclass that leaves them alone is all it takes:
+# `DPOTrainer` expects text or messages, and fails on such rows. A subclass that leaves them alone is all it takes:
 #
 # ```python
 # class TokenisedDPOTrainer(DPOTrainer):
@@ -395,7 +395,8 @@ tables.show(table, run.caption)
 
 # %% [markdown]
 # On `tiny` the margin grows from the first pass to the second, because the rejected answers become less likely. The chosen
-# ones become a little likelier. From iteration 2 on the first pass starts above zero, since the reference is still π₀.
+# ones become a little likelier. From iteration 2 on the first step's loss is already below ln 2 (figure above), since the
+# reference is still π₀.
 #
 # ## Checks
 

@@ -253,8 +253,9 @@ if profile.world:
     tables.show(table, run.caption)
 
 # %% [markdown]
-# The plain win rate depends on whether filler costs anything. At truly equal lengths the price could not matter at all. The
-# length-adjusted win rate still moves a little: it is an estimate, and some reward for brevity remains in it.
+# The plain win rate depends on whether filler costs anything. Between two right answers of equal length the price
+# cannot matter. The length-adjusted win rate still moves a little: it is an estimate, and some reward for brevity remains in
+# it.
 #
 # How much depends on the temperature? All answers above were sampled at `evaluation.temperature`. At a lower one a policy
 # gives its likeliest answers.
