@@ -177,6 +177,8 @@ def test_stage_judges_every_row_that_fits(
     assert account["dropped"] == {"no_pair": 0, "too_long_for_model": 1}
     pairs = [json.loads(line) for line in (done.path / "pairs.jsonl").read_text().splitlines()]
     assert len(pairs) == account["rows_out"] == 24
+    prompts = [row["prompt"] for row in write_benchmark(World(profile.world), 0)]
+    assert [pair["prompt_length"] for pair in pairs] == [len(text) for text in prompts]
     results = done.read_json("results.json")
     assert results["method"] == method
     assert {name: score["n"] for name, score in results["sections"].items()} == {

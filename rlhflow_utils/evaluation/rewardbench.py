@@ -120,9 +120,13 @@ def judge_rows(
     rows: Sequence[Row], method: Method, judge: Model, batch_tokens: int, model: ModelSettings | None = None,
     output: int | str | None = None, actors: int | None = None, folder: Path | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """`score_pairs` of each row that the judge can read, behind `row_id` and `subset`; the index is the row's place."""
+    """`score_pairs` of each row that the judge can read, behind `row_id`, `subset` and `prompt_length`.
+
+    The last is in characters, of all turns; the index is the row's place.
+    """
     texts = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
     table = pd.DataFrame(rows, columns=["row_id", "subset"])
+    table["prompt_length"] = [sum(len(turn["content"]) for turn in prompt) for prompt, _, _ in texts]
     said = score_pairs(judge, method, texts, batch_tokens, model, output, actors, folder)
     return table.join(said, how="inner")
 
