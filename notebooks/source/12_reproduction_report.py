@@ -116,8 +116,8 @@ tables.show(claims_table(records), "Measured on seeds that serve no other purpos
 # ## A real model on real rows
 #
 # The published run of the profile `smollm2`: SmolLM2-135M-Instruct and a few hundred real preference pairs, on a CPU.
-# *The longer answer* is the baseline that picks the longer of two answers. The judge of the policies is an RM of pairs held
-# apart.
+# *The longer answer* is the baseline that picks the longer of two answers. The judge of the policies is an RM of as few
+# pairs, held apart.
 #
 # So few pairs and so small a model show that the chapters work on real weights and rows, and hardly more. The RM is just
 # above chance on held-out pairs. It does not carry over to RewardBench, whose real subsets are other questions; those of *chat*
