@@ -119,6 +119,12 @@ def test_a_mistyped_model_is_one_line(command: str, tmp_path: Path, capsys: pyte
         assert line == f"error: model {model}: no such folder, and no hub id (owner/name); check the path"
 
 
+def test_a_model_that_a_command_of_make_brings_is_named_with_it(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"model models/smollm2: no such folder, .*; run `make smollm2`"):
+        prepare_hub(["models/smollm2"], folder=tmp_path)
+
+
 def test_an_engine_that_is_not_installed_is_told_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ from rlhflow_utils.guide.stage import BY_KEY, PROJECT, Artifact, read_artifact, 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 HUB_SECONDS = 5  # a hub that has not answered by then is out of reach
+MADE_BY = {"models/smollm2": "make smollm2", "models/tiny-base": "make base"}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LONGEST_MESSAGE = 1000  # characters
 KILLED = "killed, often for want of memory"
@@ -171,7 +172,8 @@ def prepare_hub(models: Iterable[str], data: bool = False, folder: Path = Path()
     names = [name for name in models if not (folder / name).is_dir()]
     for name in names:
         if not HUB_ID.fullmatch(name) or ("/" in name and (folder / name).parent.is_dir()):
-            raise FileNotFoundError(f"model {name}: no such folder, and no hub id (owner/name); check the path")
+            fix = f"run `{MADE_BY[name]}`" if name in MADE_BY else "check the path"
+            raise FileNotFoundError(f"model {name}: no such folder, and no hub id (owner/name); {fix}")
     if not (names or data) or _hub_answers():
         for name in names:
             _check_access(name)

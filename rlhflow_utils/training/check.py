@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from rlhflow_utils.guide.profile import ConfigError, Profile, load_profile, nearest
-from rlhflow_utils.guide.run import quiet_libraries
+from rlhflow_utils.guide.run import MADE_BY, quiet_libraries
 from rlhflow_utils.guide.stage import PROJECT
 from rlhflow_utils.guide.tables import comparison_table, paper_settings
 from rlhflow_utils.models.chat import load_tokenizer, stop_token_ids
@@ -64,7 +64,8 @@ def check_models(profile: Profile) -> Iterator[str]:
 
     for name in filter(None, dict.fromkeys((profile.model.base, profile.model.reward_base))):
         if not (folder := PROJECT / name).is_dir():
-            yield f"model {name}: no folder here; a run looks for it on the hub"
+            made = f"`{MADE_BY[name]}` writes it" if name in MADE_BY else "a run looks for it on the hub"
+            yield f"model {name}: no folder here; {made}"
             continue
         with _one_line(f"model {name}"):
             tokenizer, config = load_tokenizer(folder, profile.model), AutoConfig.from_pretrained(folder)
