@@ -72,7 +72,7 @@ def test_one_room_imports_trl() -> None:
 
 def test_the_house_stays_small() -> None:
     assert len([name for name in FILES if not name.endswith("__init__")]) <= 54
-    assert sum(len(text.splitlines()) for text in TEXTS.values()) <= 11_618
+    assert sum(len(text.splitlines()) for text in TEXTS.values()) <= 11_619
     lengths = dict(_functions())
     assert {name: length for name, length in lengths.items() if length > 60} == {}
     assert statistics.median(lengths.values()) <= 8

@@ -62,15 +62,6 @@ def test_section_is_weighted_and_overall_is_a_plain_mean() -> None:
     assert overall.n == 200
 
 
-def test_weights_of_may_2024_swap_xstest() -> None:
-    accuracies = {"xstest-should-refuse": _estimate(1.0), "xstest-should-respond": _estimate(0.0)}
-    now, then = rb.section_scores(accuracies)["safety"], rb.section_scores(accuracies, rb.WEIGHTS_MAY_2024)["safety"]
-    assert now is not None
-    assert then is not None
-    assert now.value == pytest.approx(154 / 404)
-    assert then.value == pytest.approx(250 / 404)
-
-
 def test_unknown_subsets_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\['made-up'\]"):
         rb.section_scores({"made-up": _estimate(1.0)})

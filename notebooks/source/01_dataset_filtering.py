@@ -238,6 +238,20 @@ print(f"{len(matches)} training rows repeat an evaluation prompt")
 matches[["source", "row_id", "reason", "overlap"]].head(8) if len(matches) else None
 
 # %% [markdown]
+# Some texts spell a special token, such as `<|end|>`. Read as the token it would end a turn early, or open one that nobody
+# wrote, in training and in front of a judge. Here it stays text (`models/chat.py`), so such rows are kept and counted.
+
+# %%
+from rlhflow_utils.models import chat
+
+special, table = chat.special_tokens(chat.load_tokenizer(tokenizer, run.profile.model)), []
+for name in settings.mixtures:
+    texts = [[turn["content"] for turn in row["prompt"] + row["chosen"] + row["rejected"]] for row in data.dataset(name)]
+    spelled = sum(any(map(special.search, turns)) for turns in texts)
+    table.append({"mixture": name, "rows": len(texts), "rows that spell a special token": spelled})
+tables.show(table, run.caption)
+
+# %% [markdown]
 # ## Table 1
 #
 # The paper's line and ours for every source, and why they differ. (A source without a paper's line is not in Table 1.)

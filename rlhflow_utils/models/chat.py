@@ -222,14 +222,15 @@ def _apply_template(
 
 def _cut_special(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Message]:
     """The messages with a `CUT` after the first letter of what spells a special token: a text cannot end its turn."""
-    special = _special_tokens(tokenizer)
+    special = special_tokens(tokenizer)
     return [
         {**m, "content": special.sub(lambda found: found[0][0] + CUT + found[0][1:], m["content"])} for m in messages
     ]
 
 
 @lru_cache(maxsize=16)
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """What finds the spelling of a special token, or of one that ends a turn, in a text."""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= {*tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer))}
     return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
